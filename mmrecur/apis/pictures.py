@@ -1,0 +1,107 @@
+"""Pictures of what a detector predicts, beside the ground truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+#: Pictures with a shorter side below this are enlarged by a whole factor, to be looked at.
+MIN_SIDE = 320
+
+
+def _enlarged(image: np.ndarray, sample: Any, factor: int) -> tuple[np.ndarray, Any]:
+    """Enlarge a picture with its boxes and masks."""
+    sample = sample.cpu().clone()
+    height, width = image.shape[:2]
+    image = cv2.resize(
+        image, (width * factor, height * factor), interpolation=cv2.INTER_NEAREST
+    )
+    for name in ('gt_instances', 'pred_instances'):
+        instances = getattr(sample, name, None)
+        if instances is None:
+            continue
+        if 'bboxes' in instances:
+            boxes = instances.bboxes
+            instances.bboxes = getattr(boxes, 'tensor', boxes) * factor
+        if 'masks' in instances:
+            masks = instances.masks
+            masks = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks
+            masks = torch.as_tensor(masks)
+            masks = masks.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+            instances.masks = masks.bool()
+    return image, sample
+
+
+def draw_predictions(
+    runner: Runner, directory: str | Path, number: int = 8, score_threshold: float = 0.3
+) -> list[Path]:
+    """Draw a detector's predictions on the first validation images.
+
+    Each picture shows the ground truth on the left, if the validation pipeline loads it, and the
+    predictions on the right. Small images are enlarged.
+
+    Args:
+        runner (Runner): A runner of mmdet, after its training; processes but the first do nothing.
+        directory (str or Path): Where to write ``NAME_OF_IMAGE.png``.
+        number (int): Images to draw. Defaults to 8.
+        score_threshold (float): Boxes of a lower score are left out. Defaults to 0.3.
+
+    Returns:
+        list[Path]: The pictures written; none if the model is no detector or nothing validates it.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not is_main_process() or runner.val_loop is None or not _is_detector(model):
+        return []
+    from mmdet.visualization import DetLocalVisualizer
+
+    loader = runner.val_loop.dataloader
+    visualizer = DetLocalVisualizer(name='predictions')
+    visualizer.dataset_meta = getattr(loader.dataset, 'metainfo', {})
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    training = model.training
+    model.eval()
+    written: list[Path] = []
+    try:
+        for batch in loader:
+            with torch.no_grad():
+                samples = model.val_step(batch)
+            for sample in samples:
+                written.append(_draw(visualizer, sample, directory, len(written), score_threshold))
+                if len(written) >= number:
+                    return written
+    finally:
+        model.train(training)
+    return written
+
+
+def _is_detector(model: torch.nn.Module) -> bool:
+    try:
+        from mmdet.models import BaseDetector
+    except ImportError:
+        return False
+    return isinstance(model, BaseDetector)
+
+
+def _draw(visualizer: Any, sample: Any, directory: Path, index: int, threshold: float) -> Path:
+    image = cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB)
+    factor = max(1, -(-MIN_SIDE // min(image.shape[:2])))
+    image, sample = _enlarged(image, sample, factor)
+    path = directory / f'{Path(sample.img_path).stem}.png'
+    visualizer.add_datasample(
+        path.stem,
+        image,
+        data_sample=sample,
+        draw_gt='gt_instances' in sample and len(sample.gt_instances) > 0,
+        pred_score_thr=threshold,
+        out_file=str(path),
+        step=index,
+    )
+    return path

@@ -1,0 +1,258 @@
+"""From a config and a command line to a runner: what the tools share.
+
+Any config of mmdet or mmpretrain will do; its ``default_scope`` says which library's modules it
+names. Machines without an accelerator are served too: MMEngine alone supports neither distributed
+nor mixed-precision training there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.dist import is_distributed
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.utils import is_installed
+
+import mmrecur
+from mmrecur.checkpoint.io import CheckpointError, use_safe_loading
+from mmrecur.engine import AverageLossesHook, CPUAmpOptimWrapper, ResumableRandomnessHook
+from mmrecur.engine.file_backend import use_atomic_writes
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+class ToolError(RuntimeError):
+    """An error of the user's input; the message says what to change."""
+
+
+@contextlib.contextmanager
+def clean_errors() -> Iterator[None]:
+    """End the program with a message instead of a traceback where the user's input is at fault."""
+    try:
+        yield
+    except (ToolError, CheckpointError) as error:
+        sys.exit(f'error: {error}')
+    except FileNotFoundError as error:
+        sys.exit(f'error: {error}\nDoes the config say where the data are (data_root, ann_file)?')
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every tool with a runner has.
+
+    Args:
+        parser (argparse.ArgumentParser): Parser to extend.
+    """
+    parser.add_argument('--work-dir', help='where results go; default: ./work_dirs/NAME_OF_CONFIG')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change the config, e.g. model.backbone.depth=101 or "train_cfg.max_epochs=3"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=LAUNCHERS,
+        default='none',
+        help='what started the processes of a distributed job (default: none, one process)',
+    )
+    # torch.distributed.launch passes one or the other.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def _config_path(name: str) -> str:
+    """Find the file that ``name``, a path or ``package::path``, stands for."""
+    package, separator, inside = name.partition('::')
+    if not separator:
+        if not Path(name).is_file():
+            raise ToolError(f'config {name!r} does not exist')
+        return name
+    if package == 'mmrecur':
+        root = Path(mmrecur.__file__).parent
+        # .mim is in an installed package; a source tree has configs beside it.
+        roots = [root / '.mim' / 'configs', root.parent / 'configs']
+    elif is_installed(package):
+        module = __import__(package)
+        roots = [Path(module.__file__).parent / '.mim' / 'configs']
+    else:
+        raise ToolError(f'config {name!r}: the package {package!r} is not installed')
+    for candidate in (inside, f'{inside}.py'):
+        for root in roots:
+            if (root / candidate).is_file():
+                return str(root / candidate)
+    raise ToolError(f'config {name!r} does not exist; looked in {", ".join(map(str, roots))}')
+
+
+def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
+    """Read a config.
+
+    Args:
+        name (str): Path of a config, or ``mmdet::...``, ``mmpretrain::...``, ``mmrecur::...``
+            with a path in the configs of that package, with or without ``.py``.
+        options (dict, optional): Values to override, by dotted key. Defaults to None.
+
+    Returns:
+        Config: The config.
+
+    Raises:
+        ToolError: If it does not exist or cannot be read; the message says why.
+    """
+    path = _config_path(name)
+    try:
+        cfg = Config.fromfile(path)
+        if options:
+            cfg.merge_from_dict(options)
+    except Exception as error:  # a config is a program: anything can happen in it
+        reason = f'{type(error).__name__}: {error}'
+        raise ToolError(f'config {name!r} cannot be read: {reason}') from error
+    return cfg
+
+
+def prepare_config(args: argparse.Namespace) -> Config:
+    """Read the config of a command line and apply the options of :func:`add_common_arguments`.
+
+    Args:
+        args (argparse.Namespace): With ``config`` and the common options.
+
+    Returns:
+        Config: The config, with ``work_dir`` and ``launcher`` set.
+
+    Raises:
+        ToolError: If the config cannot be read.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(cfg.filename).stem)
+    if cfg.get('default_scope') == 'mmpretrain':
+        # Its models take stacked batches; its own tools add this to every config.
+        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            if cfg.get(name) is not None:
+                cfg[name].setdefault('collate_fn', dict(type='default_collate'))
+    return cfg
+
+
+def use_amp(cfg: Config) -> None:
+    """Turn on automatic mixed precision: float16 on a GPU, bfloat16 on the CPU.
+
+    Args:
+        cfg (Config): Changed in place.
+
+    Raises:
+        ToolError: If the optimizer wrapper is of a kind that has no mixed-precision counterpart.
+    """
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ToolError(
+            f'--amp: optim_wrapper.type is {kind!r}; allowed: OptimWrapper, AmpOptimWrapper'
+        )
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def use_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate with the total batch size.
+
+    Args:
+        cfg (Config): Changed in place.
+
+    Raises:
+        ToolError: If the config does not say what batch size its learning rate is for.
+    """
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise ToolError(
+            '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size, the total batch '
+            'size that its learning rate is for; give it with --cfg-options '
+            'auto_scale_lr.base_batch_size=16'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a config, with what makes it safe to kill and to load with.
+
+    Besides MMEngine's own work: checkpoints are loaded as data only and written atomically,
+    :class:`ResumableRandomnessHook` and, in distributed runs, :class:`AverageLossesHook` are
+    registered, and on a machine without accelerator processes talk over gloo and mixed precision is
+    bfloat16.
+
+    Args:
+        cfg (Config): A config with ``work_dir`` and ``launcher``.
+
+    Returns:
+        Runner: The runner.
+    """
+    use_safe_loading()
+    use_atomic_writes()
+    if get_device() == 'cpu' and cfg.launcher != 'none':
+        _join_cpu_processes(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if get_device() == 'cpu':
+        _use_cpu_amp(runner)
+    names = {type(hook) for hook in runner.hooks}
+    wanted = [ResumableRandomnessHook] + ([AverageLossesHook] if runner.distributed else [])
+    for hook in wanted:
+        if hook not in names:
+            runner.register_hook(hook())
+    return runner
+
+
+def _use_cpu_amp(runner: Runner) -> None:
+    # After the runner has written its config: a run continued on a GPU finds AmpOptimWrapper there.
+    wrapper = runner.optim_wrapper
+    if isinstance(wrapper, dict) and wrapper.get('type') == 'AmpOptimWrapper':
+        cpu_only = {key: wrapper[key] for key in wrapper if key not in ('loss_scale', 'dtype')}
+        runner.optim_wrapper = {**cpu_only, 'type': CPUAmpOptimWrapper}
+        runner.logger.info('Mixed precision on the CPU: bfloat16, no loss scaling.')
+
+
+def _join_cpu_processes(cfg: Config) -> None:
+    """Start gloo; MMEngine's own start-up selects a GPU even for it."""
+    env = os.environ
+    names = {
+        'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+        'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+        'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+    }[cfg.launcher]
+    missing = [name for name in names if name not in env]
+    if missing:
+        raise ToolError(
+            f'--launcher {cfg.launcher}: the environment lacks {", ".join(missing)}; '
+            'start the processes with that launcher (see tools/dist_train.sh)'
+        )
+    env['RANK'], env['WORLD_SIZE'], env['LOCAL_RANK'] = (env[name] for name in names)
+    if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in env:
+        command = ['scontrol', 'show', 'hostnames', env['SLURM_NODELIST']]
+        env['MASTER_ADDR'] = subprocess.check_output(command, text=True).split()[0]
+    env.setdefault('MASTER_ADDR', '127.0.0.1')
+    env.setdefault('MASTER_PORT', '29500')
+    if not is_distributed():
+        torch.distributed.init_process_group('gloo')
+    # DistributedDataParallel takes device_ids for GPUs only; MMEngine sets them unless told.
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    wrapper.update(cfg.get('model_wrapper_cfg') or {})
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def leave_processes() -> None:
+    """Leave the process group, if there is one: PyTorch complains about programs that do not."""
+    if is_distributed():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,160 @@
+"""Conversion of the authors' checkpoint layouts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..models.layers.checks import check_choice
+from .report import Report, Transfer, TransferError
+
+
+def convert(
+    state_dict: Mapping[str, Any], source: str, model: nn.Module, strict: bool = True
+) -> tuple[dict[str, Tensor], Report]:
+    """Bring a checkpoint of the authors' code into the layout of a built model.
+
+    Args:
+        state_dict (Mapping): The checkpoint: tensors by name, or a dict that holds them under
+            ``'state_dict'`` or ``'model'``. Prefixes ``module.`` are taken off.
+        source (str): Whose layout it is: ``'rlanet'``, the code of *Recurrence along Depth*
+            (classification networks with ``fc``, and the backbone of its MMDetection 1.x detectors,
+            with or without the prefix ``backbone.``).
+        model (nn.Module): A backbone of this package, or a model with one as ``backbone``, such as an
+            mmpretrain classifier (whose ``head.fc`` is filled too) or an mmdet detector (whose other
+            parts are left as they are: MMDetection 1.x numbered classes otherwise).
+        strict (bool): Raise if a key is not explained. Defaults to True.
+
+    Returns:
+        tuple[dict[str, Tensor], Report]: A state dict that ``model.load_state_dict`` takes, and the
+        account of every key. The model is not changed.
+
+    Raises:
+        ValueError: If ``source`` is not known or the model is in its inference form.
+        TransferError: If keys or shapes do not fit, with ``strict``.
+
+    Example:
+        >>> from mmrecur.models.backbones import RLAResNet
+        >>> model = RLAResNet(50, variant='v3', with_hidden=True)
+        >>> state, report = convert(torch.load('authors.pth'), 'rlanet', model)  # doctest: +SKIP
+        >>> model.load_state_dict(state)  # doctest: +SKIP
+    """
+    check_choice('source', source, CONVERTERS)
+    backbone = getattr(model, 'backbone', model)
+    if getattr(backbone, 'deployed', False):
+        raise ValueError('model is in its inference form, allowed: a model before switch_to_deploy()')
+    return CONVERTERS[source](unwrap(state_dict), model, strict)
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Find the tensors in a checkpoint and take ``module.`` off their names.
+
+    Args:
+        checkpoint (Mapping): What a checkpoint file holds.
+
+    Returns:
+        dict[str, Tensor]: The tensors by name.
+
+    Raises:
+        TransferError: If there are none.
+    """
+    state = checkpoint
+    for key in ('state_dict', 'model'):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = {
+        re.sub(r'^(module\.)+', '', key): value
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise TransferError(f'no tensors in the checkpoint, whose keys are {list(checkpoint)[:8]}')
+    return tensors
+
+
+_RLANET_STAGE = re.compile(r'stages\.(\d+)\.(\d+)\.(.+)')
+_RLANET_NORM = re.compile(r'stage_bns\.(\d+)\.(\d+)\.(.+)')
+_RLANET_SHARED = re.compile(r'(conv_outs|recurrent_convs)\.(\d+)\.weight')
+_RLANET_SHARED_NAMES = {'conv_outs': 'conv_out', 'recurrent_convs': 'recurrent_conv'}
+_RLANET_ATTENTION = {'eca.': 'attention.', 'se.fc.0.': 'attention.fc1.', 'se.fc.2.': 'attention.fc2.'}
+
+
+def _rlanet_name(key: str) -> str:
+    """Name in this package of a key of the authors' RLA networks, without the backbone's prefix."""
+    if match := _RLANET_STAGE.fullmatch(key):
+        stage, block, rest = match.groups()
+        for theirs, ours in _RLANET_ATTENTION.items():
+            if rest.startswith(theirs):
+                rest = ours + rest[len(theirs) :]
+        return f'layer{int(stage) + 1}.{block}.{rest}'
+    if match := _RLANET_NORM.fullmatch(key):
+        stage, step, rest = match.groups()
+        return f'layer{int(stage) + 1}.rla.norms.{step}.{rest}'
+    if match := _RLANET_SHARED.fullmatch(key):
+        kind, stage = match.groups()
+        return f'layer{int(stage) + 1}.rla.{_RLANET_SHARED_NAMES[kind]}.weight'
+    return re.sub(r'^bn2\.', 'hidden_norm.', key)
+
+
+def _convert_rlanet(
+    source: dict[str, Tensor], model: nn.Module, strict: bool
+) -> tuple[dict[str, Tensor], Report]:
+    target = model.state_dict()
+    backbone = getattr(model, 'backbone', model)
+    prefix = '' if backbone is model else 'backbone.'
+    transfer = Transfer(source, target)
+    from_detector = any(key.startswith('backbone.') for key in source)
+    for key in source:
+        if from_detector and not key.startswith('backbone.'):
+            transfer.drop(key, 'not part of the backbone')
+            continue
+        name = key[len('backbone.') :] if from_detector else key
+        ours = name.replace('fc.', 'head.fc.', 1) if name.startswith('fc.') else ''
+        ours = ours or prefix + _rlanet_name(name)
+        hidden = re.sub(r'conv1\.weight$', 'conv1_hidden.weight', ours)
+        if hidden != ours and hidden in target:
+            channels = target[ours].size(1)
+            both = source[key].split([channels, source[key].size(1) - channels], dim=1)
+            transfer.transform(ours, [key], both[0], f'input channels of x: [:, :{channels}]')
+            transfer.transform(hidden, [key], both[1], f'input channels of h: [:, {channels}:]')
+        elif ours in target:
+            transfer.copy(ours, key)
+        elif why := _rlanet_has_no_place(ours[len(prefix) :] if prefix else ours, backbone):
+            transfer.drop(key, why)
+    for key in target:
+        if key in transfer.report.copied or key in transfer.report.transformed:
+            continue
+        if not key.startswith(prefix):
+            transfer.leave(key, 'not part of the backbone')
+        elif key.endswith('num_batches_tracked'):
+            transfer.leave(key, 'a counter that old checkpoints lack')
+    variant = getattr(backbone, 'variant', None)
+    if variant in ('v1', 'v2'):
+        transfer.report.notes.append(
+            f"the model is variant {variant!r}; the authors' released ImageNet and COCO ResNets called "
+            f'{variant} aggregate the block output and need variant={dict(v1="v3", v2="v4")[variant]!r} '
+            'to give their accuracy'
+        )
+    return transfer.finish(strict)
+
+
+def _rlanet_has_no_place(name: str, backbone: nn.Module) -> str | None:
+    """Why a key of the authors' may be missing in the model, if there is a reason."""
+    if name.startswith('head.fc.') or name.startswith('fc.'):
+        return 'the model has no classifier'
+    if name.startswith('hidden_norm.') and not backbone.with_hidden:
+        return 'the model does not return its state (with_hidden=False)'
+    if match := re.match(r'layer(\d+)\.', name):
+        stage = int(match[1])
+        if stage > backbone.num_stages:
+            return 'the stage is not built, it lies behind the last of out_indices'
+        if stage == backbone.num_stages and '.rla.norms.' in name and not backbone.with_hidden:
+            return 'belongs to the last update of the state, which nothing reads'
+    return None
+
+
+#: Layout -> rule. A family adds its authors' layout here.
+CONVERTERS: dict[str, Callable[..., tuple[dict[str, Tensor], Report]]] = {'rlanet': _convert_rlanet}

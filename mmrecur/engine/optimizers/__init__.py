@@ -1,0 +1,5 @@
+"""Optimizer wrappers."""
+
+from .cpu_amp import CPUAmpOptimWrapper
+
+__all__ = ['CPUAmpOptimWrapper']

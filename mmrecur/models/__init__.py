@@ -1,0 +1,5 @@
+"""Layers, backbones and losses; importing it registers them."""
+
+from . import backbones
+
+__all__ = ['backbones']

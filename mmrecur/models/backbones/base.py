@@ -1,0 +1,225 @@
+"""What every backbone of this package promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..layers.checks import check_instance, check_int
+
+
+def make_norm_layer(norm_cfg: dict) -> Callable[[int], nn.Module]:
+    """Turn a norm config into the factory that layers take.
+
+    Args:
+        norm_cfg (dict): As in MMCV, e.g. ``dict(type='BN', requires_grad=True)``.
+
+    Returns:
+        Callable: Builds the norm for a number of channels.
+
+    Raises:
+        TypeError: If ``norm_cfg`` is no dict with a type.
+        ValueError: If the type is not registered or an argument is wrong.
+    """
+    if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
+        raise TypeError(
+            f"norm_cfg={norm_cfg!r}, allowed: a dict with a type, e.g. dict(type='BN'), 'SyncBN', 'GN'"
+        )
+
+    def norm_layer(channels: int) -> nn.Module:
+        try:
+            return build_norm_layer(norm_cfg, channels)[1]
+        except (KeyError, TypeError, ValueError, AssertionError) as error:
+            raise ValueError(
+                f'norm_cfg={norm_cfg!r} builds no norm of {channels} channels: {error}. Allowed: a norm '
+                "registered with MMEngine, e.g. dict(type='BN'), dict(type='GN', num_groups=8)"
+            ) from error
+
+    return norm_layer
+
+
+class Backbone(BaseModule):
+    """Base of the backbones: arguments, freezing, evaluation of norms, inference form.
+
+    A subclass builds modules and calls :meth:`_freeze` when done. Its stages are numbered from 1;
+    stage 0 is the stem.
+
+    Args:
+        num_stages (int): Stages after the stem that the architecture has.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (Sequence[int]): Stages to return, 0 for the first after the stem. Stages behind the
+            last one are not built: none of their parameters would ever get a gradient. Defaults to
+            (0, 1, 2, 3).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i stages; frozen
+            parts keep their parameters and run in evaluation mode. Defaults to -1.
+        norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
+        norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
+        with_cp (bool): Recompute activations in the backward pass to save memory. Defaults to False.
+        init_cfg (dict or list[dict], optional): MMEngine initialisers. None is Kaiming normal for
+            convolutions and constants for norms; these also come first when all that is given is a
+            checkpoint (``Pretrained``), so that what the checkpoint lacks starts well. Defaults to None.
+
+    Attributes:
+        out_channels (tuple[int]): Channels of each output.
+        out_strides (tuple[int]): Stride of each output with respect to the image.
+        deployed (bool): Whether the model is in its inference form.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong; the message says what is allowed.
+    """
+
+    out_channels: tuple[int, ...]
+    out_strides: tuple[int, ...]
+
+    def __init__(
+        self,
+        num_stages: int,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(self._with_default_init(init_cfg))
+        check_int('in_channels', in_channels, 1)
+        check_int('frozen_stages', frozen_stages, -1, num_stages)
+        check_instance('norm_eval', norm_eval, bool, 'True or False')
+        check_instance('with_cp', with_cp, bool, 'True or False')
+        self.in_channels = in_channels
+        self.out_indices = self._checked_out_indices(out_indices, num_stages)
+        self.num_stages = self.out_indices[-1] + 1
+        self.frozen_stages = frozen_stages
+        self.norm_cfg = dict(type='BN', requires_grad=True) if norm_cfg is None else norm_cfg
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self.deployed = False
+
+    @staticmethod
+    def _with_default_init(init_cfg: dict | list[dict] | None) -> list[dict]:
+        """The initialisers to run: the default ones if none is given but for checkpoints."""
+        given = [] if init_cfg is None else [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg)
+        for cfg in given:
+            if not isinstance(cfg, dict) or 'type' not in cfg:
+                raise TypeError(f'init_cfg={init_cfg!r}, allowed: None, a dict with a type, a list of them')
+        if any('checkpoint' not in cfg for cfg in given):
+            return given
+        return [
+            dict(type='Kaiming', layer='Conv2d'),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+            *given,
+        ]
+
+    @staticmethod
+    def _checked_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
+        """Strictly increasing stage indices, as a tuple."""
+        message = (
+            f'out_indices={out_indices!r}, allowed: one or more increasing integers from 0 to '
+            f'{num_stages - 1}'
+        )
+        if isinstance(out_indices, (str, bytes)) or not isinstance(out_indices, Sequence):
+            raise TypeError(message)
+        indices = tuple(out_indices)
+        if (
+            not indices
+            or not all(type(i) is int and 0 <= i < num_stages for i in indices)
+            or any(a >= b for a, b in zip(indices, indices[1:]))
+        ):
+            raise ValueError(message)
+        return indices
+
+    def stage_modules(self, stage: int) -> Iterable[nn.Module]:
+        """Modules of a stage.
+
+        Args:
+            stage (int): 0 for the stem, i for the i-th stage.
+
+        Returns:
+            Iterable[nn.Module]: Every module whose parameters belong to the stage alone.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the features.
+
+        Args:
+            x (Tensor): Images, shape (N, in_channels, H, W).
+
+        Returns:
+            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
+            (N, C_i, H / stride_i, W / stride_i), sizes rounded up.
+        """
+        raise NotImplementedError
+
+    def _frozen_modules(self) -> Iterable[nn.Module]:
+        for stage in range(min(self.frozen_stages, self.num_stages) + 1):
+            yield from self.stage_modules(stage)
+
+    def _freeze(self) -> None:
+        """Freeze the parameters of frozen stages."""
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode, but for frozen stages and, with ``norm_eval``, batch norms.
+
+        A model in its inference form stays in evaluation mode.
+        """
+        mode = mode and not self.deployed
+        super().train(mode)
+        if mode:
+            for module in self._frozen_modules():
+                module.eval()
+            if self.norm_eval:
+                for module in self.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+        return self
+
+    @torch.no_grad()
+    def switch_to_deploy(self, memory_format: torch.memory_format | None = None) -> None:
+        """Rewrite the model in place into its fastest exact form for inference.
+
+        Outputs agree with those in evaluation mode to 1e-4 relative in float32. Parameters that only
+        training needs are gone; a second call does nothing. Norms that are no affine map in evaluation
+        (group norms) stay.
+
+        Args:
+            memory_format (torch.memory_format, optional): Layout of the weights, and so of the maps
+                computed from them. Defaults to None: channels last where the weights lie on a CPU,
+                whose convolutions are faster that way, else unchanged.
+        """
+        if self.deployed:
+            return
+        self.eval()
+        self._switch_to_deploy()
+        self.deployed = True
+        if memory_format is None and next(self.parameters()).device.type == 'cpu':
+            memory_format = torch.channels_last
+        if memory_format is not None:
+            self.to(memory_format=memory_format)
+
+    def _switch_to_deploy(self) -> None:
+        """The architecture's part of :meth:`switch_to_deploy`."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        # MMEngine appends init_cfg to every submodule; torch's form is enough
+        return nn.Module.__repr__(self)
+
+
+def check_flag(**flags: Any) -> None:
+    """Raise unless every keyword's value is a bool.
+
+    Raises:
+        TypeError: Naming the argument and its value.
+    """
+    for name, value in flags.items():
+        check_instance(name, value, bool, 'True or False')

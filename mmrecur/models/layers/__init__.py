@@ -1,0 +1,20 @@
+"""The arithmetic: plain ``torch.nn`` layers that need nothing but torch."""
+
+from .activation_checkpoint import checkpoint_step
+from .attention import ECA, SqueezeExcite
+from .checks import check_choice, check_instance
+from .fuse import fold_norm
+from .residual import Bottleneck, DeepStem
+from .rla import RLACell
+
+__all__ = [
+    'ECA',
+    'Bottleneck',
+    'DeepStem',
+    'RLACell',
+    'SqueezeExcite',
+    'check_choice',
+    'check_instance',
+    'checkpoint_step',
+    'fold_norm',
+]

@@ -1,0 +1,57 @@
+"""Checks of constructor arguments that name the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Raise unless ``value`` is one of ``allowed``.
+
+    Args:
+        name (str): The argument's name, for the message.
+        value (Any): What was given.
+        allowed (Iterable): What may be given.
+
+    Raises:
+        ValueError: If ``value`` is not among ``allowed``. ``True`` does not pass for 1.
+    """
+    allowed = tuple(allowed)
+    if not any(type(value) is type(choice) and value == choice for choice in allowed):
+        raise ValueError(f'{name}={value!r}, allowed: {", ".join(map(repr, allowed))}')
+
+
+def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
+    """Raise unless ``value`` is an integer in ``[minimum, maximum]``.
+
+    Args:
+        name (str): The argument's name, for the message.
+        value (Any): What was given.
+        minimum (int): Smallest allowed value.
+        maximum (int, optional): Largest allowed value; no bound by default.
+
+    Raises:
+        ValueError: If ``value`` is no integer or out of range.
+    """
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if is_int and value >= minimum and (maximum is None or value <= maximum):
+        return
+    bound = f'of at least {minimum}' if maximum is None else f'from {minimum} to {maximum}'
+    raise ValueError(f'{name}={value!r}, allowed: an integer {bound}')
+
+
+def check_instance(name: str, value: Any, types: type | tuple[type, ...], allowed: str) -> None:
+    """Raise unless ``value`` is an instance of ``types``.
+
+    Args:
+        name (str): The argument's name, for the message.
+        value (Any): What was given.
+        types (type or tuple[type]): Accepted types.
+        allowed (str): What may be given, in words.
+
+    Raises:
+        TypeError: If ``value`` has another type.
+    """
+    if not isinstance(value, types):
+        raise TypeError(f'{name}={value!r} of type {type(value).__name__}, allowed: {allowed}')

@@ -1,0 +1,181 @@
+"""Parts of a residual network: bottleneck block, deep stem, shortcut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from .attention import ChannelGate
+from .fuse import fold_norm
+
+NormLayer = Callable[[int], nn.Module]
+
+
+class DeepStem(nn.Sequential):
+    """Three 3x3 convolutions in the place of the 7x7 one (ResNet-D).
+
+    `He et al. 2019, Bag of Tricks <https://arxiv.org/abs/1812.01187>`_. Halves the resolution; the max
+    pooling is the network's.
+
+    Args:
+        in_channels (int): Channels of the image.
+        channels (int): Output channels; the two hidden convolutions have half of them.
+        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, norm_layer: NormLayer = nn.BatchNorm2d
+    ) -> None:
+        half = channels // 2
+        layers: list[nn.Module] = []
+        for i, (cin, cout) in enumerate([(in_channels, half), (half, half), (half, channels)]):
+            layers += [
+                nn.Conv2d(cin, cout, 3, stride=2 if i == 0 else 1, padding=1, bias=False),
+                norm_layer(cout),
+                nn.ReLU(inplace=True),
+            ]
+        super().__init__(*layers)
+
+    def switch_to_deploy(self) -> None:
+        """Fold the norms."""
+        for i in range(0, len(self), 3):
+            self[i], self[i + 1] = fold_norm(self[i], self[i + 1])
+
+
+def shortcut_projection(
+    in_channels: int, out_channels: int, stride: int, avg_down: bool, norm_layer: NormLayer
+) -> nn.Sequential:
+    """Projection on the shortcut of a block that changes resolution or width.
+
+    Args:
+        in_channels (int): Channels of the block's input.
+        out_channels (int): Channels of its output.
+        stride (int): The block's stride.
+        avg_down (bool): Average pooling and a 1x1 convolution of stride 1 (ResNet-D) instead of a
+            1x1 convolution with the stride.
+        norm_layer (Callable): Builds a norm from a channel count.
+
+    Returns:
+        nn.Sequential: ``conv, norm``, or ``pool, conv, norm`` with ``avg_down``.
+    """
+    layers: list[nn.Module] = []
+    if avg_down:
+        # also at stride 1, so that the parameters of all blocks have the same names
+        layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
+        stride = 1
+    layers += [nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), norm_layer(out_channels)]
+    return nn.Sequential(*layers)
+
+
+class Bottleneck(nn.Module):
+    """Bottleneck residual block, 1x1 - 3x3 - 1x1, that can also read a hidden state.
+
+    `He et al. 2016 <https://arxiv.org/abs/1512.03385>`_ with the stride on the 3x3 convolution. With
+    ``hidden_channels`` the first convolution sees ``cat(x, h)`` (Zhao et al. 2021, Recurrence along
+    Depth, Section 3.3). Its weight is kept as two, ``conv1`` for x and ``conv1_hidden`` for h, and their
+    products are added: nothing is copied to concatenate, and ``conv1`` has the shape of the plain
+    network's.
+
+    Args:
+        in_channels (int): Channels of the input.
+        inner_channels (int): Channels between the 1x1 convolutions.
+        out_channels (int): Channels of the output.
+        stride (int): Stride of the 3x3 convolution. Defaults to 1.
+        dilation (int): Its dilation. Defaults to 1.
+        groups (int): Its groups. Defaults to 1.
+        hidden_channels (int): Channels of the hidden state, 0 for none. Defaults to 0.
+        attention (ChannelGate, optional): Channel attention on the residual. Defaults to None.
+        avg_down (bool): ResNet-D shortcut. Defaults to False.
+        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        inner_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        hidden_channels: int = 0,
+        attention: ChannelGate | None = None,
+        avg_down: bool = False,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1 = nn.Conv2d(in_channels, inner_channels, 1, bias=False)
+        self.conv1_hidden = (
+            nn.Conv2d(hidden_channels, inner_channels, 1, bias=False) if hidden_channels else None
+        )
+        self.bn1 = norm_layer(inner_channels)
+        self.conv2 = nn.Conv2d(
+            inner_channels,
+            inner_channels,
+            3,
+            stride,
+            padding=dilation,
+            dilation=dilation,
+            groups=groups,
+            bias=False,
+        )
+        self.bn2 = norm_layer(inner_channels)
+        self.conv3 = nn.Conv2d(inner_channels, out_channels, 1, bias=False)
+        self.bn3 = norm_layer(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.attention = attention
+        self.downsample = (
+            shortcut_projection(in_channels, out_channels, stride, avg_down, norm_layer)
+            if stride != 1 or in_channels != out_channels
+            else None
+        )
+
+    def forward(
+        self, x: Tensor, h: Tensor | None = None, source: str = 'output'
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the block.
+
+        Args:
+            x (Tensor): Shape (N, in_channels, H, W).
+            h (Tensor, optional): Hidden state, shape (N, hidden_channels, H, W); None stands for zeros.
+            source (str): Which map to return beside the output: ``'output'`` itself, the
+                ``'residual'`` (after attention), the ``'shortcut'``, or ``'inner'``, the input of the
+                last convolution. Defaults to 'output'.
+
+        Returns:
+            tuple[Tensor, Tensor]: The output, shape (N, out_channels, H / stride, W / stride), and the
+            map asked for, of the same resolution.
+        """
+        inner = self.conv1(x)
+        if h is not None:
+            inner += self.conv1_hidden(h)
+        inner = self.relu(self.bn1(inner))
+        inner = self.relu(self.bn2(self.conv2(inner)))
+        residual = self.bn3(self.conv3(inner))
+        if self.attention is not None:
+            residual = self.attention(residual)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if source == 'residual':
+            # the caller reads the residual again: a sum in place would turn it into the output
+            output = self.relu(residual + shortcut)
+        else:
+            residual += shortcut
+            output = self.relu(residual)
+        maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
+        return output, maps[source]
+
+    def switch_to_deploy(self) -> None:
+        """Fold the norms into the convolutions; outputs in evaluation stay the same."""
+        if self.conv1_hidden is not None:
+            # the norm scales both products and shifts their sum: the shift goes to the first
+            hidden, _ = fold_norm(self.conv1_hidden, self.bn1)
+            if hidden is not self.conv1_hidden:
+                self.conv1_hidden.weight.data = hidden.weight.data
+        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
+        self.conv3, self.bn3 = fold_norm(self.conv3, self.bn3)
+        if self.downsample is not None:
+            self.downsample[-2], self.downsample[-1] = fold_norm(
+                self.downsample[-2], self.downsample[-1]
+            )
