@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
 import mmrecur.registry  # noqa: F401  (adds this package to MMEngine's registries)
+from mmrecur.apis.runner import ToolError, load_config
 
 ALLOWED = (
     "a config file, an 'mmdet::...' style name of one, or a registered backbone with its arguments "
@@ -31,9 +30,10 @@ def backbone_config(spec: str) -> dict:
         ValueError: If ``spec`` is none of these or the config has no backbone.
     """
     if spec.endswith('.py') or '::' in spec:
-        if '::' not in spec and not Path(spec).is_file():
-            raise ValueError(f'model={spec!r} is no file, allowed: {ALLOWED}')
-        config = Config.fromfile(spec)
+        try:
+            config = load_config(spec)
+        except ToolError as error:
+            raise ValueError(f'model={spec!r} ({error}), allowed: {ALLOWED}') from error
         backbone = config.get('model', {}).get('backbone')
         if backbone is None:
             raise ValueError(f'model={spec!r} has no model.backbone, allowed: {ALLOWED}')

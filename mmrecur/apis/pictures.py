@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,16 @@ def _draw(visualizer: Any, sample: Any, directory: Path, index: int, threshold: 
     factor = max(1, -(-MIN_SIDE // min(image.shape[:2])))
     image, sample = _enlarged(image, sample, factor)
     path = directory / f'{Path(sample.img_path).stem}.png'
-    visualizer.add_datasample(
-        path.stem,
-        image,
-        data_sample=sample,
-        draw_gt='gt_instances' in sample and len(sample.gt_instances) > 0,
-        pred_score_thr=threshold,
-        out_file=str(path),
-        step=index,
-    )
+    # A box that ends at the border is "out of bounds" to the visualizer.
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*out of bounds')
+        visualizer.add_datasample(
+            path.stem,
+            image,
+            data_sample=sample,
+            draw_gt='gt_instances' in sample and len(sample.gt_instances) > 0,
+            pred_score_thr=threshold,
+            out_file=str(path),
+            step=index,
+        )
     return path

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import is_installed
@@ -252,7 +254,18 @@ def _join_cpu_processes(cfg: Config) -> None:
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
 
 
-def leave_processes() -> None:
-    """Leave the process group, if there is one: PyTorch complains about programs that do not."""
-    if is_distributed():
-        torch.distributed.destroy_process_group()
+def leave_processes(runner: Runner) -> None:
+    """Leave the process group of a run that is done, if it had one.
+
+    Args:
+        runner (Runner): The runner; it cannot be used afterwards.
+    """
+    if not is_distributed():
+        return
+    if is_model_wrapper(runner.model):
+        # A DistributedDataParallel that outlives its group makes PyTorch abort some processes at
+        # their end ("terminate called without an active exception"), and so the job look failed.
+        runner.model = runner.model.module
+        gc.collect()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

@@ -34,16 +34,16 @@ REVISION = 1
 MIN_SIDE = 32
 # Diameter of a shape's circumscribed circle, as fractions of the picture's shorter side, and its
 # minimum in pixels, below which a star and a triangle look alike.
-SIZE_RANGE = (0.12, 0.5)
+SIZE_RANGE = (0.2, 0.5)
 MIN_DIAMETER = 12
 # Every shape shows at least this part of its area (not covered, not outside the picture), and at
 # least this many pixels.
-MIN_VISIBLE_FRACTION = 0.4
+MIN_VISIBLE_FRACTION = 0.6
 MIN_VISIBLE_PIXELS = 24
 
 _TRIES = 20  # placements tried before a shape is left out of a crowded picture
 _SUBPIXELS = 4  # a pixel's coverage is counted on a grid of this many by this many points
-_BACKGROUND_CONTRAST = 90.0  # RGB distance wanted between a shape and the background
+_BACKGROUND_CONTRAST = 120.0  # RGB distance wanted between a shape and the background
 _SHAPE_CONTRAST = 60.0  # ... and between two shapes of a picture
 
 
@@ -57,7 +57,7 @@ class ShapesConfig:
         size (tuple[int, int]): Height and width in pixels, each at least 32.
             Defaults to (128, 128).
         max_objects (int): A picture holds 1 to this many shapes; classification always has one
-            and ignores it. Defaults to 6.
+            and ignores it. Defaults to 4.
         seed (int): Non-negative. Defaults to 0.
         task (str): 'detection' or 'classification'. Defaults to 'detection'.
 
@@ -68,7 +68,7 @@ class ShapesConfig:
     num_train: int = 800
     num_val: int = 100
     size: tuple[int, int] = (128, 128)
-    max_objects: int = 6
+    max_objects: int = 4
     seed: int = 0
     task: str = 'detection'
 
@@ -278,7 +278,7 @@ def render_scene(
     split: str,
     index: int,
     size: tuple[int, int] = (128, 128),
-    max_objects: int = 6,
+    max_objects: int = 4,
     label: int | None = None,
 ) -> Scene:
     """Draws picture ``index`` of a split; it depends on these arguments and nothing else.
@@ -292,7 +292,7 @@ def render_scene(
         split (str): 'train' or 'val'; each has random streams of its own.
         index (int): Number of the picture in the split, from 0.
         size (tuple[int, int]): Height and width, each at least 32. Defaults to (128, 128).
-        max_objects (int): The picture has 1 to this many shapes. Defaults to 6.
+        max_objects (int): The picture has 1 to this many shapes. Defaults to 4.
         label (int, optional): Draw exactly one shape, of this class. Defaults to None.
 
     Returns:

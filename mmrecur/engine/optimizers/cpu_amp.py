@@ -33,9 +33,9 @@ def _output_to_float32(module: nn.Module, args: tuple, output: Any) -> Any:
 def keep_boxes_in_float32(model: nn.Module) -> None:
     """Keep what computes with coordinates out of a detector's bfloat16.
 
-    bfloat16 has 8 significant bits: at 1000 pixels it counts in steps of 4. What comes out of a dense
-    or RoI head, from which boxes are decoded, and what goes into a RoI extractor are made float32.
-    So is what goes into MMCV's operators, which have no bfloat16 kernels for the CPU.
+    bfloat16 has 8 significant bits: at 1000 pixels it counts in steps of 4. What comes out of a
+    dense or RoI head, from which boxes are decoded, and what goes into a RoI extractor are made
+    float32. So is what goes into MMCV's operators, which have no bfloat16 kernels for the CPU.
 
     Args:
         model (nn.Module): Gets forward hooks.

@@ -12,7 +12,7 @@ from mmrecur.registry import MODELS
 
 from ..layers.activation_checkpoint import checkpoint_step
 from ..layers.attention import ECA, ChannelGate, SqueezeExcite
-from ..layers.checks import check_choice, check_instance, check_int
+from ..layers.checks import check_choice, check_int
 from ..layers.fuse import fold_norm, is_foldable
 from ..layers.residual import Bottleneck, DeepStem, NormLayer
 from ..layers.rla import RLA_VARIANTS, FusedRLACell, RLACell, downsample_hidden
@@ -40,9 +40,9 @@ def build_attention(cfg: str | dict | None, channels: int, stage: int) -> Channe
     if cfg is None:
         return None
     allowed = (
-        "attention={!r}, allowed: None, 'se', 'eca', dict(type='se', reduction=16), "
+        f"attention={cfg!r}, allowed: None, 'se', 'eca', dict(type='se', reduction=16), "
         "dict(type='eca', kernel_size=5)"
-    ).format(cfg)
+    )
     if not isinstance(cfg, (str, dict)):
         raise TypeError(allowed)
     args = dict(type=cfg) if isinstance(cfg, str) else dict(cfg)
@@ -88,12 +88,11 @@ class RLAStage(nn.Module):
     def step(self, x: Tensor, h: Tensor | None, index: int) -> tuple[Tensor, Tensor | None]:
         """Run one block and, if there is one, the update after it."""
         block = getattr(self, str(index))
-        updates = index < self.num_updates
-        x, s = block(x, h, self.source if updates else 'output')
-        if updates:
-            h = h if h is None else downsample_hidden(h, block.stride)
-            h = self.rla(h, s, index)
-        return x, h
+        if index >= self.num_updates:
+            return block(x, h)[0], h
+        x, new = block(x, h, self.source, self.rla.readout(index))
+        h = h if h is None else downsample_hidden(h, block.stride)
+        return x, self.rla.update(h, new, index)
 
     def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Run the stage.
@@ -247,11 +246,6 @@ class RLAResNet(Backbone):
         for i in range(self.num_stages):
             width = base_channels * 2**i
             inner = width if groups == 1 else int(width * base_width / base_channels) * groups
-            if inner < groups or inner % groups:
-                raise ValueError(
-                    f'groups={groups}, base_width={base_width}, allowed: a width of at least one '
-                    f'channel a group, here {inner} in stage {i}'
-                )
             stage = self._make_stage(
                 i, channels, inner, width * self.expansion, strides[i], dilations[i], groups, norm_layer
             )

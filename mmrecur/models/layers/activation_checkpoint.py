@@ -14,18 +14,18 @@ from torch.utils.checkpoint import checkpoint
 @contextmanager
 def _statistics_untouched(module: nn.Module) -> Iterator[None]:
     """Normalise with batch statistics where training does, without recording them."""
-    norms = [
-        m
-        for m in module.modules()
-        if isinstance(m, _NormBase) and m.training and m.track_running_stats
-    ]
-    for norm in norms:
-        norm.track_running_stats = False
+    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (_, count) in zip(norms, before):
+        # a share of 0 for the new batch; the same tensors are saved for backward as in the first pass
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if count is None else count.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum = momentum
+            norm.num_batches_tracked = count
 
 
 def checkpoint_step(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:

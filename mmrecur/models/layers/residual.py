@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .attention import ChannelGate
 from .fuse import fold_norm
+from .norm_readout import norm_readout
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -132,7 +133,11 @@ class Bottleneck(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, h: Tensor | None = None, source: str = 'output'
+        self,
+        x: Tensor,
+        h: Tensor | None = None,
+        source: str = 'output',
+        readout: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute the block.
 
@@ -142,28 +147,39 @@ class Bottleneck(nn.Module):
             source (str): Which map to return beside the output: ``'output'`` itself, the
                 ``'residual'`` (after attention), the ``'shortcut'``, or ``'inner'``, the input of the
                 last convolution. Defaults to 'output'.
+            readout (nn.Module, optional): Applied to that map; what it gives is returned in the map's
+                place. Defaults to None.
 
         Returns:
             tuple[Tensor, Tensor]: The output, shape (N, out_channels, H / stride, W / stride), and the
-            map asked for, of the same resolution.
+            map asked for or what was read from it, of the same resolution.
         """
         inner = self.conv1(x)
         if h is not None:
             inner += self.conv1_hidden(h)
         inner = self.relu(self.bn1(inner))
         inner = self.relu(self.bn2(self.conv2(inner)))
-        residual = self.bn3(self.conv3(inner))
-        if self.attention is not None:
-            residual = self.attention(residual)
+        residual = self.conv3(inner)
+        read = None
+        if source == 'residual' and readout is not None and self.attention is None:
+            read = norm_readout(self.bn3, readout, residual)
+        if read is None:
+            residual = self.bn3(residual)
+            if self.attention is not None:
+                residual = self.attention(residual)
+        else:
+            residual, read = read
         shortcut = x if self.downsample is None else self.downsample(x)
-        if source == 'residual':
-            # the caller reads the residual again: a sum in place would turn it into the output
+        if source == 'residual' and read is None:
+            # it is read again: a sum in place would turn it into the output
             output = self.relu(residual + shortcut)
         else:
             residual += shortcut
             output = self.relu(residual)
-        maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
-        return output, maps[source]
+        if read is None:
+            maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
+            read = maps[source] if readout is None else readout(maps[source])
+        return output, read
 
     def switch_to_deploy(self) -> None:
         """Fold the norms into the convolutions; outputs in evaluation stay the same."""

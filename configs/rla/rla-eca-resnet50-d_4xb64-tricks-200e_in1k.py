@@ -1,0 +1,3 @@
+_base_ = './rla-resnet50-d_4xb64-tricks-200e_in1k.py'
+
+model = dict(backbone=dict(attention='eca'))

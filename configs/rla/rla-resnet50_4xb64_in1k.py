@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/models/rla-resnet50.py',
+    'mmpretrain::_base_/datasets/imagenet_bs64.py',
+    '../_base_/schedules/imagenet_bs256_120e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)

@@ -1,0 +1,342 @@
+"""One suite of checks that every backbone goes through."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import mmrecur.registry  # noqa: F401
+from mmrecur.models.backbones import Backbone
+from tests.models.test_rla import randomise_norms
+
+SMALL = dict(base_channels=8, rla_channels=4)
+#: Small models, one for each option that changes the computation.
+BACKBONES: dict[str, dict] = {
+    'rla-r50': dict(type='mmrecur.RLAResNet', depth=50, **SMALL),
+    'rla-r101': dict(type='mmrecur.RLAResNet', depth=101, **SMALL),
+    'rla-r50-v2': dict(type='mmrecur.RLAResNet', depth=50, variant='v2', **SMALL),
+    'rla-r50-v3': dict(type='mmrecur.RLAResNet', depth=50, variant='v3', **SMALL),
+    'rla-r50-v4': dict(type='mmrecur.RLAResNet', depth=50, variant='v4', **SMALL),
+    'rla-r50-v5': dict(type='mmrecur.RLAResNet', depth=50, variant='v5', **SMALL),
+    'rla-r50-v6': dict(type='mmrecur.RLAResNet', depth=50, variant='v6', **SMALL),
+    'rla-eca-r50': dict(type='mmrecur.RLAResNet', depth=50, attention='eca', **SMALL),
+    'rla-eca-r50-v2': dict(
+        type='mmrecur.RLAResNet', depth=50, attention='eca', variant='v2', **SMALL
+    ),
+    'rla-se-r50': dict(
+        type='mmrecur.RLAResNet', depth=50, attention=dict(type='se', reduction=8), **SMALL
+    ),
+    'rla-x50': dict(type='mmrecur.RLAResNet', depth=50, groups=2, base_width=4, **SMALL),
+    'rla-r50-d': dict(
+        type='mmrecur.RLAResNet', depth=50, deep_stem=True, avg_down=True, **SMALL
+    ),
+    'rla-r50-hidden': dict(type='mmrecur.RLAResNet', depth=50, with_hidden=True, **SMALL),
+    'rla-r50-v4-hidden': dict(
+        type='mmrecur.RLAResNet', depth=50, variant='v4', with_hidden=True, **SMALL
+    ),
+    'rla-r50-gn': dict(
+        type='mmrecur.RLAResNet', depth=50, norm_cfg=dict(type='GN', num_groups=2), **SMALL
+    ),
+    'rla-r50-c4': dict(type='mmrecur.RLAResNet', depth=50, out_indices=(1, 2), **SMALL),
+    'rla-r50-dc5': dict(
+        type='mmrecur.RLAResNet', depth=50, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **SMALL
+    ),
+}
+#: The ones whose computation differs, for the slower checks.
+DISTINCT = ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d', 'rla-r50-hidden', 'rla-r50-gn']
+
+
+def build(name: str, **overrides) -> Backbone:
+    """A backbone of the table with the norms of a trained network."""
+    torch.manual_seed(0)
+    model = MODELS.build({**BACKBONES[name], **overrides})
+    randomise_norms(model)
+    return model
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    sum((output * output).mean() for output in model(x)).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], rtol: float) -> None:
+    """Compare maps by the largest deviation relative to the largest value."""
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected):
+        assert a.shape == b.shape
+        assert (a.float() - b.float()).abs().max() <= rtol * b.float().abs().max()
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+@pytest.mark.parametrize('size', [(64, 96), (65, 75)])
+def test_features_have_the_promised_shapes(name: str, size: tuple[int, int]) -> None:
+    model = build(name).eval()
+    with torch.no_grad():
+        outputs = model(image(1, 3, *size))
+    expected = [
+        (1, channels, *(-(-side // stride) for side in size))
+        for channels, stride in zip(model.out_channels, model.out_strides)
+    ]
+    assert [tuple(output.shape) for output in outputs] == expected
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    """What DistributedDataParallel needs without ``find_unused_parameters``."""
+    model = build(name).train()
+    assert gradients(model, image(2, 3, 64, 64)).keys() == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_deployed_form_computes_the_same(name: str) -> None:
+    model = build(name).eval()
+    x = image(2, 3, 65, 96)
+    before = copy.deepcopy(model)
+    with torch.no_grad():
+        expected = model(x)
+        model.switch_to_deploy()
+        assert_close(model(x), expected, 1e-4)
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        model.switch_to_deploy()
+        assert state.keys() == model.state_dict().keys()
+        assert_close(model.train()(x), expected, 1e-4)
+    # batch norms are gone but for the one on the returned state, which follows no convolution
+    norms = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    assert set(norms) <= {'hidden_norm'}
+    # the form is a function of the configuration: its weights load into another one
+    before.load_state_dict(build(name, init_cfg=None).state_dict())
+    before.switch_to_deploy()
+    before.load_state_dict(state)
+    with torch.no_grad():
+        assert_close(before(x), expected, 1e-4)
+
+
+@pytest.mark.parametrize('name', DISTINCT)
+def test_checkpointed_step_is_the_same_step(name: str) -> None:
+    """Gradients and the running statistics of norms, which the recomputation must leave alone."""
+    x, results = image(2, 3, 64, 64), []
+    for with_cp in (False, True):
+        model = build(name, with_cp=with_cp).train()
+        results.append((gradients(model, x), dict(model.named_buffers())))
+    for plain, checkpointed in zip(*results):
+        assert plain.keys() == checkpointed.keys()
+        for key, value in plain.items():
+            assert torch.equal(value, checkpointed[key]), key
+
+
+@pytest.mark.parametrize('name', DISTINCT)
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
+def test_frozen_stages_neither_learn_nor_record(name: str, frozen: int) -> None:
+    model = build(name, frozen_stages=frozen).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    stages = {stage: list(model.stage_modules(stage)) for stage in range(5)}
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or [], 0.1) if (
+        frozen < 4
+    ) else None
+    if optimiser:
+        sum(output.mean() for output in model(image(2, 3, 64, 64))).backward()
+        optimiser.step()
+    learning = {id(p) for p in model.parameters() if p.requires_grad}
+    for stage, modules in stages.items():
+        for module in modules:
+            assert module.training == (stage > frozen)
+            assert all((id(p) in learning) == (stage > frozen) for p in module.parameters())
+    # together the stages are the whole model
+    owned = {id(p) for modules in stages.values() for m in modules for p in m.parameters()}
+    assert owned == {id(p) for p in model.parameters()}
+    frozen_keys = [f'layer{i}.' for i in range(1, frozen + 1)]
+    for key, value in model.state_dict().items():
+        if any(key.startswith(prefix) for prefix in frozen_keys):
+            assert torch.equal(value, before[key]), key
+
+
+def test_norm_eval_keeps_statistics_and_trains_parameters() -> None:
+    model = build('rla-r50', norm_eval=True).train()
+    before = copy.deepcopy(dict(model.named_buffers()))
+    grads = gradients(model, image(2, 3, 64, 64))
+    assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
+    assert grads['layer1.rla.norms.0.weight'].abs().sum() > 0
+    assert model.layer1.training and not model.bn1.training
+
+
+@pytest.mark.parametrize('name', DISTINCT)
+@pytest.mark.parametrize('deploy', [False, True])
+def test_channels_last_computes_the_same(name: str, deploy: bool) -> None:
+    model = build(name).eval()
+    x = image(2, 3, 65, 64)
+    with torch.no_grad():
+        expected = model(x)
+        if deploy:
+            model.switch_to_deploy(torch.contiguous_format)
+        model.to(memory_format=torch.channels_last)
+        outputs = model(x.contiguous(memory_format=torch.channels_last))
+    assert_close(outputs, expected, 1e-4)
+
+
+@pytest.mark.parametrize('name', DISTINCT)
+def test_autocast_trains_in_bf16(name: str) -> None:
+    # batch statistics of a few pixels would amplify bf16's rounding beyond comparison
+    model = build(name, norm_eval=True).train()
+    x = image(2, 3, 64, 64)
+    expected = gradients(model, x)
+    with torch.autocast('cpu', torch.bfloat16):
+        outputs = model(x)
+    assert outputs[0].dtype == torch.bfloat16 or name == 'rla-r50-gn'
+    model.zero_grad()
+    sum((output.float() * output.float()).mean() for output in outputs).backward()
+    exact = torch.cat([grad.flatten() for grad in expected.values()])
+    grads = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.cosine_similarity(grads, exact, dim=0) > 0.9
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+def test_half_precision_weights_run(deploy: bool) -> None:
+    model = build('rla-r50').eval()
+    with torch.no_grad():
+        expected = model(image(1, 3, 64, 64))
+        if deploy:
+            model.switch_to_deploy()
+        outputs = model.bfloat16()(image(1, 3, 64, 64).bfloat16())
+    assert_close(outputs, expected, 0.1)
+
+
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-hidden', 'rla-eca-r50'])
+def test_syncbn_conversion_keeps_the_function(name: str) -> None:
+    model = build(name).eval()
+    x = image(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).eval()
+        assert not any(type(m) is nn.BatchNorm2d for m in converted.modules())
+        assert_close(converted(x), expected, 1e-6)
+        converted.switch_to_deploy()
+        assert_close(converted(x), expected, 1e-4)
+
+
+@pytest.mark.parametrize('name', DISTINCT)
+@pytest.mark.parametrize('deploy', [False, True])
+def test_fx_traces_features(name: str, deploy: bool) -> None:
+    model = build(name).eval()
+    if deploy:
+        model.switch_to_deploy()
+    traced = torch.fx.symbolic_trace(model)
+    x = image(2, 3, 96, 65)
+    with torch.no_grad():
+        assert_close(traced(x), model(x), 1e-6)
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+def test_onnx_export_gives_the_same_features(tmp_path: Path, deploy: bool) -> None:
+    pytest.importorskip('onnxscript')
+    runtime = pytest.importorskip('onnxruntime')
+    model = build('rla-eca-r50').eval()
+    if deploy:
+        model.switch_to_deploy()
+    path, x = tmp_path / 'model.onnx', image(1, 3, 65, 96)
+    torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        assert_close([torch.from_numpy(output) for output in outputs], model(x), 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-eca-r50', 'rla-r50-hidden'])
+@pytest.mark.parametrize('deploy', [False, True])
+def test_torch_compile_gives_the_same_features(name: str, deploy: bool) -> None:
+    model = build(name).eval()
+    if deploy:
+        model.switch_to_deploy()
+    x = image(2, 3, 64, 96)
+    with torch.no_grad():
+        assert_close(torch.compile(model)(x), model(x), 1e-4)
+
+
+def test_default_initialisation_also_precedes_a_checkpoint(tmp_path: Path) -> None:
+    """A plain ResNet's weights load by name; what RLA adds keeps its own initialisation."""
+    source = build('rla-r50')
+    plain = {
+        key: value
+        for key, value in source.state_dict().items()
+        if '.rla.' not in key and 'hidden' not in key
+    }
+    torch.save(plain, tmp_path / 'plain.pth')
+    checkpoint = str(tmp_path / 'plain.pth')
+    model = build('rla-r50', init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
+    model.init_weights()
+    state = model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in plain.items())
+    # Kaiming normal, fan out: std = sqrt(2 / (out_channels * kernel area))
+    weight = model.layer4.rla.conv_out.weight
+    assert weight.std().item() == pytest.approx((2 / weight.size(0)) ** 0.5, rel=0.15)
+
+
+WRONG = [
+    (dict(depth=34), 'depth=34, allowed: 50, 101, 152'),
+    (dict(variant='v7'), "variant='v7', allowed: 'v1', 'v2', 'v3', 'v4', 'v5', 'v6'"),
+    (dict(attention='cbam'), "attention='cbam', allowed: None, 'se', 'eca'"),
+    (dict(attention=dict(type='eca', kernel=5)), r"attention=\{.*\}, allowed: .*kernel"),
+    (dict(attention=3), "attention=3, allowed: None, 'se', 'eca'"),
+    (dict(out_indices=(0, 4)), r'out_indices=\(0, 4\), allowed: .* integers from 0 to 3'),
+    (dict(out_indices=(2, 1)), r'out_indices=\(2, 1\), allowed: .*increasing'),
+    (dict(out_indices=()), r'out_indices=\(\), allowed: one or more'),
+    (dict(out_indices=3), 'out_indices=3, allowed'),
+    (dict(rla_channels=0), 'rla_channels=0, allowed: an integer of at least 1'),
+    (dict(rla_channels=True), 'rla_channels=True, allowed'),
+    (dict(frozen_stages=5), 'frozen_stages=5, allowed: an integer from -1 to 4'),
+    (dict(frozen_stages=-2), 'frozen_stages=-2, allowed'),
+    (dict(in_channels=0), 'in_channels=0, allowed'),
+    (dict(groups=0), 'groups=0, allowed'),
+    (dict(base_width=1.5), 'base_width=1.5, allowed'),
+    (dict(base_channels='64'), "base_channels='64', allowed"),
+    (dict(norm_cfg=dict(type='Norm')), r'norm_cfg=.*Norm.*Allowed'),
+    (dict(norm_cfg='BN'), "norm_cfg='BN', allowed"),
+    (dict(norm_cfg=dict(type='GN', num_groups=3)), 'norm_cfg=.*num_groups'),
+    (dict(norm_eval='yes'), "norm_eval='yes'.*allowed: True or False"),
+    (dict(with_cp=1), 'with_cp=1.*allowed: True or False'),
+    (dict(with_hidden=None), 'with_hidden=None.*allowed: True or False'),
+    (dict(strides=(1, 2, 2)), r'strides=\(1, 2, 2\), allowed: four integers'),
+    (dict(init_cfg='torchvision://resnet50'), "init_cfg='torchvision://resnet50', allowed"),
+]
+
+
+@pytest.mark.parametrize('arguments, message', WRONG)
+def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        MODELS.build({**BACKBONES['rla-r50'], **arguments})
+
+
+COUNTS = {
+    'rla_resnet50': dict(depth=50),
+    'rla_resnet50_eca': dict(depth=50, attention='eca'),
+    'rla_resnet101': dict(depth=101),
+    'rla_resnet101_eca': dict(depth=101, attention='eca'),
+    'rla_resnet152': dict(depth=152),
+    'rla_resnet152_eca': dict(depth=152, attention='eca'),
+    'rla_resnext50_32x4d': dict(depth=50, groups=32, base_width=4),
+    'rla_resnext101_32x4d': dict(depth=101, groups=32, base_width=4),
+    'rlav2_resnet50': dict(depth=50, variant='v2'),
+    'rlav6_resnet50': dict(depth=50, variant='v6'),
+}
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_parameters_are_the_authors(name: str) -> None:
+    counts = json.loads((Path(__file__).parents[1] / 'data' / 'parameters.json').read_text())
+    with torch.device('meta'):
+        model = MODELS.build(dict(type='mmrecur.RLAResNet', with_hidden=True, **COUNTS[name]))
+    classifier = 1000 * (model.out_channels[-1] + 1)
+    ours = sum(p.numel() for p in model.parameters()) + classifier
+    assert ours == counts['rla (author implementation)'][name]

@@ -1,0 +1,163 @@
+"""Train any model of mmdet, mmpretrain or mmrecur from a config.
+
+python tools/train.py CONFIG [--resume] [--amp] [--cfg-options KEY=VALUE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+
+from mmrecur.apis.pictures import draw_predictions
+from mmrecur.apis.runner import (
+    ToolError,
+    add_common_arguments,
+    build_runner,
+    clean_errors,
+    leave_processes,
+    prepare_config,
+    use_amp,
+    use_auto_scale_lr,
+)
+from mmrecur.apis.summary import final_metrics, print_metrics, print_results, training_results
+from mmrecur.checkpoint.io import (
+    CheckpointError,
+    find_checkpoint_to_resume,
+    load_checkpoint_file,
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        'config', help='path of a config, or mmdet::PATH, mmpretrain::PATH, mmrecur::PATH'
+    )
+    add_common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from a checkpoint; "auto", or no value: from the last one in the work '
+        'directory, or from scratch if there is none',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision: float16 on a GPU, bfloat16 on the CPU',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the total batch size over auto_scale_lr.base_batch_size',
+    )
+    parser.add_argument(
+        '--num-pictures',
+        type=int,
+        default=8,
+        metavar='N',
+        help='after training, draw the predictions of a detector on the first N validation images; '
+        '0 for none (default: 8)',
+    )
+    parser.add_argument(
+        '--show-dir', help='where to draw them; default: predictions in the work directory'
+    )
+    args = parser.parse_args(argv)
+    if args.num_pictures < 0:
+        parser.error(f'argument --num-pictures: {args.num_pictures} given; allowed: 0 or more')
+    return args
+
+
+def set_starting_point(cfg: Config, resume: str | None) -> None:
+    """Decides what the run starts from, and reads it to fail before anything is built."""
+    if resume == 'auto':
+        found = find_checkpoint_to_resume(cfg.work_dir)
+        if found is None:
+            print(f'Nothing to resume in {cfg.work_dir}: training from the start.', flush=True)
+            cfg.resume = False
+        else:
+            cfg.resume, cfg.load_from = True, str(found)
+    elif resume is not None:
+        cfg.resume, cfg.load_from = True, resume
+    elif cfg.get('resume') and cfg.get('load_from') is None:
+        return set_starting_point(cfg, 'auto')
+    source = cfg.get('load_from')
+    if source is None or '://' in source:
+        return None
+    checkpoint = load_checkpoint_file(source)
+    if cfg.resume:
+        check_resumable(source, checkpoint)
+        take_over_seed(cfg, checkpoint['meta'].get('seed'))
+    return None
+
+
+def check_resumable(source: str, checkpoint: dict) -> None:
+    """Raises CheckpointError unless the file holds a state of training, not weights alone."""
+    lacking = {'meta', 'state_dict', 'message_hub', 'optimizer'} - set(checkpoint)
+    if lacking:
+        raise CheckpointError(
+            f'checkpoint {source!r} cannot be resumed: it lacks {", ".join(sorted(lacking))}; to '
+            f'start from its weights use --cfg-options load_from={source}'
+        )
+
+
+def take_over_seed(cfg: Config, seed: int | None) -> None:
+    """Gives the run the seed of the one it continues.
+
+    MMEngine takes the seed over after the sampler has been built, too late for the data order.
+    """
+    randomness = cfg.setdefault('randomness', dict(seed=None))
+    if seed is None or randomness.get('seed') == seed:
+        return
+    if randomness.get('seed') is not None:
+        print(f'The resumed run had seed {seed}: it replaces {randomness.seed}.', flush=True)
+    randomness.seed = seed
+
+
+def draw(runner: Runner, args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Draws predictions; what goes wrong here must not fail a training that is done."""
+    directory = Path(args.show_dir or Path(runner.work_dir) / 'predictions')
+    try:
+        written = draw_predictions(runner, directory, args.num_pictures)
+    except Exception as error:
+        runner.logger.warning(f'No pictures of predictions: {type(error).__name__}: {error}')
+        return []
+    return [('predictions', str(directory))] if written else []
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    cfg = prepare_config(args)
+    for part in ('train_cfg', 'train_dataloader', 'optim_wrapper'):
+        if cfg.get(part) is None:
+            raise ToolError(f'config {args.config!r} has no {part}: it describes no training')
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        use_auto_scale_lr(cfg)
+    set_starting_point(cfg, args.resume)
+    runner = build_runner(cfg)
+    runner.train()
+    pictures = draw(runner, args) if args.num_pictures else []
+    if is_main_process():
+        metrics = final_metrics(runner)
+        if metrics:
+            print_metrics(metrics, 'Last validation')
+        print('Results:', flush=True)
+        print_results(training_results(runner), pictures)
+    leave_processes(runner)
+
+
+if __name__ == '__main__':
+    # Set before OpenMP starts: with a process per core its threads would only compete.
+    if 'RANK' in os.environ:
+        os.environ.setdefault('OMP_NUM_THREADS', '1')
+    with clean_errors():
+        main()
