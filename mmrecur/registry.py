@@ -6,11 +6,9 @@ any other scope (mmdet, mmpretrain, ...). ``locations`` lets MMEngine import the
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
-from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmrecur', locations=['mmrecur.models'])
@@ -26,13 +24,4 @@ DATASETS = Registry(
 )
 TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope='mmrecur', locations=['mmrecur.datasets']
-)
-METRICS = Registry(
-    'metric', parent=MMENGINE_METRICS, scope='mmrecur', locations=['mmrecur.evaluation']
-)
-WEIGHT_INITIALIZERS = Registry(
-    'weight initializer',
-    parent=MMENGINE_WEIGHT_INITIALIZERS,
-    scope='mmrecur',
-    locations=['mmrecur.checkpoint'],
 )

@@ -18,13 +18,14 @@ import platform
 import sys
 
 import torch
-from mmengine.analysis import get_model_complexity_info
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
 
+from mmrecur.analysis import complexity
 from mmrecur.analysis.benchmark import deployed, evaluation_call, measure, training_call
-from mmrecur.analysis.specs import build_backbone
+from mmrecur.analysis.specs import build_model, read_model
+from mmrecur.apis.runner import clean_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -62,8 +63,7 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(spec: str, args: argparse.Namespace) -> torch.nn.Module:
     """Build a model and bring it into the form to be timed."""
-    torch.manual_seed(0)
-    model = build_backbone(spec).to(args.device)
+    model = build_model(*read_model(spec, backbone_only=True)).to(args.device)
     if args.deploy:
         model = deployed(model)
     if args.memory_format != 'default':
@@ -77,16 +77,6 @@ def memory_format(args: argparse.Namespace) -> torch.memory_format:
     return torch.channels_last if wanted else torch.contiguous_format
 
 
-def complexity(model: torch.nn.Module, x: torch.Tensor) -> tuple[int, int]:
-    """Parameters, and multiply-adds for one image."""
-    model.eval()
-    with torch.no_grad():
-        info = get_model_complexity_info(
-            model, inputs=x[:1].contiguous(), show_table=False, show_arch=False
-        )
-    return sum(p.numel() for p in model.parameters()), info['flops']
-
-
 def run(args: argparse.Namespace, shape: list[int]) -> list[dict]:
     """Time both models at one shape; rows for the reference and the model."""
     specs = [args.against, args.model]
@@ -94,7 +84,7 @@ def run(args: argparse.Namespace, shape: list[int]) -> list[dict]:
     x = torch.randn(*shape, device=args.device)
     if args.memory_format != 'default':
         x = x.contiguous(memory_format=memory_format(args))
-    counts = [complexity(model, x) for model in models]
+    counts = [complexity.measure(model, x[:1])[''] for model in models]
     if args.compile:
         models = [torch.compile(model) for model in models]
     make = training_call if args.train else evaluation_call
@@ -104,8 +94,14 @@ def run(args: argparse.Namespace, shape: list[int]) -> list[dict]:
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         timings = measure(calls, device, args.rounds)
     return [
-        dict(model=spec, shape=shape, parameters=params, flops=flops, **vars(timing))
-        for spec, (params, flops), timing in zip(specs, counts, timings)
+        dict(
+            model=spec,
+            shape=shape,
+            parameters=count.parameters,
+            flops=count.multiply_adds,
+            **vars(timing),
+        )
+        for spec, count, timing in zip(specs, counts, timings)
     ]
 
 
@@ -138,10 +134,7 @@ def main() -> None:
     MMLogger.get_instance('mmengine', log_level=logging.ERROR)
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        rows = [row for shape in args.shape or [[1, 3, 224, 224]] for row in run(args, shape)]
-    except ValueError as error:
-        sys.exit(f'error: {error}')
+    rows = [row for shape in args.shape or [[1, 3, 224, 224]] for row in run(args, shape)]
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -149,4 +142,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with clean_errors():
+        main()

@@ -1,65 +1,129 @@
-"""Models named on a command line."""
+"""Models named on a command line.
+
+A name is a config file (a path, ``mmdet::PATH``, ``mmpretrain::PATH``, ``mmrecur::PATH``) or a module: its
+registry name with literal arguments, ``mmrecur.RLAResNet(depth=50)``, or its config,
+``dict(type='mmrecur.RLAResNet', depth=50)``.
+"""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import re
+from typing import Any
 
-from mmengine.registry import MODELS
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import is_installed
 from torch import nn
 
 import mmrecur.registry  # noqa: F401  (adds this package to MMEngine's registries)
 from mmrecur.apis.runner import ToolError, load_config
 
-ALLOWED = (
-    "a config file, an 'mmdet::...' style name of one, or a registered backbone with its arguments "
-    "such as 'mmrecur.RLAResNet(depth=50)' or 'mmpretrain.ResNet(depth=50)'"
-)
+
+def parse_module(text: str) -> dict[str, Any] | None:
+    """Read ``text`` as the config of a module; None if it names a config file."""
+    text = text.strip()
+    if not re.match(r'\{|[\w.]+\(|[A-Za-z_]\w*(\.\w+)?$', text) or text.endswith('.py'):
+        return None
+    try:
+        node = ast.parse(text, mode='eval').body
+        if isinstance(node, (ast.Name, ast.Attribute)):
+            return dict(type=text)
+        cfg = _literal(node)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) != 'dict':
+            return dict(type=ast.unparse(node.func), **cfg)
+    except (SyntaxError, ValueError) as error:
+        raise ToolError(f'CONFIG {text!r} is no module with literal arguments: {error}') from error
+    if 'type' not in cfg:
+        raise ToolError(f'CONFIG {text!r} has no type')
+    return cfg
 
 
-def backbone_config(spec: str) -> dict:
-    """Find the backbone a command line names.
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call):
+        if node.args or any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError('arguments need names')
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [_literal(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    return ast.literal_eval(node)
+
+
+def without_pretrained(cfg: Any) -> Any:
+    """A copy of a model's config that asks for no weights."""
+    if isinstance(cfg, dict):
+        return {
+            key: without_pretrained(value)
+            for key, value in cfg.items()
+            if key not in ('init_cfg', 'pretrained')
+        }
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(without_pretrained(item) for item in cfg)
+    return cfg
+
+
+def read_model(
+    name: str, options: dict[str, Any] | None = None, backbone_only: bool = False
+) -> tuple[dict[str, Any], str | None]:
+    """Find the model that a command line names.
 
     Args:
-        spec (str): A config file, a name such as ``mmdet::retinanet/...py``, or a registered class with
-            literal arguments such as ``mmrecur.RLAResNet(depth=50)``.
+        name (str): See the top of this file.
+        options (dict, optional): Changes to the config, or arguments of the module. Defaults to None.
+        backbone_only (bool): Of a config's model take the backbone. Defaults to False.
 
     Returns:
-        dict: The backbone's config, its type with a scope.
+        tuple[dict, str or None]: The model's config and the scope to build it in.
 
     Raises:
-        ValueError: If ``spec`` is none of these or the config has no backbone.
+        ToolError: If there is no such model.
     """
-    if spec.endswith('.py') or '::' in spec:
-        try:
-            config = load_config(spec)
-        except ToolError as error:
-            raise ValueError(f'model={spec!r} ({error}), allowed: {ALLOWED}') from error
-        backbone = config.get('model', {}).get('backbone')
-        if backbone is None:
-            raise ValueError(f'model={spec!r} has no model.backbone, allowed: {ALLOWED}')
-        backbone = backbone.to_dict()
-        if '.' not in backbone['type']:
-            backbone['type'] = f'{config.get("default_scope", "mmengine")}.{backbone["type"]}'
-        return backbone
-    try:
-        call = ast.parse(spec, mode='eval').body
-        if not isinstance(call, ast.Call):
-            return dict(type=ast.unparse(call))
-        if call.args:
-            raise ValueError('arguments need names')
-        arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        return dict(type=ast.unparse(call.func), **arguments)
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f'model={spec!r} ({error}), allowed: {ALLOWED}') from error
+    module = parse_module(name)
+    if module is not None:
+        cfg = Config(module)
+        cfg.merge_from_dict(options or {})
+        return cfg.to_dict(), cfg.type.split('.')[0] if '.' in cfg.type else None
+    cfg = load_config(name, options)
+    if cfg.get('model') is None:
+        raise ToolError(f'config {name!r} has no model')
+    model = cfg.model
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    if backbone_only:
+        if model.get('backbone') is None:
+            raise ToolError(f'the model of {name!r} has no backbone')
+        model = model.backbone
+    return model, cfg.get('default_scope')
 
 
-def build_backbone(spec: str) -> nn.Module:
-    """Build the backbone that :func:`backbone_config` finds, with random weights.
+def build_model(cfg: dict[str, Any], scope: str | None) -> nn.Module:
+    """Build a model with random weights, the same ones every time.
 
     Args:
-        spec (str): See :func:`backbone_config`.
+        cfg (dict): The model's config.
+        scope (str, optional): Default scope of its types.
 
     Returns:
-        nn.Module: The backbone; nothing is downloaded.
+        nn.Module: The model; nothing is downloaded.
+
+    Raises:
+        ToolError: If it cannot be built; the message says why.
     """
-    return MODELS.build(backbone_config(spec))
+    if scope is not None:
+        if not is_installed(scope) and scope != 'mmrecur':
+            raise ToolError(f'the package {scope!r}, which the config needs, is not installed')
+        importlib.import_module(f'{scope}.registry')
+    torch.manual_seed(0)
+    try:
+        with DefaultScope.overwrite_default_scope(scope):
+            model = MODELS.build(ConfigDict(without_pretrained(cfg)))
+    except (KeyError, TypeError, ValueError) as error:
+        message = error.args[0] if error.args else error
+        raise ToolError(f'the model cannot be built: {message}') from error
+    return revert_sync_batchnorm(model)

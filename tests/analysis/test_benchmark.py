@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,29 +13,29 @@ import torch
 from torch import nn
 
 from mmrecur.analysis.benchmark import deployed, evaluation_call, peak_memory, training_call
-from mmrecur.analysis.specs import backbone_config, build_backbone
+from mmrecur.analysis.specs import build_model, read_model
+from mmrecur.apis.runner import ToolError
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_specs_name_configs_and_classes() -> None:
-    assert backbone_config("mmrecur.RLAResNet(depth=50, attention='eca')") == dict(
-        type='mmrecur.RLAResNet', depth=50, attention='eca'
-    )
+    cfg, scope = read_model("mmrecur.RLAResNet(depth=50, attention='eca')", backbone_only=True)
+    assert cfg == dict(type='mmrecur.RLAResNet', depth=50, attention='eca') and scope == 'mmrecur'
     config = str(ROOT / 'configs/rla/faster-rcnn_rla-r101_fpn_1x_coco.py')
-    assert backbone_config(config)['depth'] == 101
-    plain = backbone_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
-    assert plain['type'] == 'mmdet.ResNet'
+    assert read_model(config, backbone_only=True)[0]['depth'] == 101
+    plain, scope = read_model('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', backbone_only=True)
+    assert plain['type'] == 'ResNet' and scope == 'mmdet'
 
 
 @pytest.mark.parametrize('spec', ['missing.py', 'mmrecur.RLAResNet(50)', 'mmrecur.RLAResNet(depth='])
-def test_a_wrong_spec_says_what_is_allowed(spec: str) -> None:
-    with pytest.raises(ValueError, match='allowed: a config file'):
-        backbone_config(spec)
+def test_a_wrong_spec_is_named(spec: str) -> None:
+    with pytest.raises(ToolError, match=re.escape(repr(spec))):
+        read_model(spec)
 
 
 def test_plain_models_are_folded_in_a_copy() -> None:
-    model = build_backbone('mmpretrain.ResNet(depth=18, base_channels=8, stem_channels=8)')
+    model = build_model(*read_model('mmpretrain.ResNet(depth=18, base_channels=8, stem_channels=8)'))
     folded = deployed(model)
     x = torch.randn(1, 3, 32, 32)
     model.eval()

@@ -13,27 +13,19 @@ weights are loaded.
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
-import importlib
 import json
-import re
 import sys
 from dataclasses import asdict
-from typing import Any
 
-import torch
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.utils import is_installed
+from mmengine.config import DictAction
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from mmrecur.analysis.complexity import Complexity, image_inputs, measure
-from mmrecur.apis.runner import ToolError, clean_errors, load_config
+from mmrecur.analysis.specs import build_model, read_model
+from mmrecur.apis.runner import clean_errors
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -65,88 +57,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def parse_module(text: str) -> dict[str, Any] | None:
-    """Reads ``text`` as the config of a module. None if it is a name of a config file."""
-    text = text.strip()
-    if not re.match(r'\{|[\w.]+\(|[A-Za-z_]\w*(\.\w+)?$', text) or text.endswith('.py'):
-        return None
-    try:
-        node = ast.parse(text, mode='eval').body
-        if isinstance(node, (ast.Name, ast.Attribute)):
-            return dict(type=text)
-        cfg = _literal(node)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) != 'dict':
-            return dict(type=ast.unparse(node.func), **cfg)
-    except (SyntaxError, ValueError) as error:
-        raise ToolError(f'CONFIG {text!r} is no module with literal arguments: {error}') from error
-    if 'type' not in cfg:
-        raise ToolError(f'CONFIG {text!r} has no type')
-    return cfg
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call):
-        if node.args or any(keyword.arg is None for keyword in node.keywords):
-            raise ValueError('arguments need names')
-        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values, strict=True)}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        items = [_literal(item) for item in node.elts]
-        return items if isinstance(node, ast.List) else tuple(items)
-    return ast.literal_eval(node)
-
-
-def without_pretrained(cfg: Any) -> Any:
-    """Returns a copy of a model's config that asks for no weights."""
-    if isinstance(cfg, dict):
-        return {
-            key: without_pretrained(value)
-            for key, value in cfg.items()
-            if key not in ('init_cfg', 'pretrained')
-        }
-    if isinstance(cfg, (list, tuple)):
-        return type(cfg)(without_pretrained(item) for item in cfg)
-    return cfg
-
-
-def read_model(args: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
-    """Returns the config of the model to measure, and the scope to build it in."""
-    module = parse_module(args.config)
-    if module is not None:
-        cfg = Config(module)
-        cfg.merge_from_dict(args.cfg_options or {})
-        scope = cfg.type.split('.')[0] if '.' in cfg.type else None
-        return cfg.to_dict(), scope
-    cfg = load_config(args.config, args.cfg_options)
-    if cfg.get('model') is None:
-        raise ToolError(f'config {args.config!r} has no model')
-    model = cfg.model
-    if cfg.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    if args.backbone_only:
-        if model.get('backbone') is None:
-            raise ToolError(f'--backbone-only: the model of {args.config!r} has no backbone')
-        model = model.backbone
-    return model, cfg.get('default_scope')
-
-
-def build(cfg: dict[str, Any], scope: str | None) -> nn.Module:
-    """Builds a model with random weights."""
-    if scope is not None:
-        if not is_installed(scope) and scope != 'mmrecur':
-            raise ToolError(f'the package {scope!r}, which the config needs, is not installed')
-        importlib.import_module(f'{scope}.registry')
-    torch.manual_seed(0)
-    try:
-        with DefaultScope.overwrite_default_scope(scope):
-            model = MODELS.build(ConfigDict(without_pretrained(cfg)))
-    except (KeyError, TypeError, ValueError) as error:
-        message = error.args[0] if error.args else error
-        raise ToolError(f'the model cannot be built: {message}') from error
-    return revert_sync_batchnorm(model)
-
-
 def print_table(title: str, measured: dict[str, Complexity]) -> None:
     """Prints the whole and its parts."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify='left', show_footer=False)
@@ -168,8 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     # The libraries log to stdout, which is for the result.
     with contextlib.redirect_stdout(sys.stderr):
-        cfg, scope = read_model(args)
-        model = build(cfg, scope)
+        cfg, scope = read_model(args.config, args.cfg_options, args.backbone_only)
+        model = build_model(cfg, scope)
         detector = type(model).__module__.startswith('mmdet.') and hasattr(model, 'bbox_head')
         detector = detector or hasattr(model, 'roi_head')
         shape = args.shape or ((800, 1280) if detector else (224, 224))
