@@ -13,6 +13,7 @@ import gc
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ import mmrecur
 from mmrecur.checkpoint.io import CheckpointError, use_safe_loading
 from mmrecur.engine import AverageLossesHook, CPUAmpOptimWrapper, ResumableRandomnessHook
 from mmrecur.engine.file_backend import use_atomic_writes
+
+# What these libraries say on import is nothing that a user of the tools could act on.
+for _message in ('Failed to load image Python extension', 'faster_coco_eval is not installed'):
+    warnings.filterwarnings('ignore', message=_message)
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 

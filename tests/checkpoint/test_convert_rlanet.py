@@ -124,8 +124,13 @@ def concatenated(model: nn.Module) -> nn.Module:
 
 
 def concatenated_forward(
-    block: Bottleneck, x: Tensor, h: Tensor, source: str = 'output', readout: nn.Module | None = None
+    block: Bottleneck,
+    x: Tensor,
+    h: Tensor | None,
+    source: str = 'output',
+    readout: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor]:
+    h = x.new_zeros(x.size(0), block.conv1_hidden.in_channels, *x.shape[2:]) if h is None else h
     weight = torch.cat([block.conv1.weight, block.conv1_hidden.weight], dim=1)
     out = F.relu(block.bn1(F.conv2d(torch.cat([x, h], dim=1), weight)))
     out = F.relu(block.bn2(block.conv2(out)))

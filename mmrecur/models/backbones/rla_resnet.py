@@ -15,7 +15,7 @@ from ..layers.attention import ECA, ChannelGate, SqueezeExcite
 from ..layers.checks import check_choice, check_int
 from ..layers.fuse import fold_norm, is_foldable
 from ..layers.residual import Bottleneck, DeepStem, NormLayer
-from ..layers.rla import RLA_VARIANTS, FusedRLACell, RLACell, downsample_hidden
+from ..layers.rla import RLA_VARIANTS, RLACell, downsample_hidden
 from .base import Backbone, check_flag, make_norm_layer
 
 #: Size of the ECA convolution in each stage (ECA-ResNet, as the authors of RLA use it).
@@ -91,15 +91,14 @@ class RLAStage(nn.Module):
         if index >= self.num_updates:
             return block(x, h)[0], h
         x, new = block(x, h, self.source, self.rla.readout(index))
-        h = h if h is None else downsample_hidden(h, block.stride)
-        return x, self.rla.update(h, new, index)
+        return x, self.rla.update(downsample_hidden(h, block.stride), new, index)
 
     def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Run the stage.
 
         Args:
             x (Tensor): Shape (N, C_in, H, W).
-            h (Tensor, optional): State, shape (N, k, H, W); None, for zeros, in the inference form only.
+            h (Tensor, optional): State, shape (N, k, H, W); None for zeros.
 
         Returns:
             tuple[Tensor, Tensor]: The stage's output and the state after its last update.
@@ -340,11 +339,7 @@ class RLAResNet(Backbone):
         """
         x = self.stem(x) if self.deep_stem else self.relu(self.bn1(self.conv1(x)))
         x = self.maxpool(x)
-        # The zero state is computed with in training, so that every parameter gets a gradient (of
-        # zero, for the first conv1_hidden): DistributedDataParallel waits for those that get none.
-        h = None
-        if getattr(self.layer1, '0').conv1_hidden is not None:
-            h = x.new_zeros(x.size(0), self.rla_channels, x.size(2), x.size(3))
+        h = None  # zeros, at no cost
         outputs = []
         for i, name in enumerate(self.stages):
             x, h = getattr(self, name)(x, h)
@@ -361,6 +356,4 @@ class RLAResNet(Backbone):
             self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
         for name in self.stages:
             getattr(self, name).switch_to_deploy()
-        if isinstance(self.layer1.rla, FusedRLACell):
-            # the state is zero there, and the fused cell takes None for it
-            getattr(self.layer1, '0').conv1_hidden = None
+        getattr(self.layer1, '0').conv1_hidden = None  # reads zeros

@@ -86,16 +86,13 @@ class _NormReadout(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, grad_read: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, readout, mean, inverse_std = ctx.saved_tensors
         scale = weight * inverse_std
-        grad_readout = None
-        if ctx.needs_input_grad[3]:
-            _, against_x, _ = torch.ops.aten.convolution_backward(
-                grad_read, x, readout, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
-                [False, True, False],
-            )  # fmt: skip
-            total = grad_read.sum((0, 2, 3)).view(-1, 1, 1, 1)
-            grad_readout = against_x * scale.view(1, -1, 1, 1)
-            grad_readout += total * (bias - mean * scale).view(1, -1, 1, 1)
-        grad = F.conv2d(grad_read, readout.transpose(0, 1))
+        # Of its input, the gradient of a convolution's input depends on the shape alone: x will do.
+        grad, against_x, _ = torch.ops.aten.convolution_backward(
+            grad_read, x, readout, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False]
+        )
+        total = grad_read.sum((0, 2, 3)).view(-1, 1, 1, 1)
+        grad_readout = against_x * scale.view(1, -1, 1, 1)
+        grad_readout += total * (bias - mean * scale).view(1, -1, 1, 1)
         grad += grad_y
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, inverse_std.pow(-2) - ctx.eps, mean, inverse_std,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import ChannelGate
@@ -154,9 +156,14 @@ class Bottleneck(nn.Module):
             tuple[Tensor, Tensor]: The output, shape (N, out_channels, H / stride, W / stride), and the
             map asked for or what was read from it, of the same resolution.
         """
-        inner = self.conv1(x)
         if h is not None:
+            inner = self.conv1(x)
             inner += self.conv1_hidden(h)
+        elif self.conv1_hidden is not None and torch.is_grad_enabled():
+            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here
+            inner = F.conv2d(x, self.conv1.weight + 0 * self.conv1_hidden.weight.sum())
+        else:
+            inner = self.conv1(x)
         inner = self.relu(self.bn1(inner))
         inner = self.relu(self.bn2(self.conv2(inner)))
         residual = self.conv3(inner)

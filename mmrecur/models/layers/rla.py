@@ -26,18 +26,18 @@ RLA_VARIANTS: dict[str, tuple[str, bool]] = {
 }
 
 
-def downsample_hidden(h: Tensor, stride: int) -> Tensor:
+def downsample_hidden(h: Tensor | None, stride: int) -> Tensor | None:
     """Bring a hidden state to the resolution of a strided block's output by average pooling.
 
     Args:
-        h (Tensor): Shape (N, k, H, W).
+        h (Tensor, optional): Shape (N, k, H, W), or None for zeros.
         stride (int): The block's stride.
 
     Returns:
-        Tensor: Shape (N, k, ceil(H / stride), ceil(W / stride)): rounded up as a padded convolution
-        does, so that odd sizes fit.
+        Tensor, optional: Shape (N, k, ceil(H / stride), ceil(W / stride)): rounded up as a padded
+        convolution does, so that odd sizes fit.
     """
-    if stride == 1:
+    if h is None or stride == 1:
         return h
     return F.avg_pool2d(h, stride, stride, ceil_mode=True, count_include_pad=False)
 
@@ -111,11 +111,12 @@ class RLACell(nn.Module):
         self.recurrent_conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=False)
         self.norms = nn.ModuleList(norm_layer(hidden_channels) for _ in range(num_steps))
 
-    def forward(self, h: Tensor, s: Tensor, step: int) -> Tensor:
+    def forward(self, h: Tensor | None, s: Tensor, step: int) -> Tensor:
         """Update the state.
 
         Args:
-            h (Tensor): State before the block, at its output's resolution, shape (N, k, H, W).
+            h (Tensor, optional): State before the block, at its output's resolution, shape
+                (N, k, H, W); None for zeros.
             s (Tensor): What is aggregated from the block, shape (N, C, H, W).
             step (int): Index of the update in the stage.
 
@@ -128,11 +129,13 @@ class RLACell(nn.Module):
         """The layer that reads what is aggregated, for blocks that can apply it more cheaply."""
         return self.conv_out
 
-    def update(self, h: Tensor, new: Tensor, step: int) -> Tensor:
+    def update(self, h: Tensor | None, new: Tensor, step: int) -> Tensor:
         """Update the state from what :meth:`readout` gave, shape (N, k, H, W)."""
         if self.add_first:
-            return self.recurrent_conv(torch.tanh(self.norms[step](h + new)))
-        return self.recurrent_conv(torch.tanh(self.norms[step](h))) + new
+            state = new if h is None else h + new
+            return self.recurrent_conv(torch.tanh(self.norms[step](state)))
+        state = torch.zeros_like(new) if h is None else h
+        return self.recurrent_conv(torch.tanh(self.norms[step](state))) + new
 
     def fused(self, last_convs: Sequence[nn.Conv2d] | None = None) -> FusedRLACell | None:
         """The cell in its inference form.
@@ -190,10 +193,7 @@ class FusedRLACell(nn.Module):
         self.shifts = None if cell.add_first else nn.ParameterList(shifts)
 
     def forward(self, h: Tensor | None, s: Tensor, step: int) -> Tensor:
-        """Update the state; arguments and result as in :meth:`RLACell.forward`.
-
-        ``h`` may be None for the zero state, which costs nothing then.
-        """
+        """Update the state; arguments and result as in :meth:`RLACell.forward`."""
         return self.update(h, self.readout(step)(s), step)
 
     def readout(self, step: int) -> nn.Module:
