@@ -45,7 +45,7 @@ def load(name: str) -> Config:
 def without_checkpoints(model: dict) -> dict:
     """The model's config without the checkpoints it would download."""
     for _, value in dicts(model):
-        if value.get('init_cfg', {}).get('type') == 'Pretrained':
+        if value.get('init_cfg', {}).get('type') in ('Pretrained', 'mmrecur.Graft'):
             value['init_cfg'] = None
     return model
 
@@ -229,7 +229,7 @@ def test_detectors_follow_the_paper(name: str) -> None:
     backbone = cfg.model.backbone
     depth = 101 if 'r101' in name else 50
     assert backbone.depth == depth
-    assert backbone.init_cfg == dict(type='Pretrained', checkpoint=f'torchvision://resnet{depth}')
+    assert backbone.init_cfg == dict(type='mmrecur.Graft', checkpoint=f'torchvision://resnet{depth}')
     assert backbone.get('attention') == ('eca' if 'eca' in name else None)
     assert 'with_hidden' not in backbone  # FPN reads the main network only
     # the stem only: see "Initial weights" in configs/rla/README.md

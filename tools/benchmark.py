@@ -123,7 +123,7 @@ def show(rows: list[dict], args: argparse.Namespace) -> None:
             f'{row["flops"] / 1e9:.3f}',
             f'{row["peak_bytes"] / 2**20:.1f}',
         )
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = Console(markup=False) if sys.stdout.isatty() else Console(width=140, markup=False)
     console.print(table)
     console.print('ratio: median over rounds to the first model in the same round. FLOPs are multiply-adds.')
 

@@ -6,7 +6,6 @@ python tools/train.py CONFIG [--resume] [--amp] [--cfg-options KEY=VALUE ...]
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from mmengine.config import Config
@@ -91,7 +90,7 @@ def set_starting_point(cfg: Config, resume: str | None) -> None:
     if source is None or '://' in source:
         return None
     checkpoint = load_checkpoint_file(source)
-    if cfg.resume:
+    if cfg.get('resume'):
         check_resumable(source, checkpoint)
         take_over_seed(cfg, checkpoint['meta'].get('seed'))
     return None
@@ -112,12 +111,13 @@ def take_over_seed(cfg: Config, seed: int | None) -> None:
 
     MMEngine takes the seed over after the sampler has been built, too late for the data order.
     """
-    randomness = cfg.setdefault('randomness', dict(seed=None))
-    if seed is None or randomness.get('seed') == seed:
+    randomness = dict(cfg.get('randomness') or {})
+    given = randomness.get('seed')
+    if seed is None or given == seed:
         return
-    if randomness.get('seed') is not None:
-        print(f'The resumed run had seed {seed}: it replaces {randomness.seed}.', flush=True)
-    randomness.seed = seed
+    if given is not None:
+        print(f'The resumed run had seed {seed}: it replaces {given}.', flush=True)
+    cfg.randomness = dict(randomness, seed=seed)
 
 
 def draw(runner: Runner, args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -156,8 +156,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    # Set before OpenMP starts: with a process per core its threads would only compete.
-    if 'RANK' in os.environ:
-        os.environ.setdefault('OMP_NUM_THREADS', '1')
     with clean_errors():
         main()

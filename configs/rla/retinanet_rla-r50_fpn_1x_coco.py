@@ -11,10 +11,10 @@ model = dict(
         _delete_=True,
         type='mmrecur.RLAResNet',
         depth=50,
-        # The stem only: the checkpoint below has no recurrent parts, so freezing stage 1 as well
-        # would keep its recurrent parts random. See "Initial weights" in README.md.
+        # The stem only: the checkpoint below is of a plain network, so freezing stage 1 as well
+        # would keep its recurrent parts from learning. See "Initial weights" in README.md.
         frozen_stages=0,
         norm_eval=True,
-        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
+        init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://resnet50'),
     )
 )

@@ -63,7 +63,7 @@ def print_metrics(metrics: Mapping[str, Any], title: str) -> None:
     table.columns[1].justify = 'right'
     for name, value in metrics.items():
         table.add_row(name, f'{value:.4f}' if isinstance(value, float) else str(value))
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False).print(table)
 
 
 def print_results(results: Mapping[str, str], extra: Sequence[tuple[str, str]] = ()) -> None:

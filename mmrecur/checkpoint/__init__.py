@@ -1,6 +1,8 @@
 """State dict to state dict: pure functions that report what became of every tensor."""
 
 from .convert import convert
+from .graft import graft, register_graft
+from .initialize import GraftInit
 from .report import Report, TransferError
 
-__all__ = ['Report', 'TransferError', 'convert']
+__all__ = ['GraftInit', 'Report', 'TransferError', 'convert', 'graft', 'register_graft']

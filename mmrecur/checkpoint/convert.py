@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..models.layers.checks import check_choice
+from .layouts import why_absent
 from .report import Report, Transfer, TransferError
 
 
@@ -44,7 +45,10 @@ def convert(
     """
     check_choice('source', source, CONVERTERS)
     backbone = getattr(model, 'backbone', model)
-    if getattr(backbone, 'deployed', False):
+    if not hasattr(backbone, 'deployed'):
+        kind = type(backbone).__name__
+        raise ValueError(f'model has a backbone of type {kind}, allowed: a backbone of mmrecur')
+    if backbone.deployed:
         raise ValueError('model is in its inference form, allowed: a model before switch_to_deploy()')
     return CONVERTERS[source](unwrap(state_dict), model, strict)
 
@@ -117,17 +121,17 @@ def _convert_rlanet(
         hidden = re.sub(r'conv1\.weight$', 'conv1_hidden.weight', ours)
         if hidden != ours and hidden in target:
             channels = target[ours].size(1)
-            both = source[key].split([channels, source[key].size(1) - channels], dim=1)
-            transfer.transform(ours, [key], both[0], f'input channels of x: [:, :{channels}]')
-            transfer.transform(hidden, [key], both[1], f'input channels of h: [:, {channels}:]')
+            weight = source[key]
+            transfer.transform(ours, [key], weight[:, :channels], f'inputs from x: [:, :{channels}]')
+            transfer.transform(hidden, [key], weight[:, channels:], f'inputs from h: [:, {channels}:]')
         elif ours in target:
             transfer.copy(ours, key)
-        elif why := _rlanet_has_no_place(ours[len(prefix) :] if prefix else ours, backbone):
+        elif why := why_absent(ours[len(prefix) :] if prefix else ours, backbone):
             transfer.drop(key, why)
     for key in target:
         if key in transfer.report.copied or key in transfer.report.transformed:
             continue
-        if not key.startswith(prefix):
+        if not key.startswith(prefix) and not key.startswith('head.fc.'):
             transfer.leave(key, 'not part of the backbone')
         elif key.endswith('num_batches_tracked'):
             transfer.leave(key, 'a counter that old checkpoints lack')
@@ -139,21 +143,6 @@ def _convert_rlanet(
             'to give their accuracy'
         )
     return transfer.finish(strict)
-
-
-def _rlanet_has_no_place(name: str, backbone: nn.Module) -> str | None:
-    """Why a key of the authors' may be missing in the model, if there is a reason."""
-    if name.startswith('head.fc.') or name.startswith('fc.'):
-        return 'the model has no classifier'
-    if name.startswith('hidden_norm.') and not backbone.with_hidden:
-        return 'the model does not return its state (with_hidden=False)'
-    if match := re.match(r'layer(\d+)\.', name):
-        stage = int(match[1])
-        if stage > backbone.num_stages:
-            return 'the stage is not built, it lies behind the last of out_indices'
-        if stage == backbone.num_stages and '.rla.norms.' in name and not backbone.with_hidden:
-            return 'belongs to the last update of the state, which nothing reads'
-    return None
 
 
 #: Layout -> rule. A family adds its authors' layout here.

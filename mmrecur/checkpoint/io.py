@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
@@ -72,7 +73,7 @@ def _numpy_array(subtype: type, shape: tuple, kind: bytes) -> np.ndarray:
 def _safe_globals() -> list[Any]:
     """What a checkpoint of MMEngine's runner holds besides tensors and plain Python types."""
     kinds = 'bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 str'
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, slice]
+    allowed = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, slice]
     allowed += sorted({type(np.dtype(kind)) for kind in kinds.split()}, key=str)
     allowed.append(_renamed('builtins.getattr', _get_statistic))
     for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # numpy 1 and 2
@@ -227,7 +228,8 @@ def find_checkpoint_to_resume(work_dir: str | os.PathLike) -> Path | None:
     pointer = work_dir / 'last_checkpoint'
     if pointer.is_file():
         name = pointer.read_text().strip()
-        for named in (Path(name), work_dir / Path(name).name):
+        # the directory may have moved, or be a copy whose original is still there
+        for named in (work_dir / Path(name).name, Path(name)):
             if name and named.is_file():
                 return named
     saved = [

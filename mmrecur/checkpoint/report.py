@@ -62,7 +62,7 @@ class Report:
         table.add_row('copied', 'as named in the source', str(len(self.copied)), '')
         for (what, pattern, why), count in rows.items():
             table.add_row(what, pattern, str(count), why)
-        console = Console(width=118, color_system=None)
+        console = Console(width=118, color_system=None, markup=False)
         with console.capture() as capture:
             console.print(table)
             for note in self.notes:

@@ -116,7 +116,7 @@ def test_deployed_form_computes_the_same(name: str) -> None:
     norms = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
     assert set(norms) <= {'hidden_norm'}
     # the form is a function of the configuration: its weights load into another one
-    before.load_state_dict(build(name, init_cfg=None).state_dict())
+    before.load_state_dict({k: v + 1 if v.is_floating_point() else v for k, v in before.state_dict().items()})
     before.switch_to_deploy()
     before.load_state_dict(state)
     with torch.no_grad():
@@ -157,6 +157,7 @@ def test_frozen_stages_neither_learn_nor_record(name: str, frozen: int) -> None:
     owned = {id(p) for modules in stages.values() for m in modules for p in m.parameters()}
     assert owned == {id(p) for p in model.parameters()}
     frozen_keys = [f'layer{i}.' for i in range(1, frozen + 1)]
+    frozen_keys += ['conv1.', 'bn1.', 'stem.'] if frozen >= 0 else []
     for key, value in model.state_dict().items():
         if any(key.startswith(prefix) for prefix in frozen_keys):
             assert torch.equal(value, before[key]), key
@@ -199,6 +200,37 @@ def test_autocast_trains_in_bf16(name: str) -> None:
     exact = torch.cat([grad.flatten() for grad in expected.values()])
     grads = torch.cat([p.grad.flatten() for p in model.parameters()])
     assert torch.cosine_similarity(grads, exact, dim=0) > 0.9
+
+
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-v2', 'rla-r50-v3', 'rla-eca-r50'])
+def test_deployed_form_has_the_gradients_of_the_other(name: str) -> None:
+    """For saliency maps and attacks: both forms are the same function of the image."""
+    model, grads = build(name).eval(), []
+    for _ in range(2):
+        x = image(1, 3, 64, 64).requires_grad_()
+        sum((output * output).mean() for output in model(x)).backward()
+        grads.append((x.grad,))
+        model.switch_to_deploy()
+    assert_close(grads[1], grads[0], 1e-3)
+
+
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d'])
+def test_training_takes_other_layouts_odd_sizes_and_single_images(name: str) -> None:
+    model = build(name).train().double()
+    x = image(1, 3, 97, 75).double()
+    expected = gradients(model, x)
+    model.to(memory_format=torch.channels_last)
+    grads = gradients(model, x.contiguous(memory_format=torch.channels_last))
+    assert_close(tuple(grads.values()), tuple(expected.values()), 1e-6)
+
+
+def test_checkpointed_graph_can_be_used_twice() -> None:
+    model = build('rla-r50', with_cp=True).train()
+    loss = sum(output.mean() for output in model(image(2, 3, 64, 64)))
+    parameters = list(model.parameters())
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(loss, parameters)):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize('deploy', [False, True])
@@ -252,6 +284,23 @@ def test_onnx_export_gives_the_same_features(tmp_path: Path, deploy: bool) -> No
         assert_close([torch.from_numpy(output) for output in outputs], model(x), 1e-4)
 
 
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_torch_compile_traces_training(with_cp: bool) -> None:
+    model = build('rla-r50', with_cp=with_cp, norm_eval=True, out_indices=(0,)).train()
+    x = image(2, 3, 64, 64)
+    expected = gradients(model, x)
+    grads = gradients(torch.compile(model, backend='aot_eager'), x)
+    assert_close(tuple(grads.values()), tuple(expected.values()), 1e-4)
+
+
+def test_initialising_again_leaves_a_deployed_model_alone() -> None:
+    model = build('rla-r50')
+    model.switch_to_deploy()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.init_weights()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['rla-r50', 'rla-eca-r50', 'rla-r50-hidden'])
 @pytest.mark.parametrize('deploy', [False, True])
@@ -300,6 +349,8 @@ WRONG = [
     (dict(in_channels=0), 'in_channels=0, allowed'),
     (dict(groups=0), 'groups=0, allowed'),
     (dict(base_width=1.5), 'base_width=1.5, allowed'),
+    (dict(base_width=128), 'base_width=128 with groups=1, allowed: 64'),
+    (dict(init_cfg=3), 'init_cfg=3, allowed'),
     (dict(base_channels='64'), "base_channels='64', allowed"),
     (dict(norm_cfg=dict(type='Norm')), r'norm_cfg=.*Norm.*Allowed'),
     (dict(norm_cfg='BN'), "norm_cfg='BN', allowed"),

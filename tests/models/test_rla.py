@@ -176,6 +176,12 @@ def test_norm_readout_leaves_other_cases_to_the_caller() -> None:
     conv, x = nn.Conv2d(4, 2, 1, bias=False), torch.randn(2, 4, 3, 3)
     assert norm_readout(nn.BatchNorm2d(4), conv, x) is not None
     assert norm_readout(nn.GroupNorm(2, 4), conv, x) is None
+    assert norm_readout(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), x) is None
+    assert norm_readout(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, stride=2, bias=False), x) is None
+    assert norm_readout(nn.BatchNorm2d(4, track_running_stats=False), conv, x) is None
+    hooked = nn.BatchNorm2d(4)
+    hooked.register_forward_hook(lambda *args: None)
+    assert norm_readout(hooked, conv, x) is None
     assert norm_readout(nn.SyncBatchNorm(4), conv, x) is None
     assert norm_readout(nn.BatchNorm2d(4).double(), conv, x) is None
     with torch.no_grad():

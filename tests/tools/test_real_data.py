@@ -26,7 +26,7 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=64),
         bbox_head=dict(in_channels=64, fc_out_channels=256){mask}),
     train_cfg=dict(rpn_proposal=dict(max_per_img=200), rcnn=dict(sampler=dict(num=128))),
-    test_cfg=dict(rpn=dict(max_per_img=200)))
+    test_cfg=dict(rpn=dict(max_per_img=200), rcnn=dict(score_thr=0.0)))
 resize = dict(type='Resize', scale=(320, 320), keep_ratio=True)
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -123,6 +123,10 @@ def test_resumed_run_takes_over_the_seed(detector, trained, monkeypatch):
         cfg = load_config(str(detector), dict(randomness=dict(seed=seed)))
         train.set_starting_point(cfg, str(trained[1] / 'epoch_3.pth'))
         assert cfg.randomness.seed == 3
+    cfg = load_config(str(detector))
+    del cfg['randomness']  # as in mmdet's own configs
+    train.set_starting_point(cfg, str(trained[1] / 'epoch_3.pth'))
+    assert cfg.randomness.seed == 3
 
 
 def test_two_processes_give_the_losses_of_one(workshop, fcos):

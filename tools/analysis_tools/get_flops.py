@@ -70,7 +70,12 @@ def print_table(title: str, measured: dict[str, Complexity]) -> None:
         work = part.multiply_adds
         cells = [f'{n:,}' for n in (part.parameters, part.trainable, work)]
         table.add_row(name, *cells, f'{work / 1e9:.2f}', f'{work / 2**30:.2f}')
-    Console(width=max(100, Console().width)).print(table)
+    Console(width=max(100, Console().width), markup=False).print(table)
+
+
+def _in_channels(cfg: dict) -> int:
+    own = cfg.get('in_channels')
+    return int((cfg.get('backbone') or {}).get('in_channels', 3) if own is None else own)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         detector = detector or hasattr(model, 'roi_head')
         shape = args.shape or ((800, 1280) if detector else (224, 224))
         shape = tuple(shape) * (2 // len(shape))
-        inputs, arguments = image_inputs(model, shape, int(cfg.get('in_channels', 3)))
+        inputs, arguments = image_inputs(model, shape, _in_channels(cfg))
         measured = measure(model, inputs, arguments)
     whole = measured['']
     if args.json:

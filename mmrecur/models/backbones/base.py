@@ -105,12 +105,12 @@ class Backbone(BaseModule):
     @staticmethod
     def _with_default_init(init_cfg: dict | list[dict] | None) -> list[dict]:
         """The initialisers to run: the default ones if none is given but for checkpoints."""
-        given = [] if init_cfg is None else [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg)
-        for cfg in given:
-            if not isinstance(cfg, dict) or 'type' not in cfg:
-                raise TypeError(f'init_cfg={init_cfg!r}, allowed: None, a dict with a type, a list of them')
+        given = [init_cfg] if isinstance(init_cfg, dict) else [] if init_cfg is None else init_cfg
+        is_list = isinstance(given, (list, tuple))
+        if not is_list or not all(isinstance(cfg, dict) and 'type' in cfg for cfg in given):
+            raise TypeError(f'init_cfg={init_cfg!r}, allowed: None, a dict with a type, a list of them')
         if any('checkpoint' not in cfg for cfg in given):
-            return given
+            return list(given)
         return [
             dict(type='Kaiming', layer='Conv2d'),
             dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
@@ -182,6 +182,11 @@ class Backbone(BaseModule):
                     if isinstance(module, _BatchNorm):
                         module.eval()
         return self
+
+    def init_weights(self) -> None:
+        """Run the initialisers; a model in its inference form keeps its weights."""
+        if not self.deployed:
+            super().init_weights()
 
     @torch.no_grad()
     def switch_to_deploy(self, memory_format: torch.memory_format | None = None) -> None:

@@ -62,21 +62,21 @@ class RLAStage(nn.Module):
 
     Args:
         blocks (Sequence[Bottleneck]): The stage's blocks.
-        cell (RLACell, optional): Its cell, with an update for each block, or for each but the last if
-            nothing reads the state after the stage; None if there is no update.
+        cell (RLACell): Its cell, with an update for each block, or for each but the last if nothing
+            reads the state after the stage.
         source (str): What the cell aggregates, see :class:`Bottleneck`.
         with_cp (bool): Recompute each block with its update in the backward pass.
     """
 
     def __init__(
-        self, blocks: Sequence[Bottleneck], cell: RLACell | None, source: str, with_cp: bool = False
+        self, blocks: Sequence[Bottleneck], cell: RLACell, source: str, with_cp: bool = False
     ) -> None:
         super().__init__()
         self.num_blocks = len(blocks)
         for i, block in enumerate(blocks):
             self.add_module(str(i), block)
         self.rla = cell
-        self.num_updates = 0 if cell is None else len(cell.norms)
+        self.num_updates = len(cell.norms)
         self.source = source
         self.with_cp = with_cp
 
@@ -91,6 +91,9 @@ class RLAStage(nn.Module):
         if index >= self.num_updates:
             return block(x, h)[0], h
         x, new = block(x, h, self.source, self.rla.readout(index))
+        if h is None and block.conv1_hidden is not None and self.training:
+            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here
+            new = new + 0 * block.conv1_hidden.weight.sum()
         return x, self.rla.update(downsample_hidden(h, block.stride), new, index)
 
     def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -121,8 +124,6 @@ class RLAStage(nn.Module):
         )
         for block in self.blocks:
             block.switch_to_deploy()
-        if self.rla is None:
-            return
         fused = self.rla.fused([block.conv3 for block in self.blocks] if collapses else None)
         if fused is not None:
             self.rla = fused
@@ -151,8 +152,8 @@ class RLAResNet(Backbone):
         attention (str or dict, optional): Channel attention on the residuals: ``'se'``, ``'eca'`` or a
             dict with one of these as ``type`` and its arguments. Defaults to None.
         groups (int): Groups of the 3x3 convolutions (ResNeXt). Defaults to 1.
-        base_width (int): Width of a group in the first stage of a ResNeXt with 64 base channels; 64
-            groups of 1 for a ResNet. Defaults to 64.
+        base_width (int): Channels of a group in the first stage (ResNeXt-32x4d: ``groups=32,
+            base_width=4``). Only with several groups. Defaults to 64.
         base_channels (int): Channels of the stem; stage i has ``4 * base_channels * 2**i`` outputs.
             Defaults to 64.
         deep_stem (bool): Three 3x3 convolutions as stem (ResNet-D). Defaults to False.
@@ -230,6 +231,8 @@ class RLAResNet(Backbone):
         check_int('base_width', base_width, 1)
         check_int('base_channels', base_channels, 2)
         check_flag(deep_stem=deep_stem, avg_down=avg_down, with_hidden=with_hidden)
+        if groups == 1 and base_width != 64:
+            raise ValueError(f'base_width={base_width} with groups=1, allowed: 64, or several groups')
         self._check_per_stage(strides=strides, dilations=dilations)
         self.depth = depth
         self.rla_channels = rla_channels
@@ -244,7 +247,7 @@ class RLAResNet(Backbone):
         channels = base_channels
         for i in range(self.num_stages):
             width = base_channels * 2**i
-            inner = width if groups == 1 else int(width * base_width / base_channels) * groups
+            inner = width if groups == 1 else base_width * groups * 2**i
             stage = self._make_stage(
                 i, channels, inner, width * self.expansion, strides[i], dilations[i], groups, norm_layer
             )

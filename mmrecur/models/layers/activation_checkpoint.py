@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 
-@contextmanager
-def _statistics_untouched(module: nn.Module) -> Iterator[None]:
-    """Normalise with batch statistics where training does, without recording them."""
-    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.training]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, (_, count) in zip(norms, before):
-        # a share of 0 for the new batch; the same tensors are saved for backward as in the first pass
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None if count is None else count.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before):
+class _StatisticsUntouched:
+    """Context in which norms use batch statistics where training does, without recording them.
+
+    It can be entered again: a graph may be run backward more than once.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.before: list[tuple[_NormBase, float | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        for norm in self.module.modules():
+            if isinstance(norm, _NormBase) and norm.training:
+                count = norm.num_batches_tracked
+                self.before.append((norm, norm.momentum, count))
+                # a share of 0 for the batch; the same tensors are saved as in the first pass
+                norm.momentum = 0.0
+                norm.num_batches_tracked = None if count is None else count.clone()
+
+    def __exit__(self, *exception: object) -> None:
+        for norm, momentum, count in self.before:
             norm.momentum = momentum
             norm.num_batches_tracked = count
+        self.before.clear()
 
 
+@torch.compiler.disable  # compilers know no contexts of a user's
 def checkpoint_step(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
     """Run ``function(*args)``, recomputing its activations in the backward pass.
 
@@ -45,6 +56,6 @@ def checkpoint_step(module: nn.Module, function: Callable[..., Any], *args: Any)
     """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), _statistics_untouched(module)
+        return nullcontext(), _StatisticsUntouched(module)
 
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)

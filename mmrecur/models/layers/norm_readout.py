@@ -25,7 +25,7 @@ def norm_readout(norm: nn.Module, readout: nn.Module, x: Tensor) -> tuple[Tensor
     Returns:
         tuple[Tensor, Tensor], optional: ``y`` and ``readout(y)``; None where this form does not apply or
         brings nothing: outside training on a CPU in one precision, for other norms than plain batch
-        norm, under compilation and tracing.
+        norm with statistics, with hooks, under compilation and tracing. It has no second derivative.
     """
     # the type check comes first: stand-ins of tracers are not to be asked further
     if type(x) is not Tensor or not torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -34,14 +34,18 @@ def norm_readout(norm: nn.Module, readout: nn.Module, x: Tensor) -> tuple[Tensor
         return None
     if type(norm) is not nn.BatchNorm2d or type(readout) is not nn.Conv2d or norm.weight is None:
         return None
-    if not x.dtype == norm.weight.dtype == readout.weight.dtype:
+    if not x.dtype == norm.weight.dtype == readout.weight.dtype in (torch.float32, torch.float64):
+        return None
+    if not _is_pointwise(readout) or _has_hooks(norm) or _has_hooks(readout):
+        return None
+    if not norm.track_running_stats or x.numel() == x.size(1):
         return None
     batch_statistics = norm.training or norm.running_mean is None
     momentum = norm.momentum
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     if momentum is None:  # a cumulative average
-        momentum = 1.0 / max(float(norm.num_batches_tracked), 1.0)
+        momentum = 1.0 / max(norm.num_batches_tracked.item(), 1)
     return _NormReadout.apply(
         x,
         norm.weight,
@@ -53,6 +57,15 @@ def norm_readout(norm: nn.Module, readout: nn.Module, x: Tensor) -> tuple[Tensor
         momentum,
         norm.eps,
     )
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    shape = (conv.kernel_size, conv.stride, conv.padding, conv.groups)
+    return shape == ((1, 1), (1, 1), (0, 0), 1) and conv.bias is None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class _NormReadout(torch.autograd.Function):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import ChannelGate
@@ -65,7 +63,8 @@ def shortcut_projection(
     layers: list[nn.Module] = []
     if avg_down:
         # also at stride 1, so that the parameters of all blocks have the same names
-        layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
+        pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+        layers.append(nn.Identity() if stride == 1 else pool)
         stride = 1
     layers += [nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), norm_layer(out_channels)]
     return nn.Sequential(*layers)
@@ -156,14 +155,9 @@ class Bottleneck(nn.Module):
             tuple[Tensor, Tensor]: The output, shape (N, out_channels, H / stride, W / stride), and the
             map asked for or what was read from it, of the same resolution.
         """
+        inner = self.conv1(x)
         if h is not None:
-            inner = self.conv1(x)
             inner += self.conv1_hidden(h)
-        elif self.conv1_hidden is not None and torch.is_grad_enabled():
-            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here
-            inner = F.conv2d(x, self.conv1.weight + 0 * self.conv1_hidden.weight.sum())
-        else:
-            inner = self.conv1(x)
         inner = self.relu(self.bn1(inner))
         inner = self.relu(self.bn2(self.conv2(inner)))
         residual = self.conv3(inner)

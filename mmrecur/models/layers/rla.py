@@ -57,7 +57,8 @@ def tanh_(x: Tensor) -> Tensor:
     """
     # the type check comes first: stand-ins of tracers have no dtype to compare
     if type(x) is Tensor and x.dtype == torch.float32 and x.device.type == 'cpu':
-        return x.mul_(2).sigmoid_().mul_(2).sub_(1)
+        if not torch.is_grad_enabled():  # autograd would need what the next pass overwrites
+            return x.mul_(2).sigmoid_().mul_(2).sub_(1)
     return x.tanh_()
 
 

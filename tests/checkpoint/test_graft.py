@@ -1,0 +1,277 @@
+"""Plain networks grafted: the same function, every key accounted for."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmrecur.checkpoint import Report, TransferError, graft, register_graft
+from mmrecur.models.backbones import Backbone, RLAResNet
+from tests.models.test_rla import randomise_norms
+
+mmpretrain = pytest.importorskip('mmpretrain')
+ALL = (0, 1, 2, 3)
+
+
+def plain(kind: str = 'ResNet', depth: int = 50, base: int = 8, scope: str = 'mmpretrain', **kw) -> nn.Module:
+    """A plain backbone with the norms of a trained one."""
+    torch.manual_seed(1)
+    arguments = dict(depth=depth, base_channels=base, stem_channels=base, out_indices=ALL, **kw)
+    model = MODELS.build(dict(type=f'{scope}.{kind}', **arguments))
+    randomise_norms(model)
+    model.eval()
+    return model
+
+
+def features(model: nn.Module, size: tuple[int, int] = (64, 64)) -> tuple[Tensor, ...]:
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+    model.eval()
+    with torch.no_grad():
+        return model(x.to(next(model.parameters()).dtype))
+
+
+def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert (a[:, : b.size(1)] - b).abs().max() <= 1e-6 * b.abs().max()
+
+
+def assert_complete(report: Report, source: dict, model: nn.Module) -> None:
+    """Every key of both sides stands in the report exactly once."""
+    targets = [*report.copied, *report.transformed, *report.initial]
+    assert sorted(targets) == sorted(model.state_dict())
+    taken = [*report.copied.values(), *(k for keys, _ in report.transformed.values() for k in keys)]
+    assert sorted([*taken, *report.unused]) == sorted(source)
+
+
+PLAIN = {
+    'resnet': (dict(), dict()),
+    'resnet101': (dict(depth=101), dict(depth=101)),
+    'resnet to eca': (dict(), dict(attention='eca')),
+    'resnet to se': (dict(), dict(attention='se')),
+    'resnext': (dict(kind='ResNeXt', groups=2, width_per_group=4), dict(groups=2, base_width=4)),
+    'resnet-d': (
+        dict(deep_stem=True, avg_down=True),
+        dict(deep_stem=True, avg_down=True),
+    ),
+    'mmdet': (dict(scope='mmdet'), dict()),
+    'mmdet resnet-d': (
+        dict(scope='mmdet', deep_stem=True, avg_down=True),
+        dict(deep_stem=True, avg_down=True),
+    ),
+    'gn': (
+        dict(scope='mmdet', norm_cfg=dict(type='GN', num_groups=2)),
+        dict(norm_cfg=dict(type='GN', num_groups=2)),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', PLAIN)
+@pytest.mark.parametrize('variant', ['v1', 'v4'])
+def test_grafted_network_computes_the_plain_one(name: str, variant: str) -> None:
+    ours, theirs = PLAIN[name][1], PLAIN[name][0]
+    source = plain(**theirs)
+    arguments = {'depth': 50, 'base_channels': 8, 'rla_channels': 4, 'variant': variant, **ours}
+    model = RLAResNet(**arguments, with_hidden=True)
+    randomise_norms(model)
+    before = {k: v.clone() for k, v in model.state_dict().items() if '.rla.' in k}
+    state, report = graft(source.state_dict(), model)
+    assert_complete(report, source.state_dict(), model)
+    model.load_state_dict(state)
+    assert_same(features(model, (65, 96)), features(source, (65, 96)))
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    # what starts without a say learns nevertheless
+    model.train()
+    sum((output * output).mean() for output in model(torch.randn(2, 3, 64, 64))).backward()
+    learning = ['layer2.1.conv1_hidden.weight']
+    learning += ['layer2.1.attention.conv.weight'] if ours.get('attention') == 'eca' else []
+    learning += ['layer2.1.attention.fc2.weight'] if ours.get('attention') == 'se' else []
+    grads = dict(model.named_parameters())
+    assert all(grads[key].grad.abs().sum() > 0 for key in learning)
+
+
+def in_timm_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of timm's ResNet-D: the stem is ``conv1``, its last norm ``bn1``."""
+    names = {'stem.7.': 'bn1.', **{f'stem.{i}.': f'conv1.{i}.' for i in (0, 1, 3, 4, 6)}}
+    renamed = {}
+    for key, value in state.items():
+        for ours, theirs in names.items():
+            key = re.sub(f'^{re.escape(ours)}', theirs, key)
+        renamed[key] = value
+    return renamed
+
+
+def test_timm_layout_of_resnet_d_and_attention() -> None:
+    source = plain(scope='mmdet', deep_stem=True, avg_down=True)
+    state = in_timm_layout(source.state_dict())
+    model = RLAResNet(50, base_channels=8, deep_stem=True, avg_down=True)
+    grafted, report = graft(state, model)
+    assert_complete(report, state, model)
+    model.load_state_dict(grafted)
+    assert_same(features(model), features(source))
+    # squeeze-and-excitation as 1x1 convolutions named se.fc1, se.fc2
+    attended = RLAResNet(50, base_channels=8, attention='se')
+    renamed = {
+        key.replace('.attention.', '.se.'): value[..., None, None] if '.attention.' in key else value
+        for key, value in attended.state_dict().items()
+        if 'hidden' not in key and '.rla.' not in key
+    }
+    model = RLAResNet(50, base_channels=8, attention='se')
+    grafted, report = graft(renamed, model)
+    assert_complete(report, renamed, model)
+    key = 'layer3.2.attention.fc1.weight'
+    assert torch.equal(grafted[key], attended.state_dict()[key]) and key in report.transformed
+
+
+def test_torchvision_weights_graft() -> None:
+    models = pytest.importorskip('torchvision.models')
+    source = models.resnet50(num_classes=5)
+    randomise_norms(source)
+    model = nn.Module()
+    model.backbone = RLAResNet(50, out_indices=(3,), with_hidden=True)
+    model.head = nn.Module()
+    model.head.fc = nn.Linear(model.backbone.out_channels[-1], 5)
+    state, report = graft(source.state_dict(), model)
+    assert_complete(report, source.state_dict(), model)
+    model.load_state_dict(state)
+    x = torch.randn(1, 3, 64, 64)
+    model.eval()
+    source.eval()
+    with torch.no_grad():
+        logits = model.head.fc(model.backbone(x)[-1].mean((2, 3)))
+        expected = source(x)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    depth=st.sampled_from([50, 101]),
+    base=st.sampled_from([4, 8]),
+    rla_channels=st.integers(1, 6),
+    attention=st.sampled_from([None, 'se', 'eca']),
+    prefix=st.sampled_from(['', 'module.', 'backbone.', 'module.backbone.']),
+    wrapped=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    stages=st.sampled_from([ALL, (1, 2), (0,)]),
+    counters=st.booleans(),
+)
+def test_exact_and_complete_whatever_the_layout(
+    depth, base, rla_channels, attention, prefix, wrapped, dtype, stages, counters
+) -> None:
+    source = plain(depth=depth, base=base).to(dtype)
+    state = {
+        prefix + key: value
+        for key, value in source.state_dict().items()
+        if counters or not key.endswith('num_batches_tracked')
+    }
+    model = RLAResNet(
+        depth, rla_channels, attention=attention, base_channels=base, out_indices=stages
+    ).to(dtype)
+    grafted, report = graft({'state_dict': state} if wrapped else state, model)
+    bare = {key.removeprefix('module.'): value for key, value in state.items()}
+    assert_complete(report, bare, model)
+    model.load_state_dict(grafted)
+    assert_same(features(model), tuple(features(source)[i] for i in stages))
+
+
+class Detector(nn.Module):
+    """A backbone with a neck and, after training, its own values in both."""
+
+    def __init__(self, backbone: nn.Module, head: bool = False) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = nn.Conv2d(256, 8, 1)
+        if head:
+            self.roi_head = nn.Linear(8, 2)
+
+
+def test_a_whole_detector_keeps_its_other_parts() -> None:
+    source = Detector(plain())
+    model = Detector(RLAResNet(50, base_channels=8), head=True)
+    state, report = graft(source.state_dict(), model)
+    assert torch.equal(state['neck.weight'], source.neck.weight)
+    assert set(report.initial.values()) >= {'the source has no roi_head'}
+    assert_complete(report, source.state_dict(), model)
+    # the other way round a part is left over
+    state, report = graft(Detector(plain(), head=True).state_dict(), Detector(model.backbone))
+    assert report.unused['roi_head.weight'] == 'the model has no roi_head'
+
+
+def test_weights_of_an_rla_network_are_taken_as_they_are() -> None:
+    source = RLAResNet(50, base_channels=8, attention='eca')
+    model = RLAResNet(50, base_channels=8, attention='eca')
+    state, report = graft(source.state_dict(), model)
+    assert not report.transformed and not report.initial
+    assert all(torch.equal(state[key], value) for key, value in source.state_dict().items())
+
+
+def test_a_classifier_of_ours_starts_a_detector(tmp_path) -> None:
+    classifier = nn.Module()
+    classifier.backbone = RLAResNet(50, base_channels=8, with_hidden=True, out_indices=(3,))
+    classifier.head = nn.Module()
+    classifier.head.fc = nn.Linear(288, 5)
+    randomise_norms(classifier)
+    torch.save({'state_dict': classifier.state_dict()}, tmp_path / 'classifier.pth')
+    cfg = dict(type='mmrecur.Graft', checkpoint=str(tmp_path / 'classifier.pth'))
+    model = RLAResNet(50, base_channels=8, init_cfg=cfg)
+    model.init_weights()
+    expected = features(classifier.backbone)[-1][:, :256]
+    assert_same(features(model)[-1:], (expected,))
+
+
+def test_misfits_are_named_and_nothing_is_changed() -> None:
+    source = plain().state_dict()
+    model = RLAResNet(50, base_channels=8)
+    before = copy.deepcopy(model.state_dict())
+    lacking = {key: value for key, value in source.items() if key != 'layer1.0.conv2.weight'}
+    with pytest.raises(TransferError, match='missing in the source: layer1.0.conv2.weight'):
+        graft(lacking, model)
+    with pytest.raises(TransferError, match='unexpected in the source: layer1.0.extra'):
+        graft({**source, 'layer1.0.extra': torch.zeros(1)}, model)
+    with pytest.raises(TransferError, match=r'conv1.weight has shape \(16, 3, 7, 7\)'):
+        graft(source, RLAResNet(50, base_channels=16))
+    _, report = graft(lacking, model, strict=False)
+    assert 'not explained' in report.initial['layer1.0.conv2.weight']
+    with pytest.raises(ValueError, match='backbone of type Conv2d, allowed: .*RLAResNet'):
+        graft(source, nn.Conv2d(1, 1, 1))
+    with pytest.raises(TransferError, match='no tensors'):
+        graft({'epoch': 3}, model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_family_declares_its_rule_and_subclasses_use_it() -> None:
+    class Mine(Backbone):
+        pass
+
+    class Sub(Mine):
+        def __init__(self) -> None:
+            super().__init__(num_stages=1, out_indices=(0,))
+            self.conv1 = nn.Conv2d(1, 1, 1, bias=False)
+
+    @register_graft('Mine')
+    def rule(transfer) -> None:
+        for name in transfer.backbone_keys():
+            transfer.take(name)
+
+    state, _ = graft({'conv1.weight': torch.full((1, 1, 1, 1), 3.0)}, Sub())
+    assert state['conv1.weight'].item() == 3
+
+
+def test_init_cfg_grafts_and_logs(tmp_path, capsys) -> None:
+    source = plain()
+    torch.save({'state_dict': Detector(source).state_dict()}, tmp_path / 'detector.pth')
+    cfg = dict(type='mmrecur.Graft', checkpoint=str(tmp_path / 'detector.pth'), prefix='backbone.')
+    model = MODELS.build(dict(type='mmrecur.RLAResNet', depth=50, base_channels=8, init_cfg=cfg))
+    model.init_weights()
+    assert_same(features(model), features(source))
+    with pytest.raises(TransferError, match="detector.pth.*prefix='head.': no key"):
+        model.init_cfg[-1]['prefix'] = 'head.'
+        model._is_init = False
+        model.init_weights()
