@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import ChannelGate
@@ -70,6 +72,30 @@ def shortcut_projection(
     return nn.Sequential(*layers)
 
 
+def gated_pointwise(conv: nn.Conv2d | None, x: Tensor, gate: Tensor) -> Tensor:
+    """A 1x1 convolution of a gated map, with the gate multiplied into the weights.
+
+    Args:
+        conv (nn.Conv2d, optional): Convolution of stride 1, C -> k channels; None for the gated map.
+        x (Tensor): Shape (N, C, H, W).
+        gate (Tensor): Factor of every channel, shape (N, C).
+
+    Returns:
+        Tensor: ``conv(gate * x)``, shape (N, k, H, W), in the layout of x.
+    """
+    if conv is None:
+        return x * gate.unsqueeze(-1).unsqueeze(-1)
+    weights = conv.weight.flatten(1) * gate.unsqueeze(1)
+    columns = x.flatten(2)
+    if type(x) is Tensor and not x.is_contiguous():
+        read = torch.matmul(columns.transpose(1, 2), weights.transpose(1, 2))
+        read = (read if conv.bias is None else read + conv.bias).transpose(1, 2)
+    else:
+        read = torch.matmul(weights, columns)
+        read = read if conv.bias is None else read + conv.bias.unsqueeze(-1)
+    return read.unflatten(2, (x.size(2), x.size(3)))
+
+
 class Bottleneck(nn.Module):
     """Bottleneck residual block, 1x1 - 3x3 - 1x1, that can also read a hidden state.
 
@@ -127,6 +153,7 @@ class Bottleneck(nn.Module):
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.attention = attention
+        self.gates_products = False  # the inference form of a block with attention
         self.downsample = (
             shortcut_projection(in_channels, out_channels, stride, avg_down, norm_layer)
             if stride != 1 or in_channels != out_channels
@@ -160,6 +187,9 @@ class Bottleneck(nn.Module):
             inner += self.conv1_hidden(h)
         inner = self.relu(self.bn1(inner))
         inner = self.relu(self.bn2(self.conv2(inner)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if self.gates_products:
+            return self._gated(inner, shortcut, source, readout)
         residual = self.conv3(inner)
         read = None
         if source == 'residual' and readout is not None and self.attention is None:
@@ -170,7 +200,6 @@ class Bottleneck(nn.Module):
                 residual = self.attention(residual)
         else:
             residual, read = read
-        shortcut = x if self.downsample is None else self.downsample(x)
         if source == 'residual' and read is None:
             # it is read again: a sum in place would turn it into the output
             output = self.relu(residual + shortcut)
@@ -180,6 +209,29 @@ class Bottleneck(nn.Module):
         if read is None:
             maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
             read = maps[source] if readout is None else readout(maps[source])
+        return output, read
+
+    def _gated(
+        self, inner: Tensor, shortcut: Tensor, source: str, readout: nn.Module | None
+    ) -> tuple[Tensor, Tensor]:
+        """The end of the block in the inference form, where the gated residual is never built.
+
+        The gate needs the mean of the last convolution's output, which is that of the mean of its input;
+        the sum with the shortcut and the readout's weights take it in.
+        """
+        weight = self.conv3.weight.flatten(1)
+        gate = self.attention.gate(F.linear(inner.mean((2, 3)), weight, self.conv3.bias))
+        residual = self.conv3(inner)
+        if source == 'residual':
+            read = gated_pointwise(readout, residual, gate)
+        gate = gate.unsqueeze(-1).unsqueeze(-1)
+        if type(residual) is Tensor and not torch.is_grad_enabled():
+            output = self.relu(torch.addcmul(shortcut, residual, gate, out=residual))
+        else:
+            output = self.relu(torch.addcmul(shortcut, residual, gate))
+        if source != 'residual':
+            read = {'output': output, 'shortcut': shortcut, 'inner': inner}[source]
+            read = read if readout is None else readout(read)
         return output, read
 
     def switch_to_deploy(self) -> None:
@@ -192,6 +244,7 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
         self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
         self.conv3, self.bn3 = fold_norm(self.conv3, self.bn3)
+        self.gates_products = self.attention is not None and isinstance(self.bn3, nn.Identity)
         if self.downsample is not None:
             self.downsample[-2], self.downsample[-1] = fold_norm(
                 self.downsample[-2], self.downsample[-1]
