@@ -1,0 +1,100 @@
+"""Checkpoint files made into others: what the tools in ``tools/model_converters`` share."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import DictAction
+from torch import Tensor, nn
+
+from mmrecur.analysis.specs import build_model, read_model
+from mmrecur.apis.runner import ToolError
+from mmrecur.checkpoint import Report, TransferError
+from mmrecur.checkpoint.io import load_checkpoint_file
+from mmrecur.engine.file_backend import AtomicLocalBackend
+from mmrecur.version import __version__
+
+Function = Callable[[dict[str, Any], nn.Module], tuple[dict[str, Tensor], Report]]
+
+
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a tool that reads one checkpoint and writes another.
+
+    Args:
+        parser (argparse.ArgumentParser): Parser to extend.
+    """
+    parser.add_argument('src', help='checkpoint to read')
+    parser.add_argument('dst', help='checkpoint to write')
+    parser.add_argument(
+        '--config', required=True, help='config whose model the checkpoint is for, or a backbone as in '
+        '"mmrecur.RLAResNet(depth=50)"',
+    )  # fmt: skip
+    parser.add_argument('--backbone-only', action='store_true', help="for the model's backbone alone")
+    parser.add_argument(
+        '--no-strict', action='store_true', help='report keys that are not explained instead of failing'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+    )
+
+
+def transfer_file(args: argparse.Namespace, function: Function) -> Report:
+    """Read a checkpoint, transfer it to a model, try it, write it with its report.
+
+    ``DST`` appears complete or not at all. The report stands beside it as ``DST`` with the ending
+    ``.report.json``.
+
+    Args:
+        args (argparse.Namespace): With the options of :func:`add_file_arguments`.
+        function (Callable): From a checkpoint and a model to a state dict and a report.
+
+    Returns:
+        Report: What became of every tensor.
+
+    Raises:
+        ToolError: If the config, the checkpoint and the model do not fit; nothing is written then.
+    """
+    destination = Path(args.dst)
+    if destination.exists() and Path(args.src).exists() and destination.samefile(args.src):
+        raise ToolError(f'dst={args.dst!r} is src; allowed: another file')
+    model = build_model(*read_model(args.config, args.cfg_options, args.backbone_only))
+    checkpoint = load_checkpoint_file(args.src)
+    try:
+        state, report = function(checkpoint, model)
+    except (TransferError, ValueError) as error:
+        raise ToolError(f'{args.src}: {error}') from error
+    model.load_state_dict(state)
+    check_outputs(model)
+    buffer = io.BytesIO()
+    meta = dict(mmrecur_version=__version__, source=Path(args.src).name, config=None)
+    torch.save(dict(meta=meta, state_dict=state), buffer)
+    backend = AtomicLocalBackend()
+    text = json.dumps(report.to_dict(), indent=2)
+    backend.put_text(text, destination.with_suffix('.report.json'))
+    backend.put(buffer.getvalue(), destination)
+    return report
+
+
+def check_outputs(model: nn.Module) -> None:
+    """Run the backbone on an image of noise.
+
+    Args:
+        model (nn.Module): A backbone or a model with one, its weights loaded.
+
+    Raises:
+        ToolError: If an output is not finite or all its values are the same.
+    """
+    backbone = getattr(model, 'backbone', model)
+    backbone.eval()
+    image = torch.randn(1, backbone.in_channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = backbone(image)
+    for index, output in zip(backbone.out_indices, outputs):
+        if not output.isfinite().all() or output.std() == 0:
+            raise ToolError(f'output {index} of the backbone is not finite or constant: nothing written')

@@ -1,0 +1,76 @@
+"""Checkpoint files in, checkpoint files out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from mmrecur.analysis.specs import build_model, read_model
+from mmrecur.checkpoint.io import load_checkpoint_file
+from tests import golden
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(tool: str, *args: object) -> subprocess.CompletedProcess:
+    script = ROOT / 'tools' / 'model_converters' / f'{tool}.py'
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, args)], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_authors_file_becomes_ours(tmp_path: Path) -> None:
+    fixture = golden.load('det_rla_resnet50')
+    torch.save({'state_dict': fixture.state_dict}, tmp_path / 'theirs.pth')
+    spec = "mmrecur.RLAResNet(depth=50, variant='v3')"
+    done = run(
+        'convert_checkpoint', tmp_path / 'theirs.pth', tmp_path / 'ours.pth',
+        '--source', 'rlanet', '--config', spec,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'transformed' in done.stdout
+    model = build_model(*read_model(spec)).eval()
+    model.load_state_dict(load_checkpoint_file(tmp_path / 'ours.pth')['state_dict'])
+    with torch.no_grad():
+        for i, output in enumerate(model(fixture.input)):
+            assert golden.relative_error(output, fixture.outputs[f'eval_{i}']) < 1e-4
+    report = json.loads((tmp_path / 'ours.report.json').read_text())
+    assert set(report) == {'copied', 'transformed', 'initial', 'unused', 'notes'}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['ours.pth', 'ours.report.json', 'theirs.pth']
+
+
+def test_plain_detector_becomes_ours(tmp_path: Path) -> None:
+    pytest.importorskip('mmdet')
+    plain = build_model(*read_model('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'))
+    torch.save({'state_dict': plain.state_dict(), 'meta': {'epoch': 12}}, tmp_path / 'plain.pth')
+    config = ROOT / 'configs/rla/retinanet_rla-r50_fpn_1x_coco.py'
+    done = run('graft_checkpoint', tmp_path / 'plain.pth', tmp_path / 'rla.pth', '--config', config)
+    assert done.returncode == 0, done.stderr
+    model = build_model(*read_model(str(config)))
+    model.load_state_dict(load_checkpoint_file(tmp_path / 'rla.pth')['state_dict'])
+    x = torch.randn(1, 3, 96, 128)
+    for detector in (plain, model):
+        detector.eval()
+    with torch.no_grad():
+        for ours, theirs in zip(model._forward(x), plain._forward(x)):
+            for a, b in zip(ours, theirs):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_fit_writes_nothing(tmp_path: Path) -> None:
+    backbone = MODELS.build(dict(type='mmpretrain.ResNet', depth=50, base_channels=8, stem_channels=8))
+    torch.save(backbone.state_dict(), tmp_path / 'narrow.pth')
+    done = run(
+        'graft_checkpoint', tmp_path / 'narrow.pth', tmp_path / 'out.pth',
+        '--config', 'mmrecur.RLAResNet(depth=50)',
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert 'narrow.pth' in done.stderr and 'conv1.weight has shape (64, 3, 7, 7)' in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['narrow.pth']

@@ -1,0 +1,36 @@
+"""Bring a checkpoint of a paper's authors into this package's layout.
+
+    python tools/model_converters/convert_checkpoint.py theirs.pth ours.pth --source rlanet \\
+        --config configs/rla/rla-resnet50_4xb64_in1k.py --cfg-options model.backbone.variant=v3
+
+Nothing in the file is executed. The result is tried on an image of noise and written beside a report.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mmrecur.apis.checkpoints import add_file_arguments, transfer_file
+from mmrecur.apis.runner import clean_errors
+from mmrecur.checkpoint import convert
+from mmrecur.checkpoint.convert import CONVERTERS
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the tool."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_file_arguments(parser)
+    parser.add_argument('--source', required=True, choices=sorted(CONVERTERS), help="whose layout SRC is in")
+    args = parser.parse_args(argv)
+    report = transfer_file(
+        args, lambda state, model: convert(state, args.source, model, strict=not args.no_strict)
+    )
+    print(report)
+    print(f'Wrote {args.dst}')
+
+
+if __name__ == '__main__':
+    with clean_errors():
+        main()
