@@ -124,7 +124,7 @@ def test_resumed_run_takes_over_the_seed(detector, trained, monkeypatch):
         train.set_starting_point(cfg, str(trained[1] / 'epoch_3.pth'))
         assert cfg.randomness.seed == 3
     cfg = load_config(str(detector))
-    del cfg['randomness']  # as in mmdet's own configs
+    cfg.pop('randomness')  # as in mmdet's own configs
     train.set_starting_point(cfg, str(trained[1] / 'epoch_3.pth'))
     assert cfg.randomness.seed == 3
 
