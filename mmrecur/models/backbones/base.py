@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -11,7 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers.checks import check_instance, check_int
+from ..layers.checks import check_flag, check_int
 
 
 def make_norm_layer(norm_cfg: dict) -> Callable[[int], nn.Module]:
@@ -91,8 +90,7 @@ class Backbone(BaseModule):
         super().__init__(self._with_default_init(init_cfg))
         check_int('in_channels', in_channels, 1)
         check_int('frozen_stages', frozen_stages, -1, num_stages)
-        check_instance('norm_eval', norm_eval, bool, 'True or False')
-        check_instance('with_cp', with_cp, bool, 'True or False')
+        check_flag(norm_eval=norm_eval, with_cp=with_cp)
         self.in_channels = in_channels
         self.out_indices = self._checked_out_indices(out_indices, num_stages)
         self.num_stages = self.out_indices[-1] + 1
@@ -218,13 +216,3 @@ class Backbone(BaseModule):
     def __repr__(self) -> str:
         # MMEngine appends init_cfg to every submodule; torch's form is enough
         return nn.Module.__repr__(self)
-
-
-def check_flag(**flags: Any) -> None:
-    """Raise unless every keyword's value is a bool.
-
-    Raises:
-        TypeError: Naming the argument and its value.
-    """
-    for name, value in flags.items():
-        check_instance(name, value, bool, 'True or False')

@@ -12,11 +12,11 @@ from mmrecur.registry import MODELS
 
 from ..layers.activation_checkpoint import checkpoint_step
 from ..layers.attention import ECA, ChannelGate, SqueezeExcite
-from ..layers.checks import check_choice, check_int
+from ..layers.checks import check_choice, check_flag, check_int
 from ..layers.fuse import fold_norm, is_foldable
 from ..layers.residual import Bottleneck, DeepStem, NormLayer
 from ..layers.rla import RLA_VARIANTS, RLACell, downsample_hidden
-from .base import Backbone, check_flag, make_norm_layer
+from .base import Backbone, make_norm_layer
 
 #: Size of the ECA convolution in each stage (ECA-ResNet, as the authors of RLA use it).
 ECA_KERNEL_SIZES = (5, 5, 5, 7)

@@ -2,7 +2,7 @@
 
 from .activation_checkpoint import checkpoint_step
 from .attention import ECA, SqueezeExcite
-from .checks import check_choice, check_instance
+from .checks import check_choice, check_flag, check_int
 from .fuse import fold_norm
 from .residual import Bottleneck, DeepStem
 from .rla import RLACell
@@ -14,7 +14,8 @@ __all__ = [
     'RLACell',
     'SqueezeExcite',
     'check_choice',
-    'check_instance',
+    'check_flag',
+    'check_int',
     'checkpoint_step',
     'fold_norm',
 ]

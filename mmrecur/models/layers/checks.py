@@ -41,17 +41,12 @@ def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -
     raise ValueError(f'{name}={value!r}, allowed: an integer {bound}')
 
 
-def check_instance(name: str, value: Any, types: type | tuple[type, ...], allowed: str) -> None:
-    """Raise unless ``value`` is an instance of ``types``.
-
-    Args:
-        name (str): The argument's name, for the message.
-        value (Any): What was given.
-        types (type or tuple[type]): Accepted types.
-        allowed (str): What may be given, in words.
+def check_flag(**flags: Any) -> None:
+    """Raise unless every keyword's value is a bool.
 
     Raises:
-        TypeError: If ``value`` has another type.
+        TypeError: Naming the argument, its value and what is allowed.
     """
-    if not isinstance(value, types):
-        raise TypeError(f'{name}={value!r} of type {type(value).__name__}, allowed: {allowed}')
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f'{name}={value!r} of type {type(value).__name__}, allowed: True or False')
