@@ -24,8 +24,8 @@ from rich.table import Table
 
 from mmrecur.analysis import complexity
 from mmrecur.analysis.benchmark import deployed, evaluation_call, measure, training_call
-from mmrecur.analysis.specs import build_model, read_model
 from mmrecur.apis.runner import clean_errors
+from mmrecur.apis.specs import build_model, read_model
 
 
 def parse_args() -> argparse.Namespace:

@@ -13,8 +13,8 @@ import torch
 from mmengine.config import DictAction
 from torch import Tensor, nn
 
-from mmrecur.analysis.specs import build_model, read_model
 from mmrecur.apis.runner import ToolError
+from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import Report, TransferError
 from mmrecur.checkpoint.io import load_checkpoint_file
 from mmrecur.engine.file_backend import AtomicLocalBackend

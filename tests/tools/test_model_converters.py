@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from mmrecur.analysis.specs import build_model, read_model
+from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.io import load_checkpoint_file
 from tests import golden
 

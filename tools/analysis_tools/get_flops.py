@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrecur.analysis.complexity import Complexity, image_inputs, measure
-from mmrecur.analysis.specs import build_model, read_model
 from mmrecur.apis.runner import clean_errors
+from mmrecur.apis.specs import build_model, read_model
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

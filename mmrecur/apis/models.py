@@ -1,0 +1,129 @@
+"""The models that this package has configs for, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+import mmrecur
+from mmrecur.apis.specs import build_model, read_model
+from mmrecur.checkpoint.io import load_checkpoint_file
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """An entry of the model index.
+
+    Attributes:
+        name (str): The model's name, that of its config.
+        config (Path): The config.
+        tasks (tuple[str, ...]): What it is for, such as ``'Object Detection'``.
+        weights (str, optional): Published weights.
+    """
+
+    name: str
+    config: Path
+    tasks: tuple[str, ...]
+    weights: str | None
+
+
+def _root() -> Path:
+    """Where ``model-index.yml`` is: in an installed package, or in the source tree."""
+    package = Path(mmrecur.__file__).parent
+    for root in (package / '.mim', package.parent):
+        if (root / 'model-index.yml').is_file():
+            return root
+    raise FileNotFoundError('model-index.yml is neither in mmrecur/.mim nor beside the package')
+
+
+@cache
+def _index() -> dict[str, ModelInfo]:
+    root = _root()
+    models = {}
+    for path in yaml.safe_load((root / 'model-index.yml').read_text())['Import']:
+        for entry in yaml.safe_load((root / path).read_text())['Models']:
+            models[entry['Name']] = ModelInfo(
+                name=entry['Name'],
+                config=root / entry['Config'],
+                tasks=tuple(result['Task'] for result in entry.get('Results', [])),
+                weights=entry.get('Weights'),
+            )
+    return models
+
+
+def list_models(pattern: str = '*', task: str | None = None) -> list[str]:
+    """Names of the models.
+
+    Args:
+        pattern (str): Shell pattern, or a part of the name. Defaults to all.
+        task (str, optional): Only models for it, e.g. ``'Object Detection'``. Defaults to None.
+
+    Returns:
+        list[str]: Names in alphabetical order.
+
+    Raises:
+        ValueError: If no model is for ``task``.
+
+    Example:
+        >>> from mmrecur.apis import list_models
+        >>> list_models('rla-resnet50')
+        ['rla-resnet50-d_4xb64-tricks-200e_in1k', 'rla-resnet50_4xb64_in1k']
+    """
+    tasks = {name for info in _index().values() for name in info.tasks}
+    if task is not None and task not in tasks:
+        raise ValueError(f'task={task!r}, allowed: None, {", ".join(map(repr, sorted(tasks)))}')
+    if not any(character in pattern for character in '*?['):
+        pattern = f'*{pattern}*'
+    return sorted(
+        name
+        for name, info in _index().items()
+        if fnmatch(name, pattern) and (task is None or task in info.tasks)
+    )
+
+
+def get_model(
+    name: str,
+    pretrained: bool | str = False,
+    backbone_only: bool = False,
+    options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Build a model by name.
+
+    Args:
+        name (str): A name that :func:`list_models` gives.
+        pretrained (bool or str): A checkpoint file of the model, read without running anything it
+            carries; True for published weights. Defaults to False, random weights.
+        backbone_only (bool): Build the backbone alone. Defaults to False.
+        options (dict, optional): Changes to the config by dotted key, e.g.
+            ``{'model.backbone.variant': 'v3'}``. Defaults to None.
+
+    Returns:
+        nn.Module: The classifier, the detector or its backbone.
+
+    Raises:
+        ValueError: If there is no such model, or no weights are published for it.
+        CheckpointError: If the file is damaged or carries code.
+        RuntimeError: If its weights do not fit.
+    """
+    if name not in _index():
+        raise ValueError(f'name={name!r}, allowed: {", ".join(list_models())}')
+    if pretrained is True and _index()[name].weights is None:
+        raise ValueError(
+            f'pretrained=True: no weights are published for {name!r}, allowed: False, or the path of a '
+            'checkpoint'
+        )
+    model = build_model(*read_model(str(_index()[name].config), options, backbone_only))
+    if pretrained:
+        checkpoint = load_checkpoint_file(_index()[name].weights if pretrained is True else pretrained)
+        state = checkpoint.get('state_dict', checkpoint)
+        prefix = 'backbone.'
+        if backbone_only and any(key.startswith(prefix) for key in state):
+            state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        model.load_state_dict(state)
+    return model
