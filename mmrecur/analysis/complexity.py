@@ -118,7 +118,7 @@ def image_inputs(model: nn.Module, shape: Sequence[int], channels: int = 3) -> t
     image = torch.randn(1, channels, height, width, generator=generator)
     if not hasattr(model, 'data_preprocessor'):
         return image, {}
-    if not _is_detector(model):
+    if not is_detector(model):
         return image, {'mode': 'tensor'}
     from mmdet.structures import DetDataSample
 
@@ -129,7 +129,8 @@ def image_inputs(model: nn.Module, shape: Sequence[int], channels: int = 3) -> t
     return batch['inputs'], {'data_samples': batch['data_samples'], 'mode': 'tensor'}
 
 
-def _is_detector(model: nn.Module) -> bool:
+def is_detector(model: nn.Module) -> bool:
+    """Whether a model is one of mmdet's detectors."""
     try:
         from mmdet.models import BaseDetector
     except ImportError:

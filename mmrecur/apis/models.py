@@ -13,7 +13,9 @@ from torch import nn
 
 import mmrecur
 from mmrecur.apis.specs import build_model, read_model
-from mmrecur.checkpoint.io import load_checkpoint_file
+from mmrecur.checkpoint.convert import unwrap
+from mmrecur.checkpoint.io import load_checkpoint
+from mmrecur.checkpoint.layouts import below
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,8 @@ def get_model(
         )
     model = build_model(*read_model(str(_index()[name].config), options, backbone_only))
     if pretrained:
-        checkpoint = load_checkpoint_file(_index()[name].weights if pretrained is True else pretrained)
-        state = checkpoint.get('state_dict', checkpoint)
-        prefix = 'backbone.'
-        if backbone_only and any(key.startswith(prefix) for key in state):
-            state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        state = unwrap(load_checkpoint(_index()[name].weights if pretrained is True else pretrained))
+        if backbone_only:  # of a whole model's file its backbone
+            state = below(state, 'backbone.') or state
         model.load_state_dict(state)
     return model

@@ -13,6 +13,8 @@ from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from mmrecur.analysis.complexity import is_detector
+
 #: Pictures with a shorter side below this are enlarged by a whole factor, to be looked at.
 MIN_SIDE = 320
 
@@ -58,7 +60,7 @@ def draw_predictions(
         list[Path]: The pictures written; none if the model is no detector or nothing validates it.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    if not is_main_process() or runner.val_loop is None or not _is_detector(model):
+    if not is_main_process() or runner.val_loop is None or not is_detector(model):
         return []
     from mmdet.visualization import DetLocalVisualizer
 
@@ -81,14 +83,6 @@ def draw_predictions(
     finally:
         model.train(training)
     return written
-
-
-def _is_detector(model: torch.nn.Module) -> bool:
-    try:
-        from mmdet.models import BaseDetector
-    except ImportError:
-        return False
-    return isinstance(model, BaseDetector)
 
 
 def _draw(visualizer: Any, sample: Any, directory: Path, index: int, threshold: float) -> Path:

@@ -44,13 +44,9 @@ def convert(
         >>> model.load_state_dict(state)  # doctest: +SKIP
     """
     check_choice('source', source, CONVERTERS)
-    backbone = getattr(model, 'backbone', model)
-    if not hasattr(backbone, 'deployed'):
-        kind = type(backbone).__name__
-        raise ValueError(f'model has a backbone of type {kind}, allowed: a backbone of mmrecur')
-    if backbone.deployed:
-        raise ValueError('model is in its inference form, allowed: a model before switch_to_deploy()')
-    return CONVERTERS[source](unwrap(state_dict), model, strict)
+    transfer = Transfer(unwrap(state_dict), model)
+    CONVERTERS[source](transfer)
+    return transfer.finish(strict)
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -103,13 +99,9 @@ def _rlanet_name(key: str) -> str:
     return re.sub(r'^bn2\.', 'hidden_norm.', key)
 
 
-def _convert_rlanet(
-    source: dict[str, Tensor], model: nn.Module, strict: bool
-) -> tuple[dict[str, Tensor], Report]:
-    target = model.state_dict()
-    backbone = getattr(model, 'backbone', model)
-    prefix = '' if backbone is model else 'backbone.'
-    transfer = Transfer(source, target)
+def _convert_rlanet(transfer: Transfer) -> None:
+    source, target = transfer.source, transfer.target
+    backbone, prefix = transfer.backbone, transfer.prefix
     from_detector = any(key.startswith('backbone.') for key in source)
     for key in source:
         if from_detector and not key.startswith('backbone.'):
@@ -142,8 +134,7 @@ def _convert_rlanet(
             f'{variant} aggregate the block output and need variant={dict(v1="v3", v2="v4")[variant]!r} '
             'to give their accuracy'
         )
-    return transfer.finish(strict)
 
 
 #: Layout -> rule. A family adds its authors' layout here.
-CONVERTERS: dict[str, Callable[..., tuple[dict[str, Tensor], Report]]] = {'rlanet': _convert_rlanet}
+CONVERTERS: dict[str, Callable[[Transfer], None]] = {'rlanet': _convert_rlanet}

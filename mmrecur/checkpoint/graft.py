@@ -72,8 +72,6 @@ def graft(
         raise ValueError(
             f'backbone of type {type(backbone).__name__}, allowed: {", ".join(sorted(_RULES))}'
         )
-    if getattr(backbone, 'deployed', False):
-        raise ValueError('model is in its inference form, allowed: a model before switch_to_deploy()')
     transfer = GraftTransfer(unwrap(state_dict), model)
     rule(transfer)
     transfer.copy_other_parts()
@@ -88,15 +86,11 @@ class GraftTransfer(Transfer):
         model (nn.Module): The model to fill.
 
     Attributes:
-        backbone (nn.Module): The model's backbone.
-        prefix (str): What its keys start with in the model.
         plain (dict[str, str]): Common name of a plain network's parameter -> key in the source.
     """
 
     def __init__(self, source: Mapping[str, Tensor], model: nn.Module) -> None:
-        super().__init__(source, model.state_dict())
-        self.backbone = getattr(model, 'backbone', model)
-        self.prefix = '' if self.backbone is model else 'backbone.'
+        super().__init__(source, model)
         self.plain = plain_names(source)
         self._parts = {key.split('.', 1)[0] for key in source}
         self._make_room_for_pools()
@@ -140,8 +134,7 @@ class GraftTransfer(Transfer):
         for key in self.target:
             if self.prefix and not key.startswith(self.prefix):
                 self._take_other(key)
-        used = set(self.report.copied.values())
-        used.update(key for keys, _ in self.report.transformed.values() for key in keys)
+        used = self.used_sources()
         names = {key: name for name, key in self.plain.items()}
         for key in self.source:
             part = key.split('.', 1)[0]

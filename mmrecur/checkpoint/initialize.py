@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmrecur.registry import WEIGHT_INITIALIZERS
 
 from .convert import unwrap
 from .graft import graft
+from .io import load_checkpoint
+from .layouts import below
 from .report import TransferError
 
 
@@ -52,14 +53,14 @@ class GraftInit:
             module (nn.Module): A backbone, or a model with one.
 
         Raises:
-            TransferError: If the checkpoint does not fit; the message names it.
+            CheckpointError: If the checkpoint is damaged or carries code.
+            TransferError: If it does not fit; the message names it.
         """
-        loaded = CheckpointLoader.load_checkpoint(self.checkpoint, self.map_location)
+        loaded = load_checkpoint(self.checkpoint, self.map_location)
         try:
             state = unwrap(loaded)
             if self.prefix:
-                start = self.prefix.rstrip('.') + '.'
-                state = {k[len(start) :]: v for k, v in state.items() if k.startswith(start)}
+                state = below(state, self.prefix.rstrip('.') + '.')
                 if not state:
                     raise TransferError(f'prefix={self.prefix!r}: no key starts with it')
             state, report = graft(state, module, self.strict)

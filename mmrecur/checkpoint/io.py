@@ -166,6 +166,22 @@ def load_checkpoint_file(
     return checkpoint
 
 
+def load_checkpoint(source: str, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Read a checkpoint from a file or from whatever else MMEngine loads, as data only.
+
+    Args:
+        source (str): File, URL or name such as ``torchvision://resnet50``.
+        map_location (Any): As for :func:`torch.load`. Defaults to 'cpu'.
+
+    Returns:
+        dict: See :func:`load_checkpoint_file`, whose errors are raised too.
+    """
+    if '://' not in source:
+        return load_checkpoint_file(source, map_location)
+    use_safe_loading()
+    return CheckpointLoader.load_checkpoint(source, map_location)
+
+
 def use_safe_loading() -> None:
     """Make this process load checkpoints as data only, from whichever library and scheme.
 

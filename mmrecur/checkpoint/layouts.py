@@ -50,6 +50,19 @@ def backbone_prefix(keys: Iterable[str]) -> str:
     return max(fitting, key=len, default='')
 
 
+def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What starts with a prefix, without it.
+
+    Args:
+        state (Mapping[str, Tensor]): Tensors by name.
+        prefix (str): With its dot, such as ``'backbone.'``.
+
+    Returns:
+        dict[str, Tensor]: The tensors under their shorter names.
+    """
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
 def plain_names(source: Mapping[str, Tensor]) -> dict[str, str]:
     """Common names of a plain network's parameters.
 

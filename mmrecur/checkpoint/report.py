@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class TransferError(ValueError):
@@ -79,12 +79,27 @@ class Transfer:
 
     Args:
         source (Mapping[str, Tensor]): Where tensors come from.
-        target (Mapping[str, Tensor]): The model's own state dict.
+        model (nn.Module): A backbone of this package or a model with one; it is not changed.
+
+    Attributes:
+        target (dict[str, Tensor]): The model's own state dict.
+        backbone (nn.Module): The model's backbone.
+        prefix (str): What the backbone's keys start with in the model.
+
+    Raises:
+        ValueError: If the backbone is none of this package's or in its inference form.
     """
 
-    def __init__(self, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    def __init__(self, source: Mapping[str, Tensor], model: nn.Module) -> None:
         self.source = source
-        self.target = target
+        self.target = model.state_dict()
+        self.backbone = getattr(model, 'backbone', model)
+        self.prefix = '' if self.backbone is model else 'backbone.'
+        if not hasattr(self.backbone, 'deployed'):
+            kind = type(self.backbone).__name__
+            raise ValueError(f'model has a backbone of type {kind}, allowed: a backbone of mmrecur')
+        if self.backbone.deployed:
+            raise ValueError('model is in its inference form, allowed: a model before switch_to_deploy()')
         self.report = Report()
         self._tensors: dict[str, Tensor] = {}
         self._mismatched: list[str] = []
@@ -106,6 +121,11 @@ class Transfer:
     def drop(self, source: str, why: str) -> None:
         """Leave a source tensor out."""
         self.report.unused[source] = why
+
+    def used_sources(self) -> set[str]:
+        """Source keys that went somewhere so far."""
+        groups = (sources for sources, _ in self.report.transformed.values())
+        return set(self.report.copied.values()).union(*groups)
 
     def _put(self, target: str, tensor: Tensor, sources: Sequence[str]) -> bool:
         wanted = self.target[target].shape
@@ -133,9 +153,7 @@ class Transfer:
             TransferError: With ``strict``, naming every unexplained key and every wrong shape.
         """
         report = self.report
-        used = set(report.copied.values()) | set(report.unused)
-        for sources, _ in report.transformed.values():
-            used.update(sources)
+        used = self.used_sources() | set(report.unused)
         missing = [key for key in self.target if key not in self._tensors and key not in report.initial]
         unexpected = [key for key in self.source if key not in used]
         if strict and (missing or unexpected or self._mismatched):

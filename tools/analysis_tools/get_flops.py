@@ -23,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mmrecur.analysis.complexity import Complexity, image_inputs, measure
+from mmrecur.analysis.complexity import Complexity, image_inputs, is_detector, measure
 from mmrecur.apis.runner import clean_errors
 from mmrecur.apis.specs import build_model, read_model
 
@@ -85,9 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         cfg, scope = read_model(args.config, args.cfg_options, args.backbone_only)
         model = build_model(cfg, scope)
-        detector = type(model).__module__.startswith('mmdet.') and hasattr(model, 'bbox_head')
-        detector = detector or hasattr(model, 'roi_head')
-        shape = args.shape or ((800, 1280) if detector else (224, 224))
+        shape = args.shape or ((800, 1280) if is_detector(model) else (224, 224))
         shape = tuple(shape) * (2 // len(shape))
         inputs, arguments = image_inputs(model, shape, _in_channels(cfg))
         measured = measure(model, inputs, arguments)
