@@ -136,6 +136,22 @@ def test_detection_backbone_equals_the_authors(prefix: str) -> None:
     replay(fixture, model, report)
 
 
+def test_classifiers_become_backbones_of_detectors() -> None:
+    """Without what only a classifier reads."""
+    source = golden.load('rlaus_resnet50').state_dict
+    state, report = convert(source, 'rlanet', RLAResNet(50, shared=False))
+    last = {key for key in source if key.startswith('stages.3.2.') and ('rla' in key or 'rec' in key)}
+    last.add('stages.3.2.conv_out.weight')
+    assert set(report.unused) == last | {key for key in source if key.startswith(('bn2.', 'fc.'))}
+    assert not report.initial and not report.notes
+    # a state that blocks do not read is nothing to a detector
+    source = golden.load('rlarh_resnet50').state_dict
+    state, report = convert(source, 'rlanet', RLAResNet(50, rla_channels=0))
+    assert torch.equal(state['layer3.5.conv1.weight'], source['stages.2.5.conv1.weight'])
+    assert report.unused['recurrent_convs.0.weight'] == 'the model has no recurrent path (rla_channels=0)'
+    assert not report.initial and not report.transformed
+
+
 def test_whole_detector_keeps_its_other_parts() -> None:
     source = golden.load('det_rla_resnet50').state_dict
     source = {f'backbone.{key}': value for key, value in source.items()}

@@ -1,13 +1,15 @@
 """The arithmetic: plain ``torch.nn`` layers that need nothing but torch."""
 
 from .activation_checkpoint import checkpoint_step
-from .attention import ECA, SqueezeExcite
+from .attention import CBAM, ECA, SqueezeExcite
 from .checks import check_choice, check_flag, check_int
 from .fuse import fold_norm
 from .residual import Bottleneck, DeepStem
 from .rla import RLACell
+from .rla_cells import make_rla_cell
 
 __all__ = [
+    'CBAM',
     'ECA',
     'Bottleneck',
     'DeepStem',
@@ -18,4 +20,5 @@ __all__ = [
     'check_int',
     'checkpoint_step',
     'fold_norm',
+    'make_rla_cell',
 ]

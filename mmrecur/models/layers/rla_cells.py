@@ -258,6 +258,7 @@ def make_rla_cell(
     """
     check_cell(cell, post_act, add_first)
     check_flag(shared=shared)
+    check_int('num_steps', num_steps, 1)
     if not shared:
         return UnsharedCells(
             [
