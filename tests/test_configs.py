@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,13 @@ PARAMETERS = {
 }
 
 
-def load(name: str) -> Config:
+@cache
+def loaded(name: str) -> Config:
     return Config.fromfile(ROOT / name)
+
+
+def load(name: str) -> Config:
+    return copy.deepcopy(loaded(name))
 
 
 def without_checkpoints(model: dict) -> dict:
