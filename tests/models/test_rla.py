@@ -7,6 +7,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mmrecur.models.backbones import RLAResNet
@@ -132,6 +134,48 @@ def test_network_equals_the_equations(name: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(*(result[1] for result in results)):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@st.composite
+def options(draw) -> dict:
+    """Arguments of any network that there is."""
+    chosen = dict(
+        attention=draw(st.sampled_from([None, 'se', 'eca', 'cbam'])),
+        groups=draw(st.sampled_from([1, 2])),
+        extra_channels=draw(st.sampled_from([0, 8])),
+        deep_stem=draw(st.booleans()),
+        avg_down=draw(st.booleans()),
+        with_cp=draw(st.booleans()),
+    )
+    chosen['base_width'] = 64 if chosen['groups'] == 1 else 4
+    chosen['rla_channels'] = draw(st.sampled_from([0, 1, 4]))
+    if chosen['rla_channels']:
+        chosen['with_hidden'] = draw(st.booleans())
+        chosen['exchange'] = draw(st.booleans()) or not chosen['with_hidden']
+        chosen['shared'] = draw(st.booleans())
+        unit = draw(st.sampled_from([{}, dict(cell='lstm'), dict(cell='gru'), dict(post_act=True)]))
+        variants = ['v1', 'v3', 'v5'] if unit else list(RLA_VARIANTS)
+        chosen.update(variant=draw(st.sampled_from(variants)), **unit)
+    return chosen
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(options())
+def test_options_go_together(chosen: dict) -> None:
+    torch.manual_seed(0)
+    model = RLAResNet(50, base_channels=8, **chosen)
+    randomise_norms(model)
+    # the forms must agree but for rounding, which group norms of single channels amplify
+    model, x = model.double(), torch.randn(2, 3, 65, 64).double()
+    sum((output * output).mean() for output in model.train()(x)).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    model.eval()
+    with torch.no_grad():
+        expected = model(x)
+        model.switch_to_deploy()
+        for ours, theirs, channels in zip(model(x), expected, model.out_channels, strict=True):
+            assert ours.shape[1] == channels
+            assert (ours - theirs).abs().max() <= 1e-9 * theirs.abs().max()
 
 
 @pytest.mark.parametrize('size', [8, 7])
