@@ -48,9 +48,39 @@ BACKBONES: dict[str, dict] = {
     'rla-r50-dc5': dict(
         type='mmrecur.RLAResNet', depth=50, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **SMALL
     ),
+    'rla-xception': dict(type='mmrecur.RLAXception', base_channels=4, rla_channels=4),
+    'rla-xception-hidden': dict(
+        type='mmrecur.RLAXception', base_channels=4, rla_channels=4, with_hidden=True
+    ),
+    'rla-xception-c2': dict(
+        type='mmrecur.RLAXception', base_channels=4, rla_channels=4, out_indices=(0, 1)
+    ),
+    'rla-xception-gn': dict(
+        type='mmrecur.RLAXception', base_channels=4, rla_channels=4, norm_cfg=dict(type='GN', num_groups=2)
+    ),
+    'xception': dict(type='mmrecur.RLAXception', base_channels=4, rla_channels=0),
+    'densenet-bc': dict(type='mmrecur.DenseNetBC', depth=22, growth_rate=4),
+    'lag-densenet-bc': dict(type='mmrecur.DenseNetBC', depth=22, growth_rate=4, sharing='lag'),
+    'ordinal-densenet-bc': dict(
+        type='mmrecur.DenseNetBC', depth=22, growth_rate=4, sharing='ordinal', out_indices=(0, 1)
+    ),
+    'lag-densenet-bc-gn': dict(
+        type='mmrecur.DenseNetBC', depth=16, growth_rate=4, sharing='lag', norm_cfg=dict(type='GN', num_groups=2)
+    ),
+    'dpn': dict(type='mmrecur.DualPathResNet', depth=29, base_channels=8, dense_channels=4),
+    'dpn-plain': dict(type='mmrecur.DualPathResNet', depth=20, base_channels=8, dense_channels=0),
+    'dpn-gn': dict(
+        type='mmrecur.DualPathResNet',
+        depth=20,
+        base_channels=8,
+        dense_channels=4,
+        norm_cfg=dict(type='GN', num_groups=2),
+        out_indices=(1,),
+    ),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d', 'rla-r50-hidden', 'rla-r50-gn']
+DISTINCT += ['rla-xception-hidden', 'lag-densenet-bc', 'ordinal-densenet-bc', 'dpn']
 
 
 def build(name: str, **overrides) -> Backbone:
@@ -112,9 +142,9 @@ def test_deployed_form_computes_the_same(name: str) -> None:
         model.switch_to_deploy()
         assert state.keys() == model.state_dict().keys()
         assert_close(model.train()(x), expected, 1e-4)
-    # batch norms are gone but for the one on the returned state, which follows no convolution
+    # batch norms are gone but for those on what is returned, which neither follow nor precede a convolution
     norms = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
-    assert set(norms) <= {'hidden_norm'}
+    assert set(norms) <= {'hidden_norm', 'final_norm'}
     # the form is a function of the configuration: its weights load into another one
     before.load_state_dict({k: v + 1 if v.is_floating_point() else v for k, v in before.state_dict().items()})
     before.switch_to_deploy()
@@ -139,11 +169,13 @@ def test_checkpointed_step_is_the_same_step(name: str) -> None:
 @pytest.mark.parametrize('name', DISTINCT)
 @pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
 def test_frozen_stages_neither_learn_nor_record(name: str, frozen: int) -> None:
+    built = build(name).num_stages
+    frozen = min(frozen, built)
     model = build(name, frozen_stages=frozen).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    stages = {stage: list(model.stage_modules(stage)) for stage in range(5)}
+    stages = {stage: list(model.stage_modules(stage)) for stage in range(built + 1)}
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or [], 0.1) if (
-        frozen < 4
+        frozen < built
     ) else None
     if optimiser:
         sum(output.mean() for output in model(image(2, 3, 64, 64))).backward()
