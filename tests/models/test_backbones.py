@@ -65,7 +65,11 @@ BACKBONES: dict[str, dict] = {
         type='mmrecur.DenseNetBC', depth=22, growth_rate=4, sharing='ordinal', out_indices=(0, 1)
     ),
     'lag-densenet-bc-gn': dict(
-        type='mmrecur.DenseNetBC', depth=16, growth_rate=4, sharing='lag', norm_cfg=dict(type='GN', num_groups=2)
+        type='mmrecur.DenseNetBC',
+        depth=16,
+        growth_rate=4,
+        sharing='lag',
+        norm_cfg=dict(type='GN', num_groups=2),
     ),
     'dpn': dict(type='mmrecur.DualPathResNet', depth=29, base_channels=8, dense_channels=4),
     'dpn-plain': dict(type='mmrecur.DualPathResNet', depth=20, base_channels=8, dense_channels=0),
