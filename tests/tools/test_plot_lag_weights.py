@@ -52,8 +52,11 @@ def test_prints_and_draws_the_fit(tool, checkpoint: str, tmp_path: Path, capsys)
 
 def test_prints_a_table(tool, checkpoint: str, capsys) -> None:
     tool.main([MODEL, checkpoint, '--by', 'ordinal'])
-    output = capsys.readouterr().out
-    assert 'denseblock3' in output and 'ordinal 5' in output
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert ['ordinal', 'denseblock1', 'denseblock2', 'denseblock3'] in rows
+    # the last of the layers that are read is read by one layer, at lag 1
+    assert ['5', *(f'{16 * np.exp(-0.2 * i):.2f}' for i in (1, 2, 3))] in rows
+    assert rows[-1][0] == 'r_squared'
 
 
 @pytest.mark.parametrize(

@@ -63,15 +63,18 @@ def read_weights(args: argparse.Namespace) -> list[LagWeights]:
 
 
 def print_table(title: str, blocks: list[LagWeights]) -> None:
-    """Prints norms, fits and R^2, a block in a row."""
-    numbers = range(1, 1 + max(len(block.norms) for block in blocks))
+    """Prints norms, fits and R^2, a block in a column."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify='left')
-    for name in ('block', 'a', 'b', 'R²', *(f'{blocks[0].axis} {number}' for number in numbers)):
-        table.add_column(name, justify='left' if name == 'block' else 'right')
+    table.add_column(blocks[0].axis)
     for block in blocks:
-        fit = (f'{block.fit.scale:.3f}', f'{block.fit.rate:.4f}', f'{block.fit.r_squared:.3f}')
-        table.add_row(block.name, *fit, *(f'{norm:.2f}' for norm in block.norms))
-    Console(width=max(240, Console().width), markup=False).print(table)
+        table.add_column(block.name, justify='right')
+    for number in range(max(len(block.norms) for block in blocks)):
+        norms = (block.norms[number:] for block in blocks)
+        table.add_row(str(number + 1), *(f'{rest[0]:.2f}' if len(rest) else '' for rest in norms))
+    table.add_section()
+    for name in ('scale', 'rate', 'r_squared'):
+        table.add_row(name, *(f'{getattr(block.fit, name):.3f}' for block in blocks))
+    Console(markup=False).print(table)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,14 +84,15 @@ def main(argv: list[str] | None = None) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         blocks = read_weights(args)
         if args.out:
-            save_figure(plot_lag_weights(blocks, f'{Path(args.config).stem}'), args.out)
+            title = Path(args.config).stem if args.config.endswith('.py') else args.config
+            save_figure(plot_lag_weights(blocks, title), args.out)
     if args.json:
         result = [
             dict(block=b.name, by=b.axis, norms=b.norms.tolist(), **vars(b.fit)) for b in blocks
         ]
         print(json.dumps(result, indent=2))
     else:
-        print_table('L1 norm of the weights for a map, and a exp(-b x)', blocks)
+        print_table('L1 norm of the weights for a map, and its fit scale * exp(-rate * x)', blocks)
     if args.out:
         print(f'Wrote {args.out}', file=sys.stderr)
 
