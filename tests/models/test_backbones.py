@@ -64,6 +64,39 @@ BACKBONES: dict[str, dict] = {
     'preact-gn': dict(
         type='mmrecur.RLAPreActResNet', depth=8, norm_cfg=dict(type='GN', num_groups=2), **SMALL
     ),
+    'rla-xception': dict(type='mmrecur.RLAXception', base_channels=4, rla_channels=4),
+    'rla-xception-hidden': dict(
+        type='mmrecur.RLAXception', base_channels=4, rla_channels=4, with_hidden=True
+    ),
+    'rla-xception-c2': dict(
+        type='mmrecur.RLAXception', base_channels=4, rla_channels=4, out_indices=(0, 1)
+    ),
+    'rla-xception-gn': dict(
+        type='mmrecur.RLAXception', base_channels=4, rla_channels=4, norm_cfg=dict(type='GN', num_groups=2)
+    ),
+    'xception': dict(type='mmrecur.RLAXception', base_channels=4, rla_channels=0),
+    'densenet-bc': dict(type='mmrecur.DenseNetBC', depth=22, growth_rate=4),
+    'lag-densenet-bc': dict(type='mmrecur.DenseNetBC', depth=22, growth_rate=4, sharing='lag'),
+    'ordinal-densenet-bc': dict(
+        type='mmrecur.DenseNetBC', depth=22, growth_rate=4, sharing='ordinal', out_indices=(0, 1)
+    ),
+    'lag-densenet-bc-gn': dict(
+        type='mmrecur.DenseNetBC',
+        depth=16,
+        growth_rate=4,
+        sharing='lag',
+        norm_cfg=dict(type='GN', num_groups=2),
+    ),
+    'dpn': dict(type='mmrecur.DualPathResNet', depth=29, base_channels=8, dense_channels=4),
+    'dpn-plain': dict(type='mmrecur.DualPathResNet', depth=20, base_channels=8, dense_channels=0),
+    'dpn-gn': dict(
+        type='mmrecur.DualPathResNet',
+        depth=20,
+        base_channels=8,
+        dense_channels=4,
+        norm_cfg=dict(type='GN', num_groups=2),
+        out_indices=(1,),
+    ),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = [
@@ -75,6 +108,10 @@ DISTINCT = [
     'rla-r50-gn',
     'preact-basic',
     'preact-bottleneck',
+    'rla-xception-hidden',
+    'lag-densenet-bc',
+    'ordinal-densenet-bc',
+    'dpn',
 ]
 #: Batch norms of states and sums, by class: they have no convolution to be folded into.
 FOLLOW_NO_CONVOLUTION = {'RLAPreActResNet': r'hidden_norm|final_norm|layer\d\.\d+\.bn1(_hidden)?'}
@@ -140,7 +177,7 @@ def test_deployed_form_computes_the_same(name: str) -> None:
         assert state.keys() == model.state_dict().keys()
         assert_close(model.train()(x), expected, 1e-4)
     norms = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
-    allowed = FOLLOW_NO_CONVOLUTION.get(type(model).__name__, 'hidden_norm')
+    allowed = FOLLOW_NO_CONVOLUTION.get(type(model).__name__, 'hidden_norm|final_norm')
     assert [n for n in norms if not re.fullmatch(allowed, n)] == []
     # the form is a function of the configuration: its weights load into another one
     before.load_state_dict({k: v + 1 if v.is_floating_point() else v for k, v in before.state_dict().items()})

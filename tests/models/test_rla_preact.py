@@ -37,7 +37,7 @@ def reference(model: RLAPreActResNet, x: Tensor) -> Tensor:
             x = y + (block.downsample(x) if block.downsample else x)
             h = F.avg_pool2d(h, 2) if block.stride == 2 else h
             h = stage.rla.recurrent_conv(torch.tanh(stage.rla.norms[step](h + stage.rla.conv_out(y))))
-    return torch.cat([norm_relu(x, model.norm), norm_relu(h, model.hidden_norm)], dim=1)
+    return torch.cat([norm_relu(x, model.final_norm), norm_relu(h, model.hidden_norm)], dim=1)
 
 
 @pytest.mark.parametrize('depth, block', [(14, 'basic'), (20, 'bottleneck')])

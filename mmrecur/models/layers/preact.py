@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .fuse import fold_norm, fold_sum
+from .preact_fold import fold_preactivation
 from .residual import NormLayer
 
 
@@ -51,11 +52,12 @@ class PreActBlock(nn.Module):
                 channels, inner_channels, kernel_size, first_stride, padding=kernel_size // 2, bias=False
             )
 
+        self.relu = nn.ReLU(inplace=True)
+        self.relu1 = nn.ReLU(inplace=True)
         self.bn1 = norm_layer(in_channels)
         self.conv1 = first_conv(in_channels)
         self.bn1_hidden = norm_layer(hidden_channels) if hidden_channels else None
         self.conv1_hidden = first_conv(hidden_channels) if hidden_channels else None
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = (
             nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
             if stride != 1 or in_channels != out_channels
@@ -93,9 +95,9 @@ class PreActBlock(nn.Module):
             tuple[Tensor, Tensor]: The output, shape (N, out_channels, H / stride, W / stride), and the
             map asked for or what was read from it, of the same resolution.
         """
-        first = self.conv1(self.relu(self.bn1(x)))
+        first = self.conv1(self.relu1(self.bn1(x)))
         if h is not None:
-            first += self.conv1_hidden(self.relu(self.bn1_hidden(h)))
+            first += self.conv1_hidden(self.relu1(self.bn1_hidden(h)))
         inner = self.inner(first)
         residual = self.residual_conv()(inner)
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -183,6 +185,13 @@ class PreActBottleneck(PreActBlock):
         return self.conv3
 
     def switch_to_deploy(self) -> None:
-        """Fold the norms that follow a convolution; those at the block's input stay."""
+        """Fold the norms; those at the input leave a clamp behind."""
         self.conv1, self.conv1_hidden, self.bn2 = fold_sum(self.conv1, self.conv1_hidden, self.bn2)
         self.conv2, self.bn3 = fold_norm(self.conv2, self.bn3)
+        folded = fold_preactivation(self.bn1, [self.conv1])
+        if folded is None:
+            return
+        self.bn1, (self.conv1,) = folded
+        if self.conv1_hidden is not None:
+            self.bn1_hidden, (self.conv1_hidden,) = fold_preactivation(self.bn1_hidden, [self.conv1_hidden])
+        self.relu1 = nn.Identity()
