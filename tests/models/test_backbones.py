@@ -17,6 +17,7 @@ from mmrecur.models.backbones import Backbone
 from tests.models.test_rla import randomise_norms
 
 SMALL = dict(base_channels=8, rla_channels=4)
+LIGHT = dict(width_mult=0.25, rla_channels=4)
 #: Small models, one for each option that changes the computation.
 BACKBONES: dict[str, dict] = {
     'rla-r50': dict(type='mmrecur.RLAResNet', depth=50, **SMALL),
@@ -48,9 +49,25 @@ BACKBONES: dict[str, dict] = {
     'rla-r50-dc5': dict(
         type='mmrecur.RLAResNet', depth=50, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **SMALL
     ),
+    'rla-mobilenet': dict(type='mmrecur.RLAMobileNetV2', **LIGHT),
+    'rla-mobilenet-network': dict(
+        type='mmrecur.RLAMobileNetV2', recurrent_sharing='network', out_indices=(0, 7), **LIGHT
+    ),
+    'rla-eca-mobilenet': dict(
+        type='mmrecur.RLAMobileNetV2', attention='eca', out_indices=(4, 7), **LIGHT
+    ),
+    'rla-mobilenet-gn': dict(
+        type='mmrecur.RLAMobileNetV2',
+        norm_cfg=dict(type='GN', num_groups=2),
+        out_indices=(3, 7),
+        **LIGHT,
+    ),
+    'rla-mobilenet-c1': dict(type='mmrecur.RLAMobileNetV2', out_indices=(0,), **LIGHT),
+    'mobilenet': dict(type='mmrecur.RLAMobileNetV2', width_mult=0.25, rla_channels=0),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d', 'rla-r50-hidden', 'rla-r50-gn']
+DISTINCT += ['rla-mobilenet', 'rla-eca-mobilenet']
 
 
 def build(name: str, **overrides) -> Backbone:
@@ -141,11 +158,9 @@ def test_checkpointed_step_is_the_same_step(name: str) -> None:
 def test_frozen_stages_neither_learn_nor_record(name: str, frozen: int) -> None:
     model = build(name, frozen_stages=frozen).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    stages = {stage: list(model.stage_modules(stage)) for stage in range(5)}
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or [], 0.1) if (
-        frozen < 4
-    ) else None
-    if optimiser:
+    stages = {stage: list(model.stage_modules(stage)) for stage in range(model.num_stages + 1)}
+    if frozen < model.num_stages:
+        optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
         sum(output.mean() for output in model(image(2, 3, 64, 64))).backward()
         optimiser.step()
     learning = {id(p) for p in model.parameters() if p.requires_grad}

@@ -4,6 +4,7 @@ from .activation_checkpoint import checkpoint_step
 from .attention import ECA, SqueezeExcite
 from .checks import check_choice, check_flag, check_int
 from .fuse import fold_norm
+from .inverted_residual import InvertedResidual
 from .residual import Bottleneck, DeepStem
 from .rla import RLACell
 
@@ -11,6 +12,7 @@ __all__ = [
     'ECA',
     'Bottleneck',
     'DeepStem',
+    'InvertedResidual',
     'RLACell',
     'SqueezeExcite',
     'check_choice',
