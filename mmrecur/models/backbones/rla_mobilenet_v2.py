@@ -265,7 +265,7 @@ class RLAMobileNetV2(Backbone):
         return RLAGroup(blocks, cell, self.with_cp)
 
     def _build_attention(self, channels: int) -> ChannelGate | None:
-        cfg = dict(type=self.attention) if isinstance(self.attention, str) else self.attention
+        cfg = dict(type='eca') if self.attention == 'eca' else self.attention
         if isinstance(cfg, dict) and cfg.get('type') == 'eca':
             cfg = {'kernel_size': 1 if channels < 96 else 3, **cfg}
         return build_attention(cfg, channels, stage=0)
