@@ -51,5 +51,6 @@ def _graft_rla_mobilenet(transfer: GraftTransfer) -> None:
             transfer.take(name)
     used = transfer.used_sources()
     for name, key in transfer.plain.items():
-        if key not in used and (why := why_absent_mobilenet(name, transfer.backbone)):
+        is_head = name.startswith('fc.')  # which comes after the backbone
+        if key not in used and not is_head and (why := why_absent_mobilenet(name, transfer.backbone)):
             transfer.drop(key, why)
