@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor, nn
+from torch import nn
 
 from mmrecur.checkpoint import TransferError, graft
 from mmrecur.models.backbones import RLAMobileNetV2
@@ -150,12 +150,11 @@ def test_a_whole_ssdlite_detector_computes_the_same() -> None:
     cfg.backbone.update(widen_factor=0.25)
     cfg.neck.update(in_channels=(24, 1280), out_channels=(24, 1280, 512, 256, 256, 128))
     cfg.bbox_head.update(in_channels=cfg.neck.out_channels)
+    ours = dict(cfg.backbone, type='mmrecur.RLAMobileNetV2')
+    ours['width_mult'] = ours.pop('widen_factor')
     detectors = []
     with DefaultScope.overwrite_default_scope('mmdet'):
-        for backbone in (
-            cfg.backbone,
-            dict(type='mmrecur.RLAMobileNetV2', width_mult=0.25, out_indices=(4, 7), norm_cfg=cfg.backbone.norm_cfg),
-        ):
+        for backbone in (cfg.backbone, ours):
             detectors.append(MODELS.build({**cfg, 'backbone': backbone}))
             detectors[-1].eval()
     source, model = detectors
