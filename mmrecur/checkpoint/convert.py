@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 from ..models.layers.checks import check_choice
 from .layouts import why_absent
 from .report import Report, Transfer, TransferError
+from .rlanet_mobilenet import convert_rlanet_mobilenet
 
 
 def convert(
@@ -100,6 +102,8 @@ def _rlanet_name(key: str) -> str:
 
 
 def _convert_rlanet(transfer: Transfer) -> None:
+    if isinstance(transfer.backbone, RLAMobileNetV2):
+        return convert_rlanet_mobilenet(transfer)
     source, target = transfer.source, transfer.target
     backbone, prefix = transfer.backbone, transfer.prefix
     from_detector = any(key.startswith('backbone.') for key in source)

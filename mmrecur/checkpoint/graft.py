@@ -44,9 +44,9 @@ def graft(
     since its blocks read the recurrent state with weights of zero at first.
 
     Args:
-        state_dict (Mapping): Checkpoint of a plain ResNet, ResNeXt, SE-, ECA-ResNet or ResNet-D in the
-            layout of torchvision, timm, mmpretrain or mmdet, or of a whole classifier or detector;
-            tensors by name or under ``'state_dict'`` or ``'model'``.
+        state_dict (Mapping): Checkpoint of a plain ResNet, ResNeXt, SE-, ECA-ResNet, ResNet-D or
+            MobileNetV2 in the layout of torchvision, timm, mmpretrain or mmdet, or of a whole classifier
+            or detector; tensors by name or under ``'state_dict'`` or ``'model'``.
         model (nn.Module): A backbone of this package, or a classifier or detector with one as
             ``backbone``. It is not changed.
         strict (bool): Raise if a key is not explained. Defaults to True.

@@ -6,6 +6,7 @@ from .checks import check_choice, check_flag, check_int
 from .dense import DenseBlock
 from .dual_path import DualPathBlock
 from .fuse import fold_norm
+from .inverted_residual import InvertedResidual
 from .preact_fold import fold_preactivation
 from .residual import Bottleneck, DeepStem
 from .rla import RLACell
@@ -18,6 +19,7 @@ __all__ = [
     'DeepStem',
     'DenseBlock',
     'DualPathBlock',
+    'InvertedResidual',
     'MultiWidthRLACell',
     'RLACell',
     'SeparableConv',

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import ChannelGate
-from .fuse import fold_norm, fold_sum
+from .fuse import fold_norm, fold_norm_of_sum
 from .norm_readout import norm_readout
 
 NormLayer = Callable[[int], nn.Module]
@@ -242,7 +242,7 @@ class Bottleneck(nn.Module):
 
     def switch_to_deploy(self) -> None:
         """Fold the norms into the convolutions; outputs in evaluation stay the same."""
-        self.conv1, self.conv1_hidden, self.bn1 = fold_sum(self.conv1, self.conv1_hidden, self.bn1)
+        self.conv1, self.conv1_hidden, self.bn1 = fold_norm_of_sum(self.conv1, self.conv1_hidden, self.bn1)
         self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
         self.conv3, self.bn3 = fold_norm(self.conv3, self.bn3)
         self.gates_products = self.attention is not None and isinstance(self.bn3, nn.Identity)

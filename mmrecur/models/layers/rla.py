@@ -81,6 +81,8 @@ class RLACell(nn.Module):
         add_first (bool): Whether new information joins before BN-tanh-conv (v1, v3, v5) or after it
             (v2, v4, v6). Defaults to True.
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        recurrent_conv (nn.Module, optional): W_r. ``nn.Identity()`` leaves it to the caller, where
+            several stages share one. Defaults to None, a convolution of the cell's own.
 
     Raises:
         ValueError: If a count is not a positive integer.
@@ -102,6 +104,7 @@ class RLACell(nn.Module):
         num_steps: int = 1,
         add_first: bool = True,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        recurrent_conv: nn.Module | None = None,
     ) -> None:
         super().__init__()
         check_int('in_channels', in_channels, 1)
@@ -109,7 +112,9 @@ class RLACell(nn.Module):
         check_int('num_steps', num_steps, 1)
         self.add_first = add_first
         self.conv_out = nn.Conv2d(in_channels, hidden_channels, 1, bias=False)
-        self.recurrent_conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=False)
+        if recurrent_conv is None:
+            recurrent_conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=False)
+        self.recurrent_conv = recurrent_conv
         self.norms = nn.ModuleList(norm_layer(hidden_channels) for _ in range(num_steps))
 
     def forward(self, h: Tensor | None, s: Tensor, step: int) -> Tensor:
