@@ -74,8 +74,8 @@ def list_models(pattern: str = '*', task: str | None = None) -> list[str]:
 
     Example:
         >>> from mmrecur.apis import list_models
-        >>> list_models('rla-resnet50')
-        ['rla-resnet50-d_4xb64-tricks-200e_in1k', 'rla-resnet50_4xb64_in1k']
+        >>> list_models('rla-eca-resnet50')
+        ['rla-eca-resnet50-d_4xb64-tricks-200e_in1k', 'rla-eca-resnet50_4xb64_in1k']
     """
     tasks = {name for info in _index().values() for name in info.tasks}
     if task is not None and task not in tasks:

@@ -79,8 +79,14 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 _RLANET_STAGE = re.compile(r'stages\.(\d+)\.(\d+)\.(.+)')
 _RLANET_NORM = re.compile(r'stage_bns\.(\d+)\.(\d+)\.(.+)')
-_RLANET_SHARED = re.compile(r'(conv_outs|recurrent_convs)\.(\d+)\.weight')
-_RLANET_SHARED_NAMES = {'conv_outs': 'conv_out', 'recurrent_convs': 'recurrent_conv'}
+_RLANET_SHARED = re.compile(r'(conv_outs|recurrent_convs)\.(\d+)\.(weight|conv\.weight)')
+_RLANET_SHARED_NAMES = {
+    ('conv_outs', 'weight'): 'conv_out.weight',
+    ('recurrent_convs', 'weight'): 'recurrent_conv.weight',
+    ('recurrent_convs', 'conv.weight'): 'unit.gates.weight',  # ConvLSTM
+}
+# in the blocks where nothing is shared
+_RLANET_OWN = {'conv_out.': 'conv_out.', 'recurrent_conv.': 'recurrent_conv.', 'bn_rla.': 'norms.0.'}
 _RLANET_ATTENTION = {'eca.': 'attention.', 'se.fc.0.': 'attention.fc1.', 'se.fc.2.': 'attention.fc2.'}
 
 
@@ -88,6 +94,9 @@ def _rlanet_name(key: str) -> str:
     """Name in this package of a key of the authors' RLA networks, without the backbone's prefix."""
     if match := _RLANET_STAGE.fullmatch(key):
         stage, block, rest = match.groups()
+        for theirs, ours in _RLANET_OWN.items():
+            if rest.startswith(theirs):
+                return f'layer{int(stage) + 1}.rla.steps.{block}.{ours}{rest[len(theirs) :]}'
         for theirs, ours in _RLANET_ATTENTION.items():
             if rest.startswith(theirs):
                 rest = ours + rest[len(theirs) :]
@@ -96,8 +105,9 @@ def _rlanet_name(key: str) -> str:
         stage, step, rest = match.groups()
         return f'layer{int(stage) + 1}.rla.norms.{step}.{rest}'
     if match := _RLANET_SHARED.fullmatch(key):
-        kind, stage = match.groups()
-        return f'layer{int(stage) + 1}.rla.{_RLANET_SHARED_NAMES[kind]}.weight'
+        kind, stage, leaf = match.groups()
+        if (kind, leaf) in _RLANET_SHARED_NAMES:
+            return f'layer{int(stage) + 1}.rla.{_RLANET_SHARED_NAMES[kind, leaf]}'
     return re.sub(r'^bn2\.', 'hidden_norm.', key)
 
 
@@ -131,8 +141,10 @@ def _convert_rlanet(transfer: Transfer) -> None:
             transfer.leave(key, 'not part of the backbone')
         elif key.endswith('num_batches_tracked'):
             transfer.leave(key, 'a counter that old checkpoints lack')
-    variant = getattr(backbone, 'variant', None)
-    if variant in ('v1', 'v2'):
+    recurrence = getattr(backbone, 'recurrence', None)
+    variant = recurrence and recurrence.variant
+    # the unshared network is the one that aggregates the residual in their code too
+    if variant in ('v1', 'v2') and recurrence.shared:
         transfer.report.notes.append(
             f"the model is variant {variant!r}; the authors' released ImageNet and COCO ResNets called "
             f'{variant} aggregate the block output and need variant={dict(v1="v3", v2="v4")[variant]!r} '

@@ -19,6 +19,7 @@ from tests.models.test_rla import randomise_norms
 
 SMALL = dict(base_channels=8, rla_channels=4)
 LIGHT = dict(width_mult=0.25, rla_channels=4)
+PLAIN = dict(base_channels=8, rla_channels=0)
 #: Small models, one for each option that changes the computation.
 BACKBONES: dict[str, dict] = {
     'rla-r50': dict(type='mmrecur.RLAResNet', depth=50, **SMALL),
@@ -55,12 +56,21 @@ BACKBONES: dict[str, dict] = {
         type='mmrecur.RLAPreActResNet', depth=20, block='bottleneck', with_hidden=True, **SMALL
     ),
     'preact-bottleneck-v2': dict(
-        type='mmrecur.RLAPreActResNet', depth=20, block='bottleneck', variant='v2', extra_channels=1, **SMALL
+        type='mmrecur.RLAPreActResNet', depth=20, block='bottleneck', variant='v2', extra_channels=4, **SMALL
     ),
     'preact-v4': dict(
         type='mmrecur.RLAPreActResNet', depth=14, variant='v4', out_indices=(0, 1), **SMALL
     ),
     'preact-single': dict(type='mmrecur.RLAPreActResNet', depth=8, out_indices=(0, 1, 2), **SMALL),
+    'preact-lstm': dict(
+        type='mmrecur.RLAPreActResNet', depth=14, cell='lstm', shared=False, with_hidden=True, **SMALL
+    ),
+    'preact-gru-no-exchange': dict(
+        type='mmrecur.RLAPreActResNet', depth=8, cell='gru', exchange=False, with_hidden=True, **SMALL
+    ),
+    'preact-postact': dict(
+        type='mmrecur.RLAPreActResNet', depth=11, post_act=True, variant='v3', **SMALL
+    ),
     'preact-plain': dict(type='mmrecur.RLAPreActResNet', depth=14, base_channels=8, rla_channels=0),
     'preact-gn': dict(
         type='mmrecur.RLAPreActResNet', depth=8, norm_cfg=dict(type='GN', num_groups=2), **SMALL
@@ -113,6 +123,38 @@ BACKBONES: dict[str, dict] = {
     ),
     'rla-mobilenet-c1': dict(type='mmrecur.RLAMobileNetV2', out_indices=(0,), **LIGHT),
     'mobilenet': dict(type='mmrecur.RLAMobileNetV2', width_mult=0.25, rla_channels=0),
+    'rla-r50-unshared': dict(type='mmrecur.RLAResNet', depth=50, shared=False, **SMALL),
+    'rla-r50-unshared-v4': dict(
+        type='mmrecur.RLAResNet', depth=50, shared=False, variant='v4', **SMALL
+    ),
+    'rla-r50-no-exchange': dict(
+        type='mmrecur.RLAResNet', depth=50, exchange=False, with_hidden=True, **SMALL
+    ),
+    'rla-r50-lstm': dict(type='mmrecur.RLAResNet', depth=50, cell='lstm', **SMALL),
+    'rla-r50-lstm-unshared-hidden': dict(
+        type='mmrecur.RLAResNet', depth=50, cell='lstm', shared=False, with_hidden=True, **SMALL
+    ),
+    'rla-r50-gru': dict(type='mmrecur.RLAResNet', depth=50, cell='gru', variant='v3', **SMALL),
+    'rla-r50-gru-no-exchange': dict(
+        type='mmrecur.RLAResNet', depth=50, cell='gru', exchange=False, with_hidden=True, **SMALL
+    ),
+    'rla-r50-postact': dict(type='mmrecur.RLAResNet', depth=50, post_act=True, **SMALL),
+    'rla-r50-postact-hidden': dict(
+        type='mmrecur.RLAResNet', depth=50, post_act=True, variant='v5', with_hidden=True, **SMALL
+    ),
+    'rla-cbam-r50': dict(type='mmrecur.RLAResNet', depth=50, attention='cbam', **SMALL),
+    'rla-cbam-r50-lstm': dict(
+        type='mmrecur.RLAResNet',
+        depth=50,
+        attention=dict(type='cbam', spatial_norm=True, bias=True),
+        cell='lstm',
+        **SMALL,
+    ),
+    'r50': dict(type='mmrecur.RLAResNet', depth=50, **PLAIN),
+    'r50-wider': dict(type='mmrecur.RLAResNet', depth=50, extra_channels=8, **PLAIN),
+    'se-r50-d': dict(
+        type='mmrecur.RLAResNet', depth=50, attention='se', deep_stem=True, avg_down=True, **PLAIN
+    ),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = [
@@ -122,6 +164,12 @@ DISTINCT = [
     'rla-r50-d',
     'rla-r50-hidden',
     'rla-r50-gn',
+    'rla-r50-no-exchange',
+    'rla-r50-lstm-unshared-hidden',
+    'rla-r50-gru',
+    'rla-r50-postact',
+    'rla-cbam-r50-lstm',
+    'r50',
     'preact-basic',
     'preact-bottleneck',
     'rla-xception-hidden',
@@ -429,14 +477,30 @@ def test_default_initialisation_also_precedes_a_checkpoint(tmp_path: Path) -> No
 WRONG = [
     (dict(depth=34), 'depth=34, allowed: 50, 101, 152'),
     (dict(variant='v7'), "variant='v7', allowed: 'v1', 'v2', 'v3', 'v4', 'v5', 'v6'"),
-    (dict(attention='cbam'), "attention='cbam', allowed: None, 'se', 'eca'"),
+    (dict(attention='ca'), "attention='ca', allowed: None, 'se', 'eca', 'cbam'"),
+    (dict(attention=dict(type='cbam', kernel_size=4)), 'kernel_size=4, allowed: an odd integer'),
+    (dict(attention=dict(type='cbam', bias=1)), r'attention=.*bias=1 .*True or False'),
     (dict(attention=dict(type='eca', kernel=5)), r"attention=\{.*\}, allowed: .*kernel"),
     (dict(attention=3), "attention=3, allowed: None, 'se', 'eca'"),
     (dict(out_indices=(0, 4)), r'out_indices=\(0, 4\), allowed: .* integers from 0 to 3'),
     (dict(out_indices=(2, 1)), r'out_indices=\(2, 1\), allowed: .*increasing'),
     (dict(out_indices=()), r'out_indices=\(\), allowed: one or more'),
     (dict(out_indices=3), 'out_indices=3, allowed'),
-    (dict(rla_channels=0), 'rla_channels=0, allowed: an integer of at least 1'),
+    (dict(rla_channels=-1), 'rla_channels=-1, allowed: an integer of at least 0'),
+    (dict(cell='rnn'), "cell='rnn', allowed: 'conv', 'lstm', 'gru'"),
+    (dict(shared=1), 'shared=1.*allowed: True or False'),
+    (dict(exchange=None), 'exchange=None.*allowed: True or False'),
+    (dict(post_act='yes'), "post_act='yes'.*allowed: True or False"),
+    (dict(cell='lstm', post_act=True), "post_act=True with cell='lstm', allowed: False"),
+    (dict(cell='gru', variant='v4'), "cell='gru' .*added last .*allowed: variants v1, v3, v5"),
+    (dict(post_act=True, variant='v2'), 'post_act=True .*added last .*allowed: variants v1, v3, v5'),
+    (dict(exchange=False), 'exchange=False with with_hidden=False, allowed: with_hidden=True'),
+    (dict(rla_channels=0, cell='lstm'), "cell='lstm' with rla_channels=0, allowed: 'conv'"),
+    (dict(rla_channels=0, variant='v3'), "variant='v3' with rla_channels=0, allowed: 'v1'"),
+    (dict(rla_channels=0, shared=False), 'shared=False with rla_channels=0, allowed: True'),
+    (dict(rla_channels=0, with_hidden=True), 'with_hidden=True with rla_channels=0, allowed: False'),
+    (dict(extra_channels=6), 'extra_channels=6, allowed: a multiple of 4'),
+    (dict(extra_channels=8, groups=4, base_width=4), 'extra_channels=8, allowed: a multiple of 16'),
     (dict(rla_channels=True), 'rla_channels=True, allowed'),
     (dict(frozen_stages=5), 'frozen_stages=5, allowed: an integer from -1 to 4'),
     (dict(frozen_stages=-2), 'frozen_stages=-2, allowed'),
@@ -474,14 +538,40 @@ COUNTS = {
     'rla_resnext101_32x4d': dict(depth=101, groups=32, base_width=4),
     'rlav2_resnet50': dict(depth=50, variant='v2'),
     'rlav6_resnet50': dict(depth=50, variant='v6'),
+    'rlaus_resnet50': dict(depth=50, shared=False),
+    'rlaus_resnet101': dict(depth=101, shared=False),
+    'rlarh_resnet50': dict(depth=50, exchange=False),
+    'rlalstm_resnet50': dict(depth=50, cell='lstm'),
+    'rlagru_resnet50': dict(depth=50, cell='gru'),
+    'rlav1p_resnet50': dict(depth=50, post_act=True),
+    'resnet50': dict(depth=50, rla_channels=0),
+    'resnet152': dict(depth=152, rla_channels=0),
+    'resnet50_se': dict(depth=50, rla_channels=0, attention='se'),
+    'resnet50_eca': dict(depth=50, rla_channels=0, attention='eca'),
+    'resnet50_k': dict(depth=50, rla_channels=0, extra_channels=32),
 }
+
+
+def parameters_of_a_classifier(**arguments) -> int:
+    """With 1000 classes."""
+    with_hidden = arguments.get('rla_channels') != 0
+    with torch.device('meta'):
+        model = MODELS.build(dict(type='mmrecur.RLAResNet', with_hidden=with_hidden, **arguments))
+    return sum(p.numel() for p in model.parameters()) + 1000 * (model.out_channels[-1] + 1)
 
 
 @pytest.mark.parametrize('name', COUNTS)
 def test_parameters_are_the_authors(name: str) -> None:
     counts = json.loads((Path(__file__).parents[1] / 'data' / 'parameters.json').read_text())
-    with torch.device('meta'):
-        model = MODELS.build(dict(type='mmrecur.RLAResNet', with_hidden=True, **COUNTS[name]))
-    classifier = 1000 * (model.out_channels[-1] + 1)
-    ours = sum(p.numel() for p in model.parameters()) + classifier
+    ours = parameters_of_a_classifier(**COUNTS[name])
     assert ours == counts['rla (author implementation)'][name]
+
+
+def test_parameters_of_cbam_are_the_papers() -> None:
+    """Table 3 of the RLA paper, in 2^20; and of CBAM's released code, 28.09 M in its paper."""
+    cbam = dict(attention='cbam', rla_channels=0)
+    counts = [parameters_of_a_classifier(depth=depth, **cbam) / 2**20 for depth in (50, 101)]
+    assert counts == pytest.approx([26.77, 47.01], abs=0.005)
+    released = dict(type='cbam', bias=True, spatial_norm=True)
+    count = parameters_of_a_classifier(depth=50, rla_channels=0, attention=released)
+    assert count / 1e6 == pytest.approx(28.09, abs=0.005)

@@ -1,7 +1,7 @@
 """The arithmetic: plain ``torch.nn`` layers that need nothing but torch."""
 
 from .activation_checkpoint import checkpoint_step
-from .attention import ECA, SqueezeExcite
+from .attention import CBAM, ECA, SqueezeExcite
 from .checks import check_choice, check_flag, check_int
 from .dense import DenseBlock
 from .dual_path import DualPathBlock
@@ -10,10 +10,12 @@ from .inverted_residual import InvertedResidual
 from .preact_fold import fold_preactivation
 from .residual import Bottleneck, DeepStem
 from .rla import RLACell
+from .rla_cells import make_rla_cell
 from .rla_widths import MultiWidthRLACell
 from .separable import SeparableConv, XceptionBlock
 
 __all__ = [
+    'CBAM',
     'ECA',
     'Bottleneck',
     'DeepStem',
@@ -31,4 +33,5 @@ __all__ = [
     'checkpoint_step',
     'fold_norm',
     'fold_preactivation',
+    'make_rla_cell',
 ]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import ChannelGate
+from .attention import CBAM, ChannelGate
 from .fuse import fold_norm, fold_norm_of_sum
 from .norm_readout import norm_readout
 
@@ -113,7 +113,7 @@ class Bottleneck(nn.Module):
         dilation (int): Its dilation. Defaults to 1.
         groups (int): Its groups. Defaults to 1.
         hidden_channels (int): Channels of the hidden state, 0 for none. Defaults to 0.
-        attention (ChannelGate, optional): Channel attention on the residual. Defaults to None.
+        attention (ChannelGate or CBAM, optional): Attention on the residual. Defaults to None.
         avg_down (bool): ResNet-D shortcut. Defaults to False.
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
     """
@@ -127,7 +127,7 @@ class Bottleneck(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         hidden_channels: int = 0,
-        attention: ChannelGate | None = None,
+        attention: ChannelGate | CBAM | None = None,
         avg_down: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
@@ -153,7 +153,7 @@ class Bottleneck(nn.Module):
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.attention = attention
-        self.gates_products = False  # the inference form of a block with attention
+        self.gates_products = False  # the inference form of a block with channel attention
         self.downsample = (
             shortcut_projection(in_channels, out_channels, stride, avg_down, norm_layer)
             if stride != 1 or in_channels != out_channels
@@ -245,7 +245,11 @@ class Bottleneck(nn.Module):
         self.conv1, self.conv1_hidden, self.bn1 = fold_norm_of_sum(self.conv1, self.conv1_hidden, self.bn1)
         self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
         self.conv3, self.bn3 = fold_norm(self.conv3, self.bn3)
-        self.gates_products = self.attention is not None and isinstance(self.bn3, nn.Identity)
+        self.gates_products = isinstance(self.attention, ChannelGate) and isinstance(
+            self.bn3, nn.Identity
+        )
+        if isinstance(self.attention, CBAM):
+            self.attention.switch_to_deploy()
         if self.downsample is not None:
             self.downsample[-2], self.downsample[-1] = fold_norm(
                 self.downsample[-2], self.downsample[-1]
