@@ -58,14 +58,14 @@ def reference_update(model: RLAResNet, cell: nn.Module, t: int, h: Tensor, c: Te
     w_r = cell.recurrent_conv.weight
     if model.recurrence.post_act:
         return torch.tanh(norm(F.conv2d(h + new, w_r, padding=1))), c
-    if RLA_VARIANTS[model.variant][1]:
+    if RLA_VARIANTS[model.recurrence.variant][1]:
         return F.conv2d(torch.tanh(norm(h + new)), w_r, padding=1), c
     return F.conv2d(torch.tanh(norm(h)), w_r, padding=1) + new, c
 
 
 def reference_forward(model: RLAResNet, x: Tensor) -> list[Tensor]:
     """Section 3.3, Figure 4, Appendix B.4.1, block by block, with ``cat(x, h)`` and one product."""
-    source = RLA_VARIANTS[model.variant][0]
+    source = RLA_VARIANTS[model.recurrence.variant][0]
     x = F.max_pool2d(F.relu(model.bn1(model.conv1(x))), 3, 2, 1)
     h = c = torch.zeros(x.size(0), model.rla_channels or 1, *x.shape[2:])
     outputs = []
