@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 from ..models.layers.checks import check_choice
 from .layouts import why_absent
 from .report import Report, Transfer, TransferError
+from .rlanet_mobilenet import convert_rlanet_mobilenet
 
 
 def convert(
@@ -110,6 +112,8 @@ def _rlanet_name(key: str) -> str:
 
 
 def _convert_rlanet(transfer: Transfer) -> None:
+    if isinstance(transfer.backbone, RLAMobileNetV2):
+        return convert_rlanet_mobilenet(transfer)
     source, target = transfer.source, transfer.target
     backbone, prefix = transfer.backbone, transfer.prefix
     from_detector = any(key.startswith('backbone.') for key in source)
@@ -137,9 +141,10 @@ def _convert_rlanet(transfer: Transfer) -> None:
             transfer.leave(key, 'not part of the backbone')
         elif key.endswith('num_batches_tracked'):
             transfer.leave(key, 'a counter that old checkpoints lack')
-    variant = getattr(backbone, 'variant', None)
+    recurrence = getattr(backbone, 'recurrence', None)
+    variant = recurrence and recurrence.variant
     # the unshared network is the one that aggregates the residual in their code too
-    if variant in ('v1', 'v2') and getattr(backbone, 'shared', True):
+    if variant in ('v1', 'v2') and recurrence.shared:
         transfer.report.notes.append(
             f"the model is variant {variant!r}; the authors' released ImageNet and COCO ResNets called "
             f'{variant} aggregate the block output and need variant={dict(v1="v3", v2="v4")[variant]!r} '

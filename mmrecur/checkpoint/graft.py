@@ -44,9 +44,9 @@ def graft(
     since its blocks read the recurrent state with weights of zero at first.
 
     Args:
-        state_dict (Mapping): Checkpoint of a plain ResNet, ResNeXt, SE-, ECA-, CBAM-ResNet or ResNet-D
-            in the layout of torchvision, timm, mmpretrain or mmdet, or of a whole classifier or
-            detector; tensors by name or under ``'state_dict'`` or ``'model'``.
+        state_dict (Mapping): Checkpoint of a plain ResNet, ResNeXt, SE-, ECA-, CBAM-ResNet, ResNet-D or
+            MobileNetV2 in the layout of torchvision, timm, mmpretrain or mmdet, or of a whole classifier
+            or detector; tensors by name or under ``'state_dict'`` or ``'model'``.
         model (nn.Module): A backbone of this package, or a classifier or detector with one as
             ``backbone``. It is not changed.
         strict (bool): Raise if a key is not explained. Defaults to True.
@@ -193,6 +193,21 @@ def _graft_rla_resnet(transfer: GraftTransfer) -> None:
         elif adds_attention and '.attention.' in name:
             transfer.leave(target, 'new, and without a say at first')
         elif '.rla.' in name or name.startswith('hidden_norm.'):
+            transfer.leave(target, 'the recurrent path learns from its own initialisation')
+        else:
+            transfer.take(name)
+
+
+@register_graft('RLAPreActResNet')
+def _graft_rla_preact_resnet(transfer: GraftTransfer) -> None:
+    """Plain pre-activated ResNets, named as this package's: the state is not read at first."""
+    for name in transfer.backbone_keys():
+        target = transfer.prefix + name
+        if name in transfer.plain:
+            transfer.take(name)
+        elif name.endswith('conv1_hidden.weight'):
+            transfer.zero(target, 'zeros: the state is not read at first')
+        elif '.rla.' in name or '.bn1_hidden.' in name or name.startswith('hidden_norm.'):
             transfer.leave(target, 'the recurrent path learns from its own initialisation')
         else:
             transfer.take(name)

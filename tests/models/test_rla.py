@@ -38,14 +38,14 @@ def group_normed(x: Tensor, norm: nn.GroupNorm, half: slice) -> Tensor:
 
 def reference_update(model: RLAResNet, cell: nn.Module, t: int, h: Tensor, c: Tensor, s: Tensor):
     """An update of the state, one convolution at a time; c is the memory of an LSTM."""
-    cell, t = (cell, t) if model.shared else (cell.steps[t], 0)
+    cell, t = (cell, t) if model.recurrence.shared else (cell.steps[t], 0)
     new, norm = F.conv2d(s, cell.conv_out.weight), cell.norms[t]
-    if model.cell == 'lstm':
+    if model.recurrence.cell == 'lstm':
         both = torch.cat([torch.tanh(norm(new)), h], dim=1)
         i, f, o, g = (F.conv2d(both, w, padding=1) for w in cell.unit.gates.weight.chunk(4))
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
-    if model.cell == 'gru':
+    if model.recurrence.cell == 'gru':
         x, unit, k = torch.tanh(norm(new)), cell.unit, h.size(1)
         r, u = (
             group_normed(F.conv2d(torch.cat([x, h], dim=1), w, b, padding=1), unit.gates_norm, half)
@@ -58,16 +58,16 @@ def reference_update(model: RLAResNet, cell: nn.Module, t: int, h: Tensor, c: Te
         y = group_normed(y, unit.candidate_norm, slice(k)).tanh()
         return u * h + (1 - u) * y, c
     w_r = cell.recurrent_conv.weight
-    if model.post_act:
+    if model.recurrence.post_act:
         return torch.tanh(norm(F.conv2d(h + new, w_r, padding=1))), c
-    if RLA_VARIANTS[model.variant][1]:
+    if RLA_VARIANTS[model.recurrence.variant][1]:
         return F.conv2d(torch.tanh(norm(h + new)), w_r, padding=1), c
     return F.conv2d(torch.tanh(norm(h)), w_r, padding=1) + new, c
 
 
 def reference_forward(model: RLAResNet, x: Tensor) -> list[Tensor]:
     """Section 3.3, Figure 4, Appendix B.4.1, block by block, with ``cat(x, h)`` and one product."""
-    source = RLA_VARIANTS[model.variant][0]
+    source = RLA_VARIANTS[model.recurrence.variant][0]
     x = F.max_pool2d(F.relu(model.bn1(model.conv1(x))), 3, 2, 1)
     h = c = torch.zeros(x.size(0), model.rla_channels or 1, *x.shape[2:])
     outputs = []
@@ -75,7 +75,7 @@ def reference_forward(model: RLAResNet, x: Tensor) -> list[Tensor]:
         stage = getattr(model, name)
         for t, block in enumerate(stage.blocks):
             y, weight = x, block.conv1.weight
-            if model.exchange and model.rla_channels:
+            if model.recurrence.exchange and model.rla_channels:
                 y = torch.cat([x, h], dim=1)
                 weight = torch.cat([weight, block.conv1_hidden.weight], dim=1)
             y = F.relu(block.bn1(F.conv2d(y, weight)))
@@ -120,7 +120,7 @@ def test_network_equals_the_equations(name: str) -> None:
     arguments = dict(rla_channels=4, with_hidden=True, norm_eval=True) | NETWORKS[name]
     model = RLAResNet(50, base_channels=4, **arguments).train()
     assert (model.hidden_norm is not None) == (
-        model.with_hidden and model.cell == 'conv' and not model.post_act
+        model.with_hidden and model.recurrence.cell == 'conv' and not model.recurrence.post_act
     )
     randomise_norms(model)
     x = torch.randn(2, 3, 64, 64)

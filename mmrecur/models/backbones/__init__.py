@@ -1,6 +1,19 @@
 """Backbones, registered in ``mmrecur.registry.MODELS``."""
 
 from .base import Backbone
+from .densenet_bc import DenseNetBC
+from .dual_path_resnet import DualPathResNet
+from .rla_mobilenet_v2 import RLAMobileNetV2
+from .rla_preact_resnet import RLAPreActResNet
 from .rla_resnet import RLAResNet
+from .rla_xception import RLAXception
 
-__all__ = ['Backbone', 'RLAResNet']
+__all__ = [
+    'Backbone',
+    'DenseNetBC',
+    'DualPathResNet',
+    'RLAMobileNetV2',
+    'RLAPreActResNet',
+    'RLAResNet',
+    'RLAXception',
+]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
@@ -14,10 +13,8 @@ from ..layers.attention import CBAM, ECA, SqueezeExcite
 from ..layers.checks import check_choice, check_flag, check_int
 from ..layers.fuse import fold_norm
 from ..layers.residual import Bottleneck, DeepStem, NormLayer
-from ..layers.rla import RLA_VARIANTS, hidden_state
-from ..layers.rla_cells import check_cell, make_rla_cell
 from .base import Backbone, make_norm_layer
-from .rla_stage import RLAStage
+from .rla_stage import Recurrence, RLAStage, append_hidden
 
 #: Size of the ECA convolution in each stage (ECA-ResNet, as the authors of RLA use it).
 ECA_KERNEL_SIZES = (5, 5, 5, 7)
@@ -187,7 +184,6 @@ class RLAResNet(Backbone):
             init_cfg=init_cfg,
         )
         check_choice('depth', depth, self.arch_settings)
-        check_int('rla_channels', rla_channels, 0)
         check_int('groups', groups, 1)
         check_int('base_width', base_width, 1)
         check_int('base_channels', base_channels, 2)
@@ -201,15 +197,12 @@ class RLAResNet(Backbone):
         self._check_per_stage(strides=strides, dilations=dilations)
         self.depth = depth
         self.rla_channels = rla_channels
-        self.variant = variant
         self.attention = attention
-        self.cell = cell
-        self.shared = shared
-        self.exchange = exchange
-        self.post_act = post_act
         self.with_hidden = with_hidden
         self.avg_down = avg_down
-        self._check_recurrence()
+        self.recurrence = Recurrence(
+            rla_channels, variant, cell, shared, exchange, post_act, with_hidden
+        )
         norm_layer = make_norm_layer(self.norm_cfg)
         self._build_stem(base_channels, deep_stem, norm_layer)
 
@@ -227,9 +220,7 @@ class RLAResNet(Backbone):
             self.add_module(f'layer{i + 1}', stage)
             self.stages.append(f'layer{i + 1}')
             self.stage_channels.append(outputs)
-        # the other cells' states are activations already
-        normed = with_hidden and cell == 'conv' and not post_act
-        self.hidden_norm = norm_layer(rla_channels) if normed else None
+        self.hidden_norm = self.recurrence.make_hidden_norm(norm_layer)
 
         self.out_channels = tuple(
             self.stage_channels[i] + (rla_channels if with_hidden and i == self.out_indices[-1] else 0)
@@ -237,27 +228,6 @@ class RLAResNet(Backbone):
         )
         self.out_strides = tuple(4 * math.prod(strides[: i + 1]) for i in self.out_indices)
         self._freeze()
-
-    def _check_recurrence(self) -> None:
-        """Check what describes the recurrent path."""
-        check_choice('variant', self.variant, RLA_VARIANTS)
-        check_flag(shared=self.shared, exchange=self.exchange, with_hidden=self.with_hidden)
-        check_cell(self.cell, self.post_act, add_first=RLA_VARIANTS[self.variant][1])
-        if self.rla_channels == 0:
-            unset = dict(
-                variant='v1', cell='conv', shared=True, exchange=True, post_act=False, with_hidden=False
-            )
-            for name, value in unset.items():
-                if getattr(self, name) != value:
-                    raise ValueError(
-                        f'{name}={getattr(self, name)!r} with rla_channels=0, allowed: {value!r}: '
-                        'the plain network has no recurrent path'
-                    )
-        if not self.exchange and not self.with_hidden:
-            raise ValueError(
-                'exchange=False with with_hidden=False, allowed: with_hidden=True, or rla_channels=0: '
-                'nothing would read the state'
-            )
 
     @staticmethod
     def _check_per_stage(**arguments: Sequence[int]) -> None:
@@ -296,29 +266,15 @@ class RLAResNet(Backbone):
                 stride=stride if i == 0 else 1,
                 dilation=dilation,
                 groups=groups,
-                hidden_channels=self.rla_channels if self.exchange else 0,
+                hidden_channels=self.recurrence.block_channels,
                 attention=build_attention(self.attention, out_channels, index, norm_layer),
                 avg_down=self.avg_down,
                 norm_layer=norm_layer,
             )
             for i in range(num_blocks)
         ]
-        if self.rla_channels == 0:
-            return RLAStage(blocks, None, with_cp=self.with_cp)
-        source, add_first = RLA_VARIANTS[self.variant]
-        # what nothing reads is not built: its parameters would never get a gradient
-        state_is_read = self.with_hidden or index < self.num_stages - 1
-        cell = make_rla_cell(
-            out_channels,
-            self.rla_channels,
-            num_steps=num_blocks if state_is_read else num_blocks - 1,
-            cell=self.cell,
-            shared=self.shared,
-            post_act=self.post_act,
-            add_first=add_first,
-            norm_layer=norm_layer,
-        )
-        return RLAStage(blocks, cell, source, self.with_cp)
+        is_last = index == self.num_stages - 1
+        return self.recurrence.make_stage(blocks, out_channels, is_last, norm_layer, self.with_cp)
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
@@ -349,9 +305,7 @@ class RLAResNet(Backbone):
             if i in self.out_indices:
                 outputs.append(x)
         if self.with_hidden:
-            h = hidden_state(state)
-            h = h if self.hidden_norm is None else torch.relu(self.hidden_norm(h))
-            outputs[-1] = torch.cat([x, h], dim=1)
+            outputs[-1] = append_hidden(x, state, self.hidden_norm)
         return tuple(outputs)
 
     def _switch_to_deploy(self) -> None:

@@ -3,22 +3,35 @@
 from .activation_checkpoint import checkpoint_step
 from .attention import CBAM, ECA, SqueezeExcite
 from .checks import check_choice, check_flag, check_int
+from .dense import DenseBlock
+from .dual_path import DualPathBlock
 from .fuse import fold_norm
+from .inverted_residual import InvertedResidual
+from .preact_fold import fold_preactivation
 from .residual import Bottleneck, DeepStem
 from .rla import RLACell
 from .rla_cells import make_rla_cell
+from .rla_widths import MultiWidthRLACell
+from .separable import SeparableConv, XceptionBlock
 
 __all__ = [
     'CBAM',
     'ECA',
     'Bottleneck',
     'DeepStem',
+    'DenseBlock',
+    'DualPathBlock',
+    'InvertedResidual',
+    'MultiWidthRLACell',
     'RLACell',
+    'SeparableConv',
     'SqueezeExcite',
+    'XceptionBlock',
     'check_choice',
     'check_flag',
     'check_int',
     'checkpoint_step',
     'fold_norm',
+    'fold_preactivation',
     'make_rla_cell',
 ]

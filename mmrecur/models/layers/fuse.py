@@ -49,3 +49,24 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
     conv.train(training[0])
     norm.train(training[1])
     return fused, nn.Identity()
+
+
+def fold_norm_of_sum(
+    first: nn.Conv2d, second: nn.Conv2d | None, norm: nn.Module
+) -> tuple[nn.Conv2d, nn.Conv2d | None, nn.Module]:
+    """Fold the norm behind the sum of two convolutions into them, where the norm allows.
+
+    Args:
+        first (nn.Conv2d): The one that takes the norm's shift as its bias.
+        second (nn.Conv2d, optional): The other, without bias; None if there is none.
+        norm (nn.Module): The norm of ``first(x) + second(h)``.
+
+    Returns:
+        tuple[nn.Conv2d, nn.Conv2d, nn.Module]: The three in their new form, the norm an identity; or
+        as they are if it cannot be folded.
+    """
+    if second is not None and is_foldable(norm):
+        scaled, _ = fold_norm(second, norm)
+        second.weight.data = scaled.weight.data
+    first, norm = fold_norm(first, norm)
+    return first, second, norm

@@ -168,7 +168,8 @@ class FusedCell(nn.Module):
             if last_convs is not None:
                 # in double precision: the product of two folded matrices is rounded once
                 w_o, last = weight.flatten(1).double(), last_convs[step]
-                bias = (w_o @ last.bias.data.double()).to(weight)
+                if last.bias is not None:
+                    bias = (w_o @ last.bias.data.double()).to(weight)
                 weight = (w_o @ last.weight.data.flatten(1).double()).to(weight)[..., None, None]
             if norm_behind:
                 scale, shift = norm_affine(norm)
@@ -213,6 +214,8 @@ class RLACell(RecurrentCell):
         add_first (bool): Whether new information joins before BN-tanh-conv (v1, v3, v5) or after it
             (v2, v4, v6). Defaults to True.
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        recurrent_conv (nn.Module, optional): W_r. ``nn.Identity()`` leaves it to the caller, where
+            several stages share one. Defaults to None, a convolution of the cell's own.
 
     Raises:
         ValueError: If a count is not a positive integer.
@@ -234,10 +237,13 @@ class RLACell(RecurrentCell):
         num_steps: int = 1,
         add_first: bool = True,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        recurrent_conv: nn.Module | None = None,
     ) -> None:
         super().__init__(in_channels, hidden_channels, num_steps, norm_layer)
         self.add_first = add_first
-        self.recurrent_conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=False)
+        if recurrent_conv is None:
+            recurrent_conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=False)
+        self.recurrent_conv = recurrent_conv
 
     def update(self, h: Tensor | None, new: Tensor, step: int) -> Tensor:
         """See :meth:`RecurrentCell.update`."""
