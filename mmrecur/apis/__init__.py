@@ -2,5 +2,6 @@
 
 from .deploy import deploy
 from .models import get_model, list_models
+from .swap import list_backbones, swap_backbone
 
-__all__ = ['deploy', 'get_model', 'list_models']
+__all__ = ['deploy', 'get_model', 'list_backbones', 'list_models', 'swap_backbone']
