@@ -32,7 +32,7 @@ def print_swap(swap: Swap, trial: Trial) -> None:
     console = Console(width=118, markup=False, highlight=False)
     console.print(table)
     for line in [_weights(swap, trial), _step(trial), *(f'Note: {note}.' for note in swap.notes)]:
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
 
 def _text(value: Any) -> str:
@@ -47,24 +47,26 @@ def _text(value: Any) -> str:
 def _weights(swap: Swap, trial: Trial) -> str:
     start = swap.start
     if trial.difference is not None:
-        return f'Weights: the checkpoint, grafted. {_compared(trial.difference)}'
+        return f'Weights: the checkpoint, grafted: {_compared(trial.difference)}'
     if start.kind == 'random':
         return 'Weights: random.'
     text = f'Weights: {start.init_cfg["checkpoint"]}, grafted when training starts.'
     if swap.difference is None:
         return text
-    return f'{text} Tried with random weights: {_compared(swap.difference)}'
+    return f'{text} Tried with random ones: {_compared(swap.difference)}'
 
 
 def _compared(difference: float) -> str:
-    where = f'features on the same image differ by {difference:.1e} of the largest value'
+    where = f'features on an image differ by {difference:.1e} of the largest'
     if difference <= EXACT:
-        return f'The same function as before: {where}.'
-    return f'Not the function from before, but the closest of this family: {where}.'
+        return f'the same function as before\n  ({where}).'
+    return f'not the function from before, but the closest of this family\n  ({where}).'
 
 
 def _step(trial: Trial) -> str:
     if trial.losses is None:
-        return 'Training step: none, no inputs can be made up for this kind of model.'
-    losses = ', '.join(f'{name} {value:.3g}' for name, value in trial.losses.items())
+        return 'Training step: none was tried, no inputs can be made up for this kind of model.'
+    losses = 'losses are finite'
+    if trial.report is not None:
+        losses = ', '.join(f'{name} {value:.3g}' for name, value in trial.losses.items())
     return f'Training step: {losses}; all {trial.gradients} trainable tensors of the backbone got a gradient.'

@@ -197,7 +197,8 @@ class Replaced:
     def __str__(self) -> str:
         shown = {'depth': None, 'groups': 1, 'base_width': 64, 'deep_stem': False, 'style': 'pytorch'}
         args = {key: self.options[key] for key in shown if self.options.get(key, shown[key]) != shown[key]}
-        return f'{self.kind}({", ".join(f"{key}={value!r}" for key, value in args.items())})'
+        shown = ', '.join(f'{key}={value!r}' for key, value in args.items())
+        return f'{self.kind}({shown})' if shown else self.kind
 
 
 def read_replaced(host: Host) -> Replaced:

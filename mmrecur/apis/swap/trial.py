@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
@@ -53,8 +56,8 @@ def try_swap(
 
     Args:
         swap (Swap): See :func:`mmrecur.apis.swap.plan_swap`.
-        shape (tuple[int, int], optional): Height and width of the images to train on. None is 128 by 128,
-            or what the model is made for. Defaults to None.
+        shape (tuple[int, int], optional): Height and width of the images to train on. None is what the
+            model is made for, or 128 by 128, or 256 by 256 where these are too small. Defaults to None.
         checkpoint (Mapping, optional): A checkpoint of the base's model. Defaults to None.
 
     Returns:
@@ -71,6 +74,8 @@ def try_swap(
         backbone_parameters=(count_parameters(old.backbone)[0], count_parameters(new.backbone)[0]),
     )
     if checkpoint is None:
+        with _quiet():
+            new.init_weights()
         settle(new.backbone, image)
     else:
         _load_base(old, checkpoint)
@@ -85,8 +90,31 @@ def try_swap(
         )
     del old
     _check_optimizer(swap, new)
-    _train_a_step(new, shape or _usual_shape(swap), channels, trial)
+    shapes = [tuple(shape)] if shape else _usual_shapes(swap)
+    data = demo_inputs(new, shapes[0], channels=channels)
+    if data is None:
+        return trial
+    try:
+        _train_a_step(new, data, trial)
+    except ToolError:
+        if len(shapes) == 1:
+            raise
+        # a model that picks hundreds of places from its maps needs as many
+        new.zero_grad()
+        _train_a_step(new, demo_inputs(new, shapes[1], channels=channels), trial)
     return trial
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MMEngine from logging every parameter that it initialises or optimizes."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _load_base(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
@@ -110,26 +138,28 @@ def _check_optimizer(swap: Swap, model: nn.Module) -> None:
     cfg = {k: v for k, v in cfg.items() if k not in ('loss_scale', 'dtype', 'use_fp16')}
     cfg['type'] = 'OptimWrapper'  # mixed precision wants a GPU
     try:
-        with DefaultScope.overwrite_default_scope(swap.host.scope):
+        with _quiet(), DefaultScope.overwrite_default_scope(swap.host.scope):
             build_optim_wrapper(model, cfg)
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'
         raise ToolError(f"the base's optim_wrapper cannot be built for the new backbone: {reason}") from error
 
 
-def _usual_shape(swap: Swap) -> tuple[int, int]:
-    """128 by 128, or the size of input that a head is made for, as SSD's is."""
+def _usual_shapes(swap: Swap) -> list[tuple[int, int]]:
+    """Sizes of images to try: those that a head is made for, as SSD's is, or small ones and larger ones."""
     head = swap.host.model.get('bbox_head')
     generator = head.get('anchor_generator') if isinstance(head, Mapping) else None
     size = (generator or {}).get('input_size')
-    return (size, size) if isinstance(size, int) else (128, 128)
+    return [(size, size)] if isinstance(size, int) else [(128, 128), (256, 256)]
 
 
-def _train_a_step(model: nn.Module, shape: tuple[int, int], channels: int, trial: Trial) -> None:
+def _train_a_step(model: nn.Module, data: dict[str, Any], trial: Trial) -> None:
     """One forward and backward pass; every parameter of the backbone has to take part."""
-    data = demo_inputs(model, shape, channels=channels)
-    if data is None:
-        return
+    height, width = data['inputs'][0].shape[-2:]
+    hub = MessageHub.get_current_instance()
+    for name, value in {'epoch': 0, 'iter': 0, 'max_epochs': 1, 'max_iters': 1}.items():
+        if name not in hub.runtime_info:  # which the runner says to whom it concerns
+            hub.update_info(name, value)
     model.train()
     try:
         with torch.enable_grad():
@@ -138,7 +168,7 @@ def _train_a_step(model: nn.Module, shape: tuple[int, int], channels: int, trial
             loss.backward()
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'
-        raise ToolError(f'a training step on images of {shape[0]}x{shape[1]} fails: {reason}') from error
+        raise ToolError(f'a training step on images of {height}x{width} fails: {reason}') from error
     trial.losses = {name: float(value) for name, value in logs.items()}
     wrong = [name for name, value in trial.losses.items() if not math.isfinite(value)]
     if wrong:
