@@ -25,10 +25,10 @@ ARCHITECTURE = (
     'depth', 'groups', 'base_width', 'base_channels', 'deep_stem', 'avg_down', 'style', 'strides', 'dilations',
     'attention', 'widen_factor',
 )  # fmt: skip
-#: How the weights that a base starts with depend on an option that a backbone here may lack.
+#: Options that pretrained weights depend on and a backbone here may lack: usual value, and why.
 ALTERS_WEIGHTS = {
-    'style': ('pytorch', 'they are for a network with the stride on the 1x1 convolution'),
-    'conv_cfg': (None, 'they are for another kind of convolution'),
+    'style': ('pytorch', 'Its weights are for a stride on the 1x1 convolutions'),
+    'conv_cfg': (None, 'Its weights are for another kind of convolution'),
 }
 #: Values of options that nothing has to stand for.
 _NEUTRAL = {

@@ -160,6 +160,8 @@ def _train_a_step(model: nn.Module, data: dict[str, Any], trial: Trial) -> None:
     for name, value in {'epoch': 0, 'iter': 0, 'max_epochs': 1, 'max_iters': 1}.items():
         if name not in hub.runtime_info:  # which the runner says to whom it concerns
             hub.update_info(name, value)
+    if getattr(model.data_preprocessor, 'batch_augments', None):
+        model.data_preprocessor.batch_augments = None  # which may enlarge the images to their usual size
     model.train()
     try:
         with torch.enable_grad():

@@ -20,10 +20,6 @@ from .host import ALTERS_WEIGHTS, Replaced, build, outputs
 
 #: Relative difference of features up to which rounding explains it.
 EXACT = 1e-4
-_WAYS_OUT = (
-    'Allowed: init="none" (--init none) to start from random weights, or the checkpoint of a fitting plain '
-    'network, e.g. init="torchvision://resnet50"'
-)
 
 
 @dataclass
@@ -51,6 +47,14 @@ def _pretrained(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
     if isinstance(cfg.get('pretrained'), str):
         return dict(type='Pretrained', checkpoint=cfg['pretrained'])
     return None
+
+
+def _ways_out(args: Mapping[str, Any]) -> str:
+    """What else to start from."""
+    return (
+        'Allowed: init="none" (--init none) for random weights, or the checkpoint of a plain network that '
+        f'fits, such as init="torchvision://resnet{args.get("depth", 50)}"'
+    )
 
 
 def choose_start(init: str, replaced: Replaced, args: Mapping[str, Any]) -> Start:
@@ -81,14 +85,14 @@ def choose_start(init: str, replaced: Replaced, args: Mapping[str, Any]) -> Star
     if not replaced.is_plain:
         raise ToolError(
             f'the base starts from {checkpoint!r}, weights of a {replaced.kind}, which no backbone of this '
-            f'package can take over. {_WAYS_OUT}'
+            f'package can take over. {_ways_out(args)}'
         )
     for option, (usual, why) in ALTERS_WEIGHTS.items():
         value = replaced.options.get(option, replaced.unknown.get(option, usual))
         if value != usual and args.get(option, usual) != value:
             raise ToolError(
-                f'the base starts from {checkpoint!r}, and its backbone has {option}={value!r}, which the new '
-                f'one cannot have: with these weights, {why}, it would compute something else. {_WAYS_OUT}'
+                f'the base starts from {checkpoint!r} and its backbone has {option}={value!r}, which the new '
+                f'one cannot have. {why}: in the new one they would compute something else. {_ways_out(args)}'
             )
     start = Start({**found, 'type': 'mmrecur.Graft'}, 'graft')
     old_depth, depth = replaced.options.get('depth'), args.get('depth')
@@ -98,7 +102,7 @@ def choose_start(init: str, replaced: Replaced, args: Mapping[str, Any]) -> Star
     if name is None:
         raise ToolError(
             f'the base starts from {checkpoint!r}, weights of depth {old_depth}; the new backbone has depth '
-            f'{depth}. {_WAYS_OUT}'
+            f'{depth}. {_ways_out(args)}'
         )
     start.init_cfg['checkpoint'] = f'torchvision://resnet{depth}'
     start.depth = depth
@@ -175,7 +179,7 @@ def try_graft(replaced: Replaced, start: Start, scope: str | None, new: Backbone
     except (TransferError, ValueError) as error:
         raise ToolError(
             f'the weights that the base starts from, {start.init_cfg["checkpoint"]!r}, do not fit: {error}. '
-            f'{_WAYS_OUT}'
+            f'{_ways_out(vars(new))}'
         ) from error
     new.load_state_dict(state)
     return largest_difference(expected, outputs(new, image, 'the new backbone'))
