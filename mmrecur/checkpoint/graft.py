@@ -182,7 +182,7 @@ def _graft_rla_resnet(transfer: GraftTransfer) -> None:
             transfer.take(name)
         elif name.endswith('conv1_hidden.weight'):
             transfer.zero(target, 'zeros: the state is not read at first')
-        elif adds_attention and re.search(r'\.attention\.(conv|fc2)\.weight$', name):
+        elif adds_attention and re.search(r'\.attention\.(conv|fc2)\.(weight|bias)$', name):
             transfer.zero(target, 'zeros: the gate is 1/2 at first')
         elif adds_attention and '.attention.' in name:
             transfer.leave(target, 'new, and without a say at first')

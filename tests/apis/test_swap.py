@@ -189,7 +189,7 @@ def test_the_base_and_its_options_are_kept(small: Path) -> None:
         (
             'mmpretrain::seresnet/seresnet50_8xb32_in1k.py',
             {'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='x.pth')},
-            dict(attention=dict(type='se', reduction=16)),
+            dict(attention=dict(type='se', reduction=16, bias=True)),
         ),
     ],
 )  # fmt: skip

@@ -229,7 +229,7 @@ def read_replaced(host: Host) -> Replaced:
         if hasattr(module, 'width_per_group'):
             options['base_width'] = _option(module, cfg, 'width_per_group')
         if hasattr(module, 'se_ratio'):
-            options['attention'] = dict(type='se', reduction=module.se_ratio)
+            options['attention'] = dict(type='se', reduction=module.se_ratio, bias=True)
     options = {name: value for name, value in options.items() if value is not inspect.Parameter.empty}
     options.setdefault('in_channels', 3)
     if not re.search('BN|GN', str(options.get('norm_cfg'))):
