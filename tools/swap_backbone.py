@@ -73,17 +73,17 @@ def main(argv: list[str] | None = None) -> Trial:
     out = check_places(args)
     if args.checkpoint and args.init != 'base':
         raise ToolError(f'--checkpoint has the weights of the backbone too; --init {args.init} goes without')
-    base = load_config(args.base)
     if Config._is_lazy_import(config_path(args.base)):
         raise ToolError(
-            f'{args.base!r} is a config of the new style (read_base), which MMEngine lets no other kind inherit '
-            'from; in Python, mmrecur.apis.swap_backbone works for it'
+            f'{args.base!r} is a config of the new style (read_base), which no written one can inherit from; '
+            'in Python, mmrecur.apis.swap_backbone works for it'
         )
+    base = load_config(args.base)
     checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else None
     weights = out.resolve().with_suffix('.pth') if args.checkpoint else None
     swap = plan_swap(base, args.backbone, args.init, args.at, weights and weights.as_posix())
     trial = try_swap(swap, args.shape and tuple(args.shape), checkpoint)
-    header = f'{Path(config_path(args.base)).stem} with {swap.new} in the place of {swap.old}.'
+    header = f'{Path(config_path(args.base)).stem} with {swap.new} instead of {swap.old}.'
     text = inheriting_text(args.base, swap.base, swap.config, out, header)
     if trial.report is not None:
         print(trial.report)
@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None) -> Trial:
     print_swap(swap, trial)
     results = {'config': str(out)}
     if weights is not None:
-        results |= {'checkpoint': str(out.with_suffix('.pth')), 'report': str(out.with_suffix('.report.json'))}
+        results['checkpoint'] = str(out.with_suffix('.pth'))
+        results['report'] = str(out.with_suffix('.report.json'))
     print('Wrote:')
     print_results(results)
     print(f'Train it: python tools/train.py {out}')

@@ -93,7 +93,7 @@ def demo_inputs(
         last = max(0, min(4, classes - 1))
         # the first class behind the objects': stuff, where a head knows any
         samples = [detection_sample(image, i, (0, last), min(classes, 254)) for i, image in enumerate(images)]
-        if not getattr(model, 'with_rpn', True) is False:
+        if getattr(model, 'with_rpn', True) is not False:
             for sample in samples:
                 del sample.proposals
         return dict(inputs=images, data_samples=samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,8 @@ def inheriting_text(base: str, old: Config, new: Config, out: Path, header: str)
     Returns:
         str: The config.
     """
-    text = [f'"""{header}"""\n', f'_base_ = {base_reference(base, out)!r}\n']
+    wrapped = '\n'.join(textwrap.wrap(f'"""{header}"""', WIDTH))
+    text = [f'{wrapped}\n', f'_base_ = {base_reference(base, out)!r}\n']
     found = changes(without_scopes(old.to_dict()), without_scopes(new.to_dict()))
     found = _beside(found, f'{out.resolve().parent.as_posix()}/')
     for key, value in sorted(found.items(), key=lambda item: item[0] != 'custom_imports'):

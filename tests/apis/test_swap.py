@@ -41,7 +41,9 @@ FAMILIES = {
     'heatmaps': ('centernet/centernet_r18_8xb16-crop512-140e_coco.py', 'neck', 256),
     'one level': ('yolof/yolof_r50-c5_8xb8-1x_coco.py', 'neck', 256),
     'transformer': ('detr/detr_r50_8xb2-150e_coco.py', 'neck', [256]),
-    'deformable transformer': ('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', 'neck', [64, 128, 256]),
+    'deformable transformer': (
+        'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', 'neck', [64, 128, 256],
+    ),
     'denoising transformer': ('dino/dino-4scale_r50_8xb2-12e_coco.py', 'neck', [64, 128, 256]),
     'sparse proposals': ('sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py', *FPN),
     'masks by location': ('solo/solo_r50_fpn_1x_coco.py', *FPN),
@@ -304,6 +306,9 @@ def test_a_detector_within_another_model() -> None:
     assert 'init_cfg' not in loaded.model.detector.backbone and loaded.get('load_from') is None
 
 
+ARCFACE = 'mmpretrain::arcface/resnet50-arcface_8xb32_inshop.py'
+C4 = 'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'
+CORNERNET = 'mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py'
 MOT = 'mmdet::deepsort/deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval.py'
 
 
@@ -330,8 +335,8 @@ MOT = 'mmdet::deepsort/deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-
         ),
         (None, {'model.backbone.stem_channels': 16}, 'rla-resnet', {}, 'do not fit: .*wrong shapes'),
         (None, {}, NARROW, dict(init='none'), None),
-        ('mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py', {}, NARROW, dict(init='none'), 'shared_head'),
-        ('mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py', {}, 'rla-resnet50', {}, r'\[4, 4\]'),
+        (C4, {}, NARROW, dict(init='none'), 'shared_head, a stage of a ResNet-50, reads 1024 channels'),
+        (CORNERNET, {}, 'rla-resnet50', {}, r'\[4, 4\]'),
         ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', {}, 'rla-resnet', {}, 'needs depth, which the base'),
         (
             'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', {}, 'rla-resnet50', {},
@@ -339,7 +344,7 @@ MOT = 'mmdet::deepsort/deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-
         ),
         (MOT, {}, 'rla-resnet', {}, 'choose one with at: model.detector, model.reid'),
         (MOT, {}, 'rla-resnet', dict(at='model.detector'), 'weights of a whole model'),
-        ('mmpretrain::arcface/resnet50-arcface_8xb32_inshop.py', {}, 'rla-resnet', {}, 'no part with a backbone'),
+        (ARCFACE, {}, 'rla-resnet', {}, 'no part with a backbone'),
         (
             'mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k.py', {}, 'rla-resnet50', {},
             'no feature maps of shape',
@@ -361,6 +366,15 @@ def test_what_cannot_be_swapped_is_said(
         return
     with pytest.raises(ToolError, match=message):
         swap_backbone(cfg, name, **kwargs)
+
+
+def test_classes_as_types(small: Path) -> None:
+    # as in configs of the new style
+    from mmdet.models.backbones import ResNet
+
+    cfg = small_with(small)
+    cfg.model.backbone.type = ResNet
+    assert plan_swap(cfg, 'rla-resnet').difference < 1e-6
 
 
 def test_wrong_widths_of_the_base_are_found(small: Path) -> None:

@@ -83,8 +83,8 @@ def _roi_readers(roi_head: dict[str, Any], new: Sequence[int]) -> Iterator[Place
         reads = 64 * 2 ** (shared.get('stage', 3) - 1) * (4 if shared.get('depth', 50) >= 50 else 1)
         if reads != new[-1]:
             raise ToolError(
-                f'roi_head.shared_head, a stage of a ResNet-{shared.get("depth")}, reads {reads} channels and '
-                f'no others; the last output of the new backbone has {new[-1]}'
+                f'roi_head.shared_head, a stage of a ResNet-{shared.get("depth")}, reads {reads} channels '
+                f'and no others; the last output of the new backbone has {new[-1]}'
             )
 
 

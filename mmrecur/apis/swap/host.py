@@ -22,8 +22,8 @@ PLAIN = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'SEResNet', 'SEResNeXt',
 #: Options that both sides may have; a backbone of this package gets those that it knows too.
 COMMON = ('in_channels', 'frozen_stages', 'norm_cfg', 'norm_eval', 'with_cp')
 ARCHITECTURE = (
-    'depth', 'groups', 'base_width', 'base_channels', 'deep_stem', 'avg_down', 'style', 'strides', 'dilations',
-    'attention', 'widen_factor',
+    'depth', 'groups', 'base_width', 'base_channels', 'deep_stem', 'avg_down', 'style', 'strides',
+    'dilations', 'attention', 'widen_factor',
 )  # fmt: skip
 #: Options that pretrained weights depend on and a backbone here may lack: usual value, and why.
 ALTERS_WEIGHTS = {
@@ -33,11 +33,12 @@ ALTERS_WEIGHTS = {
 #: Values of options that nothing has to stand for.
 _NEUTRAL = {
     'style': 'pytorch', 'conv_cfg': None, 'dcn': None, 'plugins': None, 'sac': None, 'drop_path_rate': 0.0,
-    'pretrained': None, 'init_cfg': None, 'act_cfg': dict(type='ReLU'),
+    'act_cfg': dict(type='ReLU'),
 }  # fmt: skip
 #: Options that say the same as others, or belong to one of those that are reported.
 _TRANSLATED = {
     'type', 'num_stages', 'width_per_group', 'se_ratio', 'stage_with_dcn', 'stage_with_sac', 'stem_channels',
+    'init_cfg', 'pretrained',
 }  # fmt: skip
 
 

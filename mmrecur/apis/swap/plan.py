@@ -19,7 +19,7 @@ from mmrecur.models.backbones import Backbone
 from .channels import set_channels
 from .host import ARCHITECTURE, Host, Replaced, build, find_host, outputs, read_replaced
 from .names import find_backbone, signature
-from .weights import Start, _pretrained, choose_start, largest_difference, settle, try_graft
+from .weights import Start, _pretrained, choose_start, settle, try_graft
 
 #: Image on which backbones are compared: both sides are multiples of 32, and differ.
 _PROBE = (96, 128)
@@ -172,9 +172,9 @@ def _check_whole_checkpoint(swap: Swap, init: str) -> None:
         return
     if init == 'base':
         raise ToolError(
-            f'the base loads the weights of a whole model, {whole!r}, which do not fit a new backbone as they '
-            'are. Allowed: to graft them, tools/swap_backbone.py --checkpoint FILE; to do without, init="none" '
-            '(--init none) or a plain network\'s checkpoint as init'
+            f'the base loads the weights of a whole model, {whole!r}, which do not fit a new backbone as '
+            'they are. Allowed: to graft them, tools/swap_backbone.py --checkpoint FILE; to do without, '
+            'init="none" (--init none) or the checkpoint of a plain network as init'
         )
     swap.notes.append(f'the weights of the whole model that the base loads, {whole}, are left out')
     if config.get('load_from'):
@@ -330,6 +330,10 @@ def _note_options(swap: Swap, replaced: Replaced, new: Mapping[str, Any]) -> Non
     for key, value in lost.items():
         shown = value if not isinstance(value, list) else ', '.join(str(v.get('cfg', v)) for v in value)
         swap.notes.append(f'left out, the new backbone has no counterpart: {key}={shown}')
+
+
+    if swap.start.kind != 'random' and (new.get('norm_cfg') or {}).get('requires_grad') is False:
+        swap.notes.append('norm_cfg.requires_grad=False: norms that are new do not learn either')
 
 
 def _load(swap: Swap, load_from: str) -> None:
