@@ -170,16 +170,17 @@ def test_the_swapped_config_trains(workshop: Any, detector: Any, tmp_path: Path,
         f'_base_ = {str(config)!r}\n'
         f'load = dict(dataset=dict(data_root={str(data) + "/"!r}, filter_cfg=None,\n'
         "    metainfo=dict(classes=('circle', 'square', 'triangle', 'star', 'ring')),\n"
-        "    ann_file='annotations/train.json', data_prefix=dict(img='train/')), num_workers=0,\n"
-        '    persistent_workers=False)\n'
+        "    ann_file='annotations/instances_train.json', data_prefix=dict(img='train/'), indices=2),\n"
+        '    num_workers=0, persistent_workers=False)\n'
         'train_dataloader = load\n'
-        'train_cfg = dict(max_epochs=1, val_interval=10)\n'
+        'train_cfg = dict(max_epochs=1)\n'
+        'val_cfg = val_dataloader = val_evaluator = None\n'
     )
     out = tmp_path / 'swapped.py'
     tool.main([str(mine), '--backbone', 'rla-resnet', '--out', str(out), '--checkpoint', str(checkpoint)])
     printed = workshop.run('train.py', out, '--work-dir', tmp_path / 'work', '--num-pictures', '0')
-    assert 'Load checkpoint from' in printed and 'unexpected key' not in printed
-    assert 'missing keys' not in printed
+    assert f'Load checkpoint from {out.with_suffix(".pth")}' in printed
+    assert 'unexpected key' not in printed and 'missing keys' not in printed
     assert (tmp_path / 'work' / 'epoch_1.pth').is_file()
 
 
