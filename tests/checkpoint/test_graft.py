@@ -55,6 +55,9 @@ PLAIN = {
     'resnet101': (dict(depth=101), dict(depth=101)),
     'resnet to eca': (dict(), dict(attention='eca')),
     'resnet to se': (dict(), dict(attention='se')),
+    'resnet to se with biases': (dict(), dict(attention=dict(type='se', bias=True))),
+    'se-resnet': (dict(kind='SEResNet', se_ratio=4), dict(attention=dict(type='se', reduction=4, bias=True))),
+    'caffe': (dict(scope='mmdet', style='caffe'), dict(style='caffe')),
     'resnext': (dict(kind='ResNeXt', groups=2, width_per_group=4), dict(groups=2, base_width=4)),
     'resnet-d': (
         dict(deep_stem=True, avg_down=True),

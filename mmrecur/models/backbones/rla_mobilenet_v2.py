@@ -165,6 +165,7 @@ class RLAMobileNetV2(Backbone):
     )
     #: Stage of the paper that each group belongs to.
     recurrent_stages = (0, 1, 2, 3, 3, 4, 4)
+    architectures = {'rla-mobilenetv2': {}, 'rla-eca-mobilenetv2': dict(attention='eca')}
 
     def __init__(
         self,

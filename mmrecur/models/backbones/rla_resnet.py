@@ -61,6 +61,26 @@ def build_attention(
     raise ValueError(allowed)
 
 
+def _architectures() -> dict[str, dict]:
+    """``rla-resnet50`` and the like; a name without a depth leaves it to the backbone it replaces."""
+    kinds = {
+        'rla-resnet': {},
+        'rla-se-resnet': dict(attention='se'),
+        'rla-eca-resnet': dict(attention='eca'),
+        'rla-cbam-resnet': dict(attention='cbam'),
+    }
+    named = {
+        f'{kind}{depth}': dict(args, depth=depth, groups=1, base_width=64)
+        for kind, args in kinds.items()
+        for depth in (50, 101, 152)
+    }
+    resnext = {
+        f'rla-resnext{depth}-{groups}x4d': dict(depth=depth, groups=groups, base_width=4)
+        for depth, groups in ((50, 32), (101, 32), (101, 64))
+    }
+    return {**kinds, **named, **resnext}
+
+
 @MODELS.register_module()
 class RLAResNet(Backbone):
     """ResNet, ResNeXt, SE-, ECA- or CBAM-ResNet with recurrent layer aggregation, or without it.
@@ -111,6 +131,8 @@ class RLAResNet(Backbone):
             its 3x3 convolutions have a quarter as many more channels. Defaults to 0.
         deep_stem (bool): Three 3x3 convolutions as stem (ResNet-D). Defaults to False.
         avg_down (bool): Average pooling on strided shortcuts (ResNet-D). Defaults to False.
+        style (str): Where a stage's stride is: ``'pytorch'`` on the 3x3 convolution, ``'caffe'`` on the
+            1x1 before it, as weights converted from Caffe expect. Defaults to 'pytorch'.
         strides (Sequence[int]): Stride of each stage's first block. Defaults to (1, 2, 2, 2).
         dilations (Sequence[int]): Dilation of each stage's 3x3 convolutions. Defaults to (1, 1, 1, 1).
         with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read;
@@ -145,6 +167,8 @@ class RLAResNet(Backbone):
     #: Blocks in each stage.
     arch_settings = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
     expansion = 4
+    architectures = _architectures()
+    classifier_options = dict(with_hidden=True)
 
     def __init__(
         self,
@@ -162,6 +186,7 @@ class RLAResNet(Backbone):
         extra_channels: int = 0,
         deep_stem: bool = False,
         avg_down: bool = False,
+        style: str = 'pytorch',
         strides: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 1, 1),
         with_hidden: bool = False,
@@ -184,6 +209,7 @@ class RLAResNet(Backbone):
             init_cfg=init_cfg,
         )
         check_choice('depth', depth, self.arch_settings)
+        check_choice('style', style, ('pytorch', 'caffe'))
         check_int('groups', groups, 1)
         check_int('base_width', base_width, 1)
         check_int('base_channels', base_channels, 2)
@@ -203,6 +229,7 @@ class RLAResNet(Backbone):
         self.recurrence = Recurrence(
             rla_channels, variant, cell, shared, exchange, post_act, with_hidden
         )
+        self.style = style
         norm_layer = make_norm_layer(self.norm_cfg)
         self._build_stem(base_channels, deep_stem, norm_layer)
 
@@ -270,6 +297,7 @@ class RLAResNet(Backbone):
                 attention=build_attention(self.attention, out_channels, index, norm_layer),
                 avg_down=self.avg_down,
                 norm_layer=norm_layer,
+                stride_first=self.style == 'caffe',
             )
             for i in range(num_blocks)
         ]

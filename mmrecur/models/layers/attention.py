@@ -45,20 +45,23 @@ class ChannelGate(nn.Module):
 
 
 class SqueezeExcite(ChannelGate):
-    """Squeeze-and-excitation, `Hu et al. 2018 <https://arxiv.org/abs/1709.01507>`_, without biases.
+    """Squeeze-and-excitation, `Hu et al. 2018 <https://arxiv.org/abs/1709.01507>`_.
 
     Args:
         channels (int): Channels of the map.
         reduction (int): The hidden layer has ``channels // reduction`` units, at least one.
             Defaults to 16.
+        bias (bool): Biases in both layers, which the published plain SE-ResNets have and the RLA-ResNets
+            of the paper have not. Defaults to False.
     """
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
+    def __init__(self, channels: int, reduction: int = 16, bias: bool = False) -> None:
         super().__init__()
         check_int('reduction', reduction, 1)
+        check_flag(bias=bias)
         hidden = max(channels // reduction, 1)
-        self.fc1 = nn.Linear(channels, hidden, bias=False)
-        self.fc2 = nn.Linear(hidden, channels, bias=False)
+        self.fc1 = nn.Linear(channels, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, channels, bias=bias)
 
     def gate(self, mean: Tensor) -> Tensor:
         """See :meth:`ChannelGate.gate`."""

@@ -99,7 +99,7 @@ def gated_pointwise(conv: nn.Conv2d | None, x: Tensor, gate: Tensor) -> Tensor:
 class Bottleneck(nn.Module):
     """Bottleneck residual block, 1x1 - 3x3 - 1x1, that can also read a hidden state.
 
-    `He et al. 2016 <https://arxiv.org/abs/1512.03385>`_ with the stride on the 3x3 convolution. With
+    `He et al. 2016 <https://arxiv.org/abs/1512.03385>`_, its stride on the 3x3 convolution. With
     ``hidden_channels`` the first convolution sees ``cat(x, h)`` (Zhao et al. 2021, Recurrence along
     Depth, Section 3.3). Its weight is kept as two, ``conv1`` for x and ``conv1_hidden`` for h, and their
     products are added: nothing is copied to concatenate, and ``conv1`` has the shape of the plain
@@ -109,13 +109,15 @@ class Bottleneck(nn.Module):
         in_channels (int): Channels of the input.
         inner_channels (int): Channels between the 1x1 convolutions.
         out_channels (int): Channels of the output.
-        stride (int): Stride of the 3x3 convolution. Defaults to 1.
-        dilation (int): Its dilation. Defaults to 1.
+        stride (int): Stride of the block, on the 3x3 convolution. Defaults to 1.
+        dilation (int): Dilation of the 3x3 convolution. Defaults to 1.
         groups (int): Its groups. Defaults to 1.
         hidden_channels (int): Channels of the hidden state, 0 for none. Defaults to 0.
         attention (ChannelGate or CBAM, optional): Attention on the residual. Defaults to None.
         avg_down (bool): ResNet-D shortcut. Defaults to False.
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        stride_first (bool): Put the stride on the first convolution instead, where networks converted
+            from Caffe have it. Defaults to False.
     """
 
     def __init__(
@@ -130,19 +132,21 @@ class Bottleneck(nn.Module):
         attention: ChannelGate | CBAM | None = None,
         avg_down: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
+        stride_first: bool = False,
     ) -> None:
         super().__init__()
         self.stride = stride
-        self.conv1 = nn.Conv2d(in_channels, inner_channels, 1, bias=False)
+        first, second = (stride, 1) if stride_first else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, inner_channels, 1, first, bias=False)
         self.conv1_hidden = (
-            nn.Conv2d(hidden_channels, inner_channels, 1, bias=False) if hidden_channels else None
+            nn.Conv2d(hidden_channels, inner_channels, 1, first, bias=False) if hidden_channels else None
         )
         self.bn1 = norm_layer(inner_channels)
         self.conv2 = nn.Conv2d(
             inner_channels,
             inner_channels,
             3,
-            stride,
+            second,
             padding=dilation,
             dilation=dilation,
             groups=groups,
