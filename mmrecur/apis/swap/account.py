@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -41,7 +42,7 @@ def _text(value: Any) -> str:
     if isinstance(value, dict) and 'type' in value:
         args = ', '.join(f'{key}={item!r}' for key, item in value.items() if key != 'type')
         return f'{value["type"]}({args})'
-    return str(value)
+    return str(value).removeprefix(f'{Path.cwd()}/')
 
 
 def _weights(swap: Swap, trial: Trial) -> str:

@@ -37,6 +37,7 @@ def set_channels(model: dict[str, Any], old: Sequence[int], new: Sequence[int]) 
         if after != before:
             part[key] = after
             changes.append((f'{place}.{key}', before, after))
+    changes += _passed_through(model, old, new)
     if not changes:
         raise ToolError(
             f'the outputs have {list(new)} channels instead of {list(old)}, and nothing in the config says '
@@ -86,6 +87,23 @@ def _roi_readers(roi_head: dict[str, Any], new: Sequence[int]) -> Iterator[Place
                 f'roi_head.shared_head, a stage of a ResNet-{shared.get("depth")}, reads {reads} channels '
                 f'and no others; the last output of the new backbone has {new[-1]}'
             )
+
+
+def _passed_through(
+    model: dict[str, Any], old: Sequence[int], new: Sequence[int]
+) -> list[tuple[str, Any, Any]]:
+    """A neck such as SSD's passes the maps on before those it makes: the head reads them in its list."""
+    neck, head = model.get('neck'), model.get('bbox_head')
+    before = neck.get('out_channels') if isinstance(neck, dict) else None
+    if not isinstance(before, (list, tuple)) or list(before[: len(old)]) != list(old):
+        return []
+    after = type(before)([*new, *before[len(old) :]])
+    neck['out_channels'] = after
+    changes = [('neck.out_channels', before, after)]
+    if isinstance(head, dict) and list(head.get('in_channels') or []) == list(before):
+        changes.append(('bbox_head.in_channels', head['in_channels'], after))
+        head['in_channels'] = after
+    return changes
 
 
 def _translated(value: Any, old: Sequence[int], new: Sequence[int], place: str) -> Any:
