@@ -171,7 +171,7 @@ def _train_a_step(model: nn.Module, data: dict[str, Any], trial: Trial) -> None:
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'
         raise ToolError(f'a training step on images of {height}x{width} fails: {reason}') from error
-    trial.losses = {name: float(value) for name, value in logs.items()}
+    trial.losses = {name: float(value.detach()) for name, value in logs.items()}
     wrong = [name for name, value in trial.losses.items() if not math.isfinite(value)]
     if wrong:
         raise ToolError(f'a training step gives losses that are not finite: {", ".join(wrong)}')

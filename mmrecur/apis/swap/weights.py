@@ -51,9 +51,10 @@ def _pretrained(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _ways_out(args: Mapping[str, Any]) -> str:
     """What else to start from."""
+    example = f', such as init="torchvision://resnet{args["depth"]}"' if args.get('depth') else ''
     return (
         'Allowed: init="none" (--init none) for random weights, or the checkpoint of a plain network that '
-        f'fits, such as init="torchvision://resnet{args.get("depth", 50)}"'
+        f'fits{example}'
     )
 
 
@@ -177,8 +178,9 @@ def try_graft(replaced: Replaced, start: Start, scope: str | None, new: Backbone
     try:
         state, _ = graft(plain.state_dict(), new)
     except (TransferError, ValueError) as error:
+        reason = str(error) if len(str(error)) < 400 else f'{str(error)[:400]} ...'
         raise ToolError(
-            f'the weights that the base starts from, {start.init_cfg["checkpoint"]!r}, do not fit: {error}. '
+            f'the weights that the base starts from, {start.init_cfg["checkpoint"]!r}, do not fit: {reason}. '
             f'{_ways_out(vars(new))}'
         ) from error
     new.load_state_dict(state)
