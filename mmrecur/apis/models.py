@@ -121,7 +121,7 @@ def register_models() -> list[str]:
         index = yaml.safe_load((_root() / 'model-index.yml').read_text())['Import']
         files = [yaml.safe_load((_root() / path).read_text()) for path in index]
         models = [entry for file in files for entry in file['Models'] if entry['Name'] in new]
-        collections = [entry for file in files for entry in file['Collections']]
+        collections = [entry for file in files for entry in file.get('Collections', [])]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / 'model-index.yml'
             path.write_text(yaml.safe_dump(dict(Collections=collections, Models=models), sort_keys=False))
