@@ -20,6 +20,8 @@ NETWORKS = {
     'resnet50_shared_pp': dict(type='ResNetShared', depth=50, share='double'),
     'cifar10_resnet32_s16u1_double': dict(type='ResNetShared', depth=32, bases=2),
     'cifar10_resnet56_s16u1': dict(type='ResNetShared', depth=56, bases=1),
+    'mobilenetv2_shared': dict(type='MobileNetV2Shared'),
+    'cifar100_densenet121_s16u1': dict(type='DenseNetShared', last_basis='third'),
     'cifar100_resnet34_s32u1': dict(type='ResNetShared', depth=34, stem='cifar'),
 }
 

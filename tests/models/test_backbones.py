@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from mmrecur.models.backbones import Backbone
 from tests.models.test_rla import randomise_norms
 
 SMALL = dict(base_channels=8, rla_channels=4)
+SMALL_BASIS = dict(base_channels=8, shared_rank=5, unique_rank=1)
 #: Small models, one for each option that changes the computation.
 BACKBONES: dict[str, dict] = {
     'rla-r50': dict(type='mmrecur.RLAResNet', depth=50, **SMALL),
@@ -48,9 +50,40 @@ BACKBONES: dict[str, dict] = {
     'rla-r50-dc5': dict(
         type='mmrecur.RLAResNet', depth=50, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **SMALL
     ),
+    'shared-r18': dict(type='mmrecur.ResNetShared', depth=18, **SMALL_BASIS),
+    'shared-r34-one': dict(type='mmrecur.ResNetShared', depth=34, bases=1, **SMALL_BASIS),
+    'shared-r18-bare': dict(
+        type='mmrecur.ResNetShared', depth=18, basis_norm=False, loss_ortho=None, **SMALL_BASIS
+    ),
+    'shared-r18-gn': dict(
+        type='mmrecur.ResNetShared', depth=18, norm_cfg=dict(type='GN', num_groups=2), **SMALL_BASIS
+    ),
+    'shared-r20': dict(type='mmrecur.ResNetShared', depth=20, shared_rank=8, base_channels=8),
+    'shared-r50': dict(type='mmrecur.ResNetShared', depth=50, base_channels=8),
+    'shared-r50-all': dict(type='mmrecur.ResNetShared', depth=50, share='all', base_channels=8),
+    'shared-r50-c4': dict(
+        type='mmrecur.ResNetShared', depth=50, share='double', base_channels=8, out_indices=(1, 2)
+    ),
+    'shared-r50-plain': dict(type='mmrecur.ResNetShared', depth=50, share=None, base_channels=8),
+    'shared-mobilenet': dict(type='mmrecur.MobileNetV2Shared', widen_factor=0.25, out_indices=(1, 4, 7)),
+    'shared-mobilenet-double': dict(
+        type='mmrecur.MobileNetV2Shared', share='double', act='prelu', widen_factor=0.25
+    ),
+    'shared-densenet': dict(
+        type='mmrecur.DenseNetShared', growth=4, stem_channels=8, shared_rank=4, out_indices=(0, 3)
+    ),
+    'shared-densenet-third': dict(
+        type='mmrecur.DenseNetShared', growth=4, stem_channels=8, shared_rank=4, last_basis='third'
+    ),
+    'shared-x50': dict(
+        type='mmrecur.ResNeXtShared', depth=50, base_channels=8, groups=4, base_width=4, shared_rank=8
+    ),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d', 'rla-r50-hidden', 'rla-r50-gn']
+DISTINCT += ['shared-r18', 'shared-r18-gn', 'shared-r50-all', 'shared-mobilenet', 'shared-densenet', 'shared-x50']
+#: Names of batch norms that the inference form keeps: none follows a convolution.
+KEPT_NORMS = r'hidden_norm|norm|layer\d\.\d+\.norm1'
 
 
 def build(name: str, **overrides) -> Backbone:
@@ -112,9 +145,9 @@ def test_deployed_form_computes_the_same(name: str) -> None:
         model.switch_to_deploy()
         assert state.keys() == model.state_dict().keys()
         assert_close(model.train()(x), expected, 1e-4)
-    # batch norms are gone but for the one on the returned state, which follows no convolution
+    # batch norms are gone but for those that follow no convolution
     norms = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
-    assert set(norms) <= {'hidden_norm'}
+    assert all(re.fullmatch(KEPT_NORMS, name) for name in norms)
     # the form is a function of the configuration: its weights load into another one
     before.load_state_dict({k: v + 1 if v.is_floating_point() else v for k, v in before.state_dict().items()})
     before.switch_to_deploy()
@@ -141,11 +174,11 @@ def test_checkpointed_step_is_the_same_step(name: str) -> None:
 def test_frozen_stages_neither_learn_nor_record(name: str, frozen: int) -> None:
     model = build(name, frozen_stages=frozen).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    stages = {stage: list(model.stage_modules(stage)) for stage in range(5)}
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or [], 0.1) if (
-        frozen < 4
-    ) else None
-    if optimiser:
+    stages = {stage: list(model.stage_modules(stage)) for stage in range(model.num_stages + 1)}
+    learners = [p for p in model.parameters() if p.requires_grad]
+    assert bool(learners) == (frozen < model.num_stages)
+    if learners:
+        optimiser = torch.optim.SGD(learners, 0.1)
         sum(output.mean() for output in model(image(2, 3, 64, 64))).backward()
         optimiser.step()
     learning = {id(p) for p in model.parameters() if p.requires_grad}
@@ -244,7 +277,7 @@ def test_half_precision_weights_run(deploy: bool) -> None:
     assert_close(outputs, expected, 0.1)
 
 
-@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-hidden', 'rla-eca-r50'])
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-hidden', 'rla-eca-r50', 'shared-r18', 'shared-x50'])
 def test_syncbn_conversion_keeps_the_function(name: str) -> None:
     model = build(name).eval()
     x = image(2, 3, 64, 64)
@@ -270,10 +303,11 @@ def test_fx_traces_features(name: str, deploy: bool) -> None:
 
 
 @pytest.mark.parametrize('deploy', [False, True])
-def test_onnx_export_gives_the_same_features(tmp_path: Path, deploy: bool) -> None:
+@pytest.mark.parametrize('name', ['rla-eca-r50', 'shared-r18', 'shared-r50-all'])
+def test_onnx_export_gives_the_same_features(tmp_path: Path, name: str, deploy: bool) -> None:
     pytest.importorskip('onnxscript')
     runtime = pytest.importorskip('onnxruntime')
-    model = build('rla-eca-r50').eval()
+    model = build(name).eval()
     if deploy:
         model.switch_to_deploy()
     path, x = tmp_path / 'model.onnx', image(1, 3, 65, 96)
@@ -284,9 +318,10 @@ def test_onnx_export_gives_the_same_features(tmp_path: Path, deploy: bool) -> No
         assert_close([torch.from_numpy(output) for output in outputs], model(x), 1e-4)
 
 
+@pytest.mark.parametrize('name', ['rla-r50', 'shared-r18'])
 @pytest.mark.parametrize('with_cp', [False, True])
-def test_torch_compile_traces_training(with_cp: bool) -> None:
-    model = build('rla-r50', with_cp=with_cp, norm_eval=True, out_indices=(0,)).train()
+def test_torch_compile_traces_training(name: str, with_cp: bool) -> None:
+    model = build(name, with_cp=with_cp, norm_eval=True, out_indices=(0,)).train()
     x = image(2, 3, 64, 64)
     expected = gradients(model, x)
     grads = gradients(torch.compile(model, backend='aot_eager'), x)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from mmrecur.registry import MODELS
 
 from ..layers.checks import check_choice, check_flag, check_int
-from ..layers.filter_basis import FactorizedConv2d, FilterBasis, SharedConv2d
+from ..layers.filter_basis import FactorizedConv2d, FilterBasis
 from ..layers.fuse import fold_norm
 from ..layers.residual import Bottleneck, NormLayer
 from ..layers.residual_basic import BasicBlock, conv3x3
 from .base import make_norm_layer
-from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage
+from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share_convolutions
 
 #: What bottlenecks share: convolutions of each block but a stage's first.
 SHARES = {None: (), 'single': ('conv2',), 'double': ('conv2', 'conv3'), 'all': ('conv1', 'conv2', 'conv3')}
@@ -272,13 +272,7 @@ class ResNetShared(SharedBasisBackbone):
             )
             for i in range(num_blocks)
         ]
-        bases = {}
-        for name in SHARES[self.share]:
-            filters, channels, size, _ = getattr(blocks[1], name).weight.shape
-            bases[name] = FilterBasis(filters, channels, size)
-            for block in blocks[1:]:
-                setattr(block, name, SharedConv2d(bases[name]))
-        return SharedStage(blocks, bases, self.with_cp)
+        return SharedStage(blocks, share_convolutions(blocks[1:], SHARES[self.share]), self.with_cp)
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""

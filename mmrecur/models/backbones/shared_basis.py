@@ -90,6 +90,27 @@ class SharedStage(nn.Module):
             block.switch_to_deploy()
 
 
+def share_convolutions(
+    blocks: Sequence[nn.Module], names: Iterable[str]
+) -> dict[str, FilterBasis]:
+    """Make blocks of one shape share convolutions.
+
+    Args:
+        blocks (Sequence[nn.Module]): The blocks; their convolutions are replaced.
+        names (Iterable[str]): Which, such as ``'conv2'``; all of stride 1.
+
+    Returns:
+        dict[str, FilterBasis]: The shared filters by name, for the blocks' stage to own.
+    """
+    bases = {}
+    for name in names if blocks else ():
+        filters, channels, size, _ = getattr(blocks[0], name).weight.shape
+        bases[name] = FilterBasis(filters, channels, size)
+        for block in blocks:
+            setattr(block, name, SharedConv2d(bases[name]))
+    return bases
+
+
 def by_length(bases: Sequence[FilterBasis]) -> list[list[FilterBasis]]:
     """Put bases together whose filters have equally many entries and so can be compared."""
     groups: dict[int, list[FilterBasis]] = {}
