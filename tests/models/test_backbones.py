@@ -83,7 +83,7 @@ BACKBONES: dict[str, dict] = {
 DISTINCT = ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d', 'rla-r50-hidden', 'rla-r50-gn']
 DISTINCT += ['shared-r18', 'shared-r18-gn', 'shared-r50-all', 'shared-mobilenet', 'shared-densenet', 'shared-x50']
 #: Names of batch norms that the inference form keeps: none follows a convolution.
-KEPT_NORMS = r'hidden_norm|norm|layer\d\.\d+\.norm1'
+KEPT_NORMS = r'hidden_norm|norm|layer\d\.\d+\.bn1'
 
 
 def build(name: str, **overrides) -> Backbone:

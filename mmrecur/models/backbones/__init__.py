@@ -6,6 +6,7 @@ from .mobilenet_v2_shared import MobileNetV2Shared
 from .resnet_shared import ResNetShared
 from .resnext_shared import ResNeXtShared
 from .rla_resnet import RLAResNet
+from .shared_basis import SharedBasisBackbone
 
 __all__ = [
     'Backbone',
@@ -14,4 +15,5 @@ __all__ = [
     'RLAResNet',
     'ResNeXtShared',
     'ResNetShared',
+    'SharedBasisBackbone',
 ]

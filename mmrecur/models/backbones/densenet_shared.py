@@ -41,9 +41,9 @@ class DenseLayer(nn.Module):
     ) -> None:
         super().__init__()
         inner = 4 * growth
-        self.norm1 = norm_layer(in_channels)
+        self.bn1 = norm_layer(in_channels)
         self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
-        self.norm2 = norm_layer(inner)
+        self.bn2 = norm_layer(inner)
         self.conv2 = (
             nn.Conv2d(inner, growth, 3, padding=1, bias=False)
             if basis is None
@@ -60,12 +60,12 @@ class DenseLayer(nn.Module):
         Returns:
             Tensor: Shape (N, in_channels + growth, H, W).
         """
-        out = self.relu(self.norm2(self.conv1(self.relu(self.norm1(x)))))
+        out = self.relu(self.bn2(self.conv1(self.relu(self.bn1(x)))))
         return torch.cat([x, self.conv2(out)], 1)
 
     def switch_to_deploy(self) -> None:
         """Fold the norm behind a convolution; the one that reads the input stays."""
-        self.conv1, self.norm2 = fold_norm(self.conv1, self.norm2)
+        self.conv1, self.bn2 = fold_norm(self.conv1, self.bn2)
 
 
 class Transition(nn.Module):
