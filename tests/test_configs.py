@@ -23,8 +23,10 @@ CONFIGS = sorted(
     for path in (ROOT / 'configs').rglob('*.py')
     if '_base_' not in path.parts
 )
-DETECTORS = [name for name in CONFIGS if '_fpn_1x_coco' in name]
-CLASSIFIERS = [name for name in CONFIGS if '_in1k' in name]
+RLA = [name for name in CONFIGS if '/rla/' in name]
+DETECTORS = [name for name in RLA if '_fpn_1x_coco' in name]
+CLASSIFIERS = [name for name in RLA if '_in1k' in name]
+CIFAR = [name for name in RLA if '_1xb128_cifar10' in name]
 #: Counts of the authors' implementations; the last two have 19,232 more in the stem of ResNet-D.
 PARAMETERS = {
     'rla-resnet50_4xb64_in1k': 25_870_696,
@@ -35,6 +37,25 @@ PARAMETERS = {
     'rla-eca-resnet152_4xb64_in1k': 60_771_048,
     'rla-resnet50-d_4xb64-tricks-200e_in1k': 25_870_696 + 19_232,
     'rla-eca-resnet50-d_4xb64-tricks-200e_in1k': 25_870_782 + 19_232,
+}
+#: Counts of our code; tests/models compares them with the paper's tables.
+PARAMETERS |= {
+    'preact-resnet110_1xb128_cifar10': 1_730_554,
+    'preact-resnet110_1xb128_cifar100': 1_736_404,
+    'rla-preact-resnet110_1xb128_cifar10': 1_804_922,
+    'rla-preact-resnet110_1xb128_cifar100': 1_811_132,
+    'preact-resnet164_1xb128_cifar10': 1_703_290,
+    'preact-resnet164_1xb128_cifar100': 1_726_420,
+    'rla-preact-resnet164_1xb128_cifar10': 1_739_482,
+    'rla-preact-resnet164_1xb128_cifar100': 1_763_692,
+    'xception_1xb128_cifar10': 2_701_882,
+    'xception_1xb128_cifar100': 2_748_052,
+    'rla-xception_1xb128_cifar10': 2_767_534,
+    'rla-xception_1xb128_cifar100': 2_814_784,
+    'densenet-bc100_1xb128_cifar10': 769_162,
+    'lag-densenet-bc100_1xb128_cifar10': 587_722,
+    'ordinal-densenet-bc100_1xb128_cifar10': 587_722,
+    'dpn-resnet164_1xb128_cifar10': 2_127_826,
 }
 
 
@@ -256,7 +277,23 @@ def test_classifiers_follow_the_paper(name: str) -> None:
     assert cfg.model.backbone.deep_stem and cfg.model.backbone.avg_down
 
 
-@pytest.mark.parametrize('name', CLASSIFIERS)
+@pytest.mark.parametrize('name', CIFAR)
+def test_cifar_follows_the_paper(name: str) -> None:
+    """Section 4.1."""
+    cfg = load(name)
+    assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size == 128
+    assert optimizer_of(cfg) == dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    assert cfg.train_cfg.max_epochs == 300
+    assert cfg.param_scheduler.milestones == [150, 225] and cfg.param_scheduler.gamma == 0.1
+    assert cfg.default_hooks.checkpoint.save_best
+    data = {part: cfg[f'{part}_dataloader'].dataset for part in ('train', 'val', 'test')}
+    assert [data[part].split for part in data] == ['train', 'train', 'test']
+    # the first and the last of the 50,000; images that validate do not train
+    assert [data[part].get('indices') for part in data] == [45_000, -5_000, None]
+    assert dict(data['val'].pipeline[0])['type'] == 'PackInputs'  # nothing random
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS + CIFAR)
 def test_classifiers_have_the_exact_number_of_parameters(name: str, scope: Any) -> None:
     cfg = scope(load(name))
     with torch.device('meta'):
@@ -327,8 +364,8 @@ def test_the_model_index_lists_every_published_config(monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)
     index = load_index(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
-    models = {model.config: model for model in index.models}
-    assert sorted(models) == sorted(DETECTORS + CLASSIFIERS)
+    models = {model.config: model for model in index.models if '/rla/' in model.config}
+    assert sorted(models) == sorted(DETECTORS + CLASSIFIERS + CIFAR)
     for name, model in models.items():
         assert model.name == Path(name).stem and model.in_collection == 'RLA-ResNet'
         for result in model.results:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
@@ -50,6 +51,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--amp',
         action='store_true',
         help='automatic mixed precision: float16 on a GPU, bfloat16 on the CPU',
+    )
+    parser.add_argument(
+        '--channels-last',
+        action='store_true',
+        help='lay weights, and so feature maps, out with the channels last: faster on CPUs, and on GPUs '
+        'with --amp',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -144,6 +151,8 @@ def main(argv: list[str] | None = None) -> None:
         use_auto_scale_lr(cfg)
     set_starting_point(cfg, args.resume)
     runner = build_runner(cfg)
+    if args.channels_last:
+        runner.model.to(memory_format=torch.channels_last)
     runner.train()
     pictures = draw(runner, args) if args.num_pictures else []
     if is_main_process():

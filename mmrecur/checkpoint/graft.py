@@ -190,3 +190,18 @@ def _graft_rla_resnet(transfer: GraftTransfer) -> None:
             transfer.leave(target, 'the recurrent path learns from its own initialisation')
         else:
             transfer.take(name)
+
+
+@register_graft('RLAPreActResNet')
+def _graft_rla_preact_resnet(transfer: GraftTransfer) -> None:
+    """Plain pre-activated ResNets, named as this package's: the state is not read at first."""
+    for name in transfer.backbone_keys():
+        target = transfer.prefix + name
+        if name in transfer.plain:
+            transfer.take(name)
+        elif name.endswith('conv1_hidden.weight'):
+            transfer.zero(target, 'zeros: the state is not read at first')
+        elif '.rla.' in name or '.bn1_hidden.' in name or name.startswith('hidden_norm.'):
+            transfer.leave(target, 'the recurrent path learns from its own initialisation')
+        else:
+            transfer.take(name)

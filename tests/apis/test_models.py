@@ -13,14 +13,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_config_of_a_family_has_a_name() -> None:
-    configs = {path.stem for path in (ROOT / 'configs/rla').glob('*.py')}
+    families = ('rla', 'resnet_shared')
+    configs = {path.stem for family in families for path in (ROOT / 'configs' / family).glob('*.py')}
     assert set(list_models()) == configs
     assert list_models('rla-resnet50') == [
         'rla-resnet50-d_4xb64-tricks-200e_in1k',
         'rla-resnet50_4xb64_in1k',
     ]
     assert all(name.startswith('mask') for name in list_models(task='Instance Segmentation'))
-    assert len(list_models('faster-*', 'Object Detection')) == 4
+    assert len(list_models('faster-rcnn_rla*', 'Object Detection')) == 4
     with pytest.raises(ValueError, match="task='Tracking', allowed: None, .*'Object Detection'"):
         list_models(task='Tracking')
 

@@ -78,12 +78,81 @@ BACKBONES: dict[str, dict] = {
     'shared-x50': dict(
         type='mmrecur.ResNeXtShared', depth=50, base_channels=8, groups=4, base_width=4, shared_rank=8
     ),
+    'preact-basic': dict(type='mmrecur.RLAPreActResNet', depth=14, **SMALL),
+    'preact-bottleneck': dict(
+        type='mmrecur.RLAPreActResNet', depth=20, block='bottleneck', with_hidden=True, **SMALL
+    ),
+    'preact-bottleneck-v2': dict(
+        type='mmrecur.RLAPreActResNet', depth=20, block='bottleneck', variant='v2', extra_channels=1, **SMALL
+    ),
+    'preact-v4': dict(
+        type='mmrecur.RLAPreActResNet', depth=14, variant='v4', out_indices=(0, 1), **SMALL
+    ),
+    'preact-single': dict(type='mmrecur.RLAPreActResNet', depth=8, out_indices=(0, 1, 2), **SMALL),
+    'preact-plain': dict(type='mmrecur.RLAPreActResNet', depth=14, base_channels=8, rla_channels=0),
+    'preact-gn': dict(
+        type='mmrecur.RLAPreActResNet', depth=8, norm_cfg=dict(type='GN', num_groups=2), **SMALL
+    ),
+    'rla-xception': dict(type='mmrecur.RLAXception', base_channels=4, rla_channels=4),
+    'rla-xception-hidden': dict(
+        type='mmrecur.RLAXception', base_channels=4, rla_channels=4, with_hidden=True
+    ),
+    'rla-xception-c2': dict(
+        type='mmrecur.RLAXception', base_channels=4, rla_channels=4, out_indices=(0, 1)
+    ),
+    'rla-xception-gn': dict(
+        type='mmrecur.RLAXception', base_channels=4, rla_channels=4, norm_cfg=dict(type='GN', num_groups=2)
+    ),
+    'xception': dict(type='mmrecur.RLAXception', base_channels=4, rla_channels=0),
+    'densenet-bc': dict(type='mmrecur.DenseNetBC', depth=22, growth_rate=4),
+    'lag-densenet-bc': dict(type='mmrecur.DenseNetBC', depth=22, growth_rate=4, sharing='lag'),
+    'ordinal-densenet-bc': dict(
+        type='mmrecur.DenseNetBC', depth=22, growth_rate=4, sharing='ordinal', out_indices=(0, 1)
+    ),
+    'lag-densenet-bc-gn': dict(
+        type='mmrecur.DenseNetBC',
+        depth=16,
+        growth_rate=4,
+        sharing='lag',
+        norm_cfg=dict(type='GN', num_groups=2),
+    ),
+    'dpn': dict(type='mmrecur.DualPathResNet', depth=29, base_channels=8, dense_channels=4),
+    'dpn-plain': dict(type='mmrecur.DualPathResNet', depth=20, base_channels=8, dense_channels=0),
+    'dpn-gn': dict(
+        type='mmrecur.DualPathResNet',
+        depth=20,
+        base_channels=8,
+        dense_channels=4,
+        norm_cfg=dict(type='GN', num_groups=2),
+        out_indices=(1,),
+    ),
 }
 #: The ones whose computation differs, for the slower checks.
-DISTINCT = ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d', 'rla-r50-hidden', 'rla-r50-gn']
-DISTINCT += ['shared-r18', 'shared-r18-gn', 'shared-r50-all', 'shared-mobilenet', 'shared-densenet', 'shared-x50']
-#: Names of batch norms that the inference form keeps: none follows a convolution.
-KEPT_NORMS = r'hidden_norm|norm|layer\d\.\d+\.bn1'
+DISTINCT = [
+    'rla-r50',
+    'rla-r50-v4',
+    'rla-eca-r50',
+    'rla-r50-d',
+    'rla-r50-hidden',
+    'rla-r50-gn',
+    'preact-basic',
+    'preact-bottleneck',
+    'rla-xception-hidden',
+    'lag-densenet-bc',
+    'ordinal-densenet-bc',
+    'dpn',
+    'shared-r18',
+    'shared-r18-gn',
+    'shared-r50-all',
+    'shared-mobilenet',
+    'shared-densenet',
+    'shared-x50',
+]
+#: Batch norms of states and sums, by class: they have no convolution to be folded into.
+FOLLOW_NO_CONVOLUTION = {
+    'RLAPreActResNet': r'hidden_norm|final_norm|layer\d\.\d+\.bn1(_hidden)?',
+    'DenseNetShared': r'norm',
+}
 
 
 def build(name: str, **overrides) -> Backbone:
@@ -145,9 +214,9 @@ def test_deployed_form_computes_the_same(name: str) -> None:
         model.switch_to_deploy()
         assert state.keys() == model.state_dict().keys()
         assert_close(model.train()(x), expected, 1e-4)
-    # batch norms are gone but for those that follow no convolution
     norms = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
-    assert all(re.fullmatch(KEPT_NORMS, name) for name in norms)
+    allowed = FOLLOW_NO_CONVOLUTION.get(type(model).__name__, 'hidden_norm|final_norm')
+    assert [n for n in norms if not re.fullmatch(allowed, n)] == []
     # the form is a function of the configuration: its weights load into another one
     before.load_state_dict({k: v + 1 if v.is_floating_point() else v for k, v in before.state_dict().items()})
     before.switch_to_deploy()
@@ -170,15 +239,17 @@ def test_checkpointed_step_is_the_same_step(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', DISTINCT)
-@pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
-def test_frozen_stages_neither_learn_nor_record(name: str, frozen: int) -> None:
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 'all but one', 'all'])
+def test_frozen_stages_neither_learn_nor_record(name: str, frozen: int | str) -> None:
+    num_stages = build(name).num_stages
+    frozen = {'all but one': num_stages - 1, 'all': num_stages}.get(frozen, frozen)
     model = build(name, frozen_stages=frozen).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    stages = {stage: list(model.stage_modules(stage)) for stage in range(model.num_stages + 1)}
-    learners = [p for p in model.parameters() if p.requires_grad]
-    assert bool(learners) == (frozen < model.num_stages)
-    if learners:
-        optimiser = torch.optim.SGD(learners, 0.1)
+    stages = {stage: list(model.stage_modules(stage)) for stage in range(num_stages + 1)}
+    learnable = [p for p in model.parameters() if p.requires_grad]
+    assert bool(learnable) == (frozen < num_stages)
+    if learnable:
+        optimiser = torch.optim.SGD(learnable, 0.1)
         sum(output.mean() for output in model(image(2, 3, 64, 64))).backward()
         optimiser.step()
     learning = {id(p) for p in model.parameters() if p.requires_grad}

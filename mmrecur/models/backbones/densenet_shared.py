@@ -13,6 +13,7 @@ from mmrecur.registry import MODELS
 from ..layers.checks import check_choice, check_int
 from ..layers.filter_basis import FactorizedConv2d, FilterBasis
 from ..layers.fuse import fold_norm, is_foldable, norm_affine
+from ..layers.preact_fold import fold_preactivation
 from ..layers.residual import NormLayer
 from .base import make_norm_layer
 from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage
@@ -49,7 +50,8 @@ class DenseLayer(nn.Module):
             if basis is None
             else FactorizedConv2d(basis, growth, unique_rank, norm_layer=norm_layer)
         )
-        self.relu = nn.ReLU(inplace=True)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.relu2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer.
@@ -60,11 +62,15 @@ class DenseLayer(nn.Module):
         Returns:
             Tensor: Shape (N, in_channels + growth, H, W).
         """
-        out = self.relu(self.bn2(self.conv1(self.relu(self.bn1(x)))))
+        out = self.relu2(self.bn2(self.conv1(self.relu1(self.bn1(x)))))
         return torch.cat([x, self.conv2(out)], 1)
 
     def switch_to_deploy(self) -> None:
-        """Fold the norm behind a convolution; the one that reads the input stays."""
+        """Fold the norms; outputs in evaluation stay the same."""
+        folded = fold_preactivation(self.bn1, [self.conv1])
+        if folded is not None:
+            self.bn1, (self.conv1,) = folded
+            self.relu1 = nn.Identity()
         self.conv1, self.bn2 = fold_norm(self.conv1, self.bn2)
 
 

@@ -13,7 +13,7 @@ from mmrecur.registry import MODELS
 from ..layers.activation_checkpoint import checkpoint_step
 from ..layers.attention import ECA, ChannelGate, SqueezeExcite
 from ..layers.checks import check_choice, check_flag, check_int
-from ..layers.fuse import fold_norm, is_foldable
+from ..layers.fuse import fold_norm
 from ..layers.residual import Bottleneck, DeepStem, NormLayer
 from ..layers.rla import RLA_VARIANTS, RLACell, downsample_hidden
 from .base import Backbone, make_norm_layer
@@ -62,21 +62,21 @@ class RLAStage(nn.Module):
 
     Args:
         blocks (Sequence[Bottleneck]): The stage's blocks.
-        cell (RLACell): Its cell, with an update for each block, or for each but the last if nothing
-            reads the state after the stage.
+        cell (RLACell, optional): Its cell, with an update for each block, or for each but the last if
+            nothing reads the state after the stage; None if nothing updates the state.
         source (str): What the cell aggregates, see :class:`Bottleneck`.
         with_cp (bool): Recompute each block with its update in the backward pass.
     """
 
     def __init__(
-        self, blocks: Sequence[Bottleneck], cell: RLACell, source: str, with_cp: bool = False
+        self, blocks: Sequence[Bottleneck], cell: RLACell | None, source: str, with_cp: bool = False
     ) -> None:
         super().__init__()
         self.num_blocks = len(blocks)
         for i, block in enumerate(blocks):
             self.add_module(str(i), block)
         self.rla = cell
-        self.num_updates = len(cell.norms)
+        self.num_updates = 0 if cell is None else len(cell.norms)
         self.source = source
         self.with_cp = with_cp
 
@@ -115,16 +115,16 @@ class RLAStage(nn.Module):
 
     def switch_to_deploy(self) -> None:
         """Fold the norms, collapse W_o with the last convolution of the blocks it reads."""
-        # W_o reads W_3 a + b_3 directly only if no attention is in between and the norm folds
-        collapses = self.source == 'residual' and all(
-            block.attention is None
-            and is_foldable(block.bn3)
-            and block.conv3.in_channels < block.conv3.out_channels
-            for block in self.blocks
-        )
         for block in self.blocks:
             block.switch_to_deploy()
-        fused = self.rla.fused([block.conv3 for block in self.blocks] if collapses else None)
+        if self.rla is None:
+            return
+        # W_o reads W_3 a + b_3 directly where a has fewer channels
+        lasts = [block.residual_conv() for block in self.blocks]
+        collapses = self.source == 'residual' and all(
+            conv is not None and conv.in_channels < conv.out_channels for conv in lasts
+        )
+        fused = self.rla.fused(lasts if collapses else None)
         if fused is not None:
             self.rla = fused
             self.source = 'inner' if collapses else self.source

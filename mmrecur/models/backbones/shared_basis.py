@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
-from ..layers.activation_checkpoint import checkpoint_step
+from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_choice
 from ..layers.filter_basis import (
     DEPLOY_FORMS,
@@ -71,10 +71,7 @@ class SharedStage(nn.Module):
             Tensor: The last block's output.
         """
         for block in self.blocks:
-            if self.with_cp and torch.is_grad_enabled() and self.training:
-                x = checkpoint_step(block, block, x)
-            else:
-                x = block(x)
+            x = run_step(block, self.with_cp, block, x)
         return x
 
     def switch_to_deploy(self, form: str) -> None:

@@ -59,3 +59,20 @@ def checkpoint_step(module: nn.Module, function: Callable[..., Any], *args: Any)
         return nullcontext(), _StatisticsUntouched(module)
 
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
+
+
+def run_step(module: nn.Module, with_cp: bool, function: Callable[..., Any], *args: Any) -> Any:
+    """Run ``function(*args)``, through :func:`checkpoint_step` where it is asked for and saves memory.
+
+    Args:
+        module (nn.Module): Holds every norm that ``function`` runs.
+        with_cp (bool): Whether recomputation is asked for; it happens in training with gradients only.
+        function (Callable): What to run.
+        *args: Its inputs.
+
+    Returns:
+        What ``function`` returns.
+    """
+    if with_cp and module.training and torch.is_grad_enabled():
+        return checkpoint_step(module, function, *args)
+    return function(*args)

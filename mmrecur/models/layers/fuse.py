@@ -49,3 +49,24 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
     conv.train(training[0])
     norm.train(training[1])
     return fused, nn.Identity()
+
+def fold_sum(
+    conv: nn.Conv2d, other: nn.Conv2d | None, norm: nn.Module
+) -> tuple[nn.Conv2d, nn.Conv2d | None, nn.Module]:
+    """Fold a norm into the two convolutions whose sum it takes.
+
+    The norm scales both products and shifts their sum: the shift goes to the first.
+
+    Args:
+        conv (nn.Conv2d): The first convolution.
+        other (nn.Conv2d, optional): The second one, if there is one; it has no bias.
+        norm (nn.Module): The norm.
+
+    Returns:
+        tuple[nn.Conv2d, nn.Conv2d, nn.Module]: The folded convolutions and an identity, or the modules as
+        they are if the norm cannot be folded.
+    """
+    folded, identity = fold_norm(conv, norm)
+    if other is not None and folded is not conv:
+        other.weight.data = fold_norm(other, norm)[0].weight.data
+    return folded, other, identity

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import ChannelGate
-from .fuse import fold_norm
+from .fuse import fold_norm, fold_sum
 from .norm_readout import norm_readout
 
 NormLayer = Callable[[int], nn.Module]
@@ -235,14 +235,14 @@ class Bottleneck(nn.Module):
             read = read if readout is None else readout(read)
         return output, read
 
+    def residual_conv(self) -> nn.Conv2d | None:
+        """In the inference form the convolution whose output is the residual; None if none is."""
+        ends = self.attention is None and isinstance(self.bn3, nn.Identity)
+        return self.conv3 if ends else None
+
     def switch_to_deploy(self) -> None:
         """Fold the norms into the convolutions; outputs in evaluation stay the same."""
-        if self.conv1_hidden is not None:
-            # the norm scales both products and shifts their sum: the shift goes to the first
-            hidden, _ = fold_norm(self.conv1_hidden, self.bn1)
-            if hidden is not self.conv1_hidden:
-                self.conv1_hidden.weight.data = hidden.weight.data
-        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.conv1, self.conv1_hidden, self.bn1 = fold_sum(self.conv1, self.conv1_hidden, self.bn1)
         self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
         self.conv3, self.bn3 = fold_norm(self.conv3, self.bn3)
         self.gates_products = self.attention is not None and isinstance(self.bn3, nn.Identity)

@@ -142,7 +142,7 @@ class RLACell(nn.Module):
         """The cell in its inference form.
 
         Args:
-            last_convs (Sequence[nn.Conv2d], optional): The convolutions, norm folded, that compute
+            last_convs (Sequence[nn.Conv2d], optional): The convolutions, norms folded, that compute
                 ``s_t`` from the blocks' inner maps. Given, they are collapsed with W_o and the fused
                 cell aggregates the inner maps instead. Defaults to None.
 
@@ -177,7 +177,8 @@ class FusedRLACell(nn.Module):
             if last_convs is not None:
                 # in double precision: the product of two folded matrices is rounded once
                 w_o, last = weight.flatten(1).double(), last_convs[step]
-                bias = (w_o @ last.bias.data.double()).to(weight)
+                if last.bias is not None:
+                    bias = (w_o @ last.bias.data.double()).to(weight)
                 weight = (w_o @ last.weight.data.flatten(1).double()).to(weight)[..., None, None]
             if cell.add_first:
                 weight = weight * scale.view(-1, 1, 1, 1)

@@ -1,0 +1,3 @@
+_base_ = './densenet-bc100_1xb128_cifar10.py'
+
+model = dict(backbone=dict(sharing='ordinal'))

@@ -1,0 +1,4 @@
+# The plain network that RLA is compared with.
+_base_ = './rla-preact-resnet110_1xb128_cifar10.py'
+
+model = dict(backbone=dict(rla_channels=0, with_hidden=False), head=dict(in_channels=64))

@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/models/rla-xception.py',
+    '../_base_/datasets/cifar100_bs128_45k.py',
+    '../_base_/schedules/cifar_bs128_300e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+# The paper reports the model with the highest validation accuracy.
+default_hooks = dict(checkpoint=dict(save_best='auto', max_keep_ckpts=3))
+
+model = dict(head=dict(num_classes=100))

@@ -1,0 +1,142 @@
+"""Trainings of several configs with several seeds, as a table and a picture."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over a run's validations.
+
+    Attributes:
+        steps (tuple[int, ...]): Epoch or iteration of each validation, increasing.
+        values (tuple[float, ...]): The metric at each.
+    """
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+def read_curve(work_dir: str | Path, metric: str) -> Curve:
+    """Read a metric from what a run has written, in one go or resumed.
+
+    Args:
+        work_dir (str or Path): The run's work directory.
+        metric (str): Name as in the log, such as ``'accuracy/top1'`` or ``'coco/bbox_mAP'``.
+
+    Returns:
+        Curve: The values; of a validation that was repeated, the last one.
+
+    Raises:
+        ValueError: If no validation has written the metric; the message names those there are.
+    """
+    points: dict[int, float] = {}
+    names: set[str] = set()
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            if 'lr' in record or 'loss' in record:
+                continue  # a line of training
+            names |= set(record)
+            if metric in record:
+                points[record['step']] = float(record[metric])
+    if not points:
+        allowed = ', '.join(sorted(names - {'step', 'time', 'data_time'})) or 'none was logged'
+        raise ValueError(f'metric={metric!r} was not logged in {work_dir}, allowed: {allowed}')
+    steps = sorted(points)
+    return Curve(tuple(steps), tuple(points[step] for step in steps))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What several seeds of one config came to.
+
+    Attributes:
+        name (str): The config's name.
+        final (tuple[float, ...]): The metric at the end of each run.
+        best (tuple[float, ...]): The best value of each run.
+    """
+
+    name: str
+    final: tuple[float, ...]
+    best: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, curves: Sequence[Curve]) -> Summary:
+        """Summarise runs of one config."""
+        return cls(name, tuple(c.values[-1] for c in curves), tuple(max(c.values) for c in curves))
+
+    @property
+    def mean(self) -> float:
+        """float: Mean of the final values."""
+        return statistics.mean(self.final)
+
+    @property
+    def spread(self) -> float:
+        """float: Standard deviation of the final values over seeds (n - 1), 0 for a single one."""
+        return statistics.stdev(self.final) if len(self.final) > 1 else 0.0
+
+
+def print_summaries(summaries: Sequence[Summary], metric: str, parameters: Mapping[str, int]) -> None:
+    """Print a table with a row for each config.
+
+    Args:
+        summaries (Sequence[Summary]): The rows; differences are to the first.
+        metric (str): The metric's name.
+        parameters (Mapping[str, int]): Number of parameters by config name.
+    """
+    table = Table(title=metric, box=box.SIMPLE, title_justify='left')
+    table.add_column('config')
+    for column in ('parameters', 'final, each seed', 'mean', 'std', 'to the first'):
+        table.add_column(column, justify='right')
+    for summary in summaries:
+        table.add_row(
+            summary.name,
+            f'{parameters[summary.name]:,}',
+            '  '.join(f'{value:.2f}' for value in summary.final),
+            f'{summary.mean:.2f}',
+            f'{summary.spread:.2f}',
+            '' if summary is summaries[0] else f'{summary.mean - summaries[0].mean:+.2f}',
+        )
+    Console(soft_wrap=True, markup=False).print(table)
+
+
+def plot_curves(runs: Mapping[str, Sequence[Curve]], metric: str, path: str | Path) -> None:
+    """Draw the mean of each config's runs over the steps, with the range of the seeds behind it.
+
+    Args:
+        runs (Mapping[str, Sequence[Curve]]): Curves by config name; those of one config have the same
+            steps.
+        metric (str): The metric's name, for the axis.
+        path (str or Path): Picture to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index, (name, curves) in enumerate(runs.items()):
+        steps, seeds = curves[0].steps, list(zip(*(curve.values for curve in curves)))
+        color = f'C{index}'
+        label = name if len(curves) == 1 else f'{name}, mean and range of {len(curves)} seeds'
+        axes.plot(steps, [statistics.mean(s) for s in seeds], color=color, marker='o', ms=3, label=label)
+        axes.fill_between(
+            steps, [min(s) for s in seeds], [max(s) for s in seeds], color=color, alpha=0.2, lw=0
+        )
+    axes.set_xlabel('epoch')
+    axes.set_ylabel(metric)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

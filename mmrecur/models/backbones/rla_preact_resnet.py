@@ -1,0 +1,200 @@
+"""RLA-ResNet for small images: pre-activated ResNets with recurrent layer aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmrecur.registry import MODELS
+
+from ..layers.checks import check_choice, check_flag, check_int
+from ..layers.fuse import fold_norm
+from ..layers.preact import PreActBasicBlock, PreActBottleneck
+from ..layers.rla import RLA_VARIANTS, RLACell
+from .base import Backbone, make_norm_layer
+from .rla_resnet import RLAStage
+
+
+@MODELS.register_module()
+class RLAPreActResNet(Backbone):
+    """Pre-activated ResNet for images of about 32x32 pixels, with recurrent layer aggregation.
+
+    Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852, Tables 7
+    and 8. A 3x3 stem and three stages of strides 1, 2 and 4. Each block applies norm and ReLU to
+    ``cat(x, h)`` first, and each updates the state ``h`` through a cell that the blocks of a stage share
+    (:class:`RLACell`). Shortcuts that change the width are 1x1 convolutions of x without norm. The last
+    output goes through a norm and ReLU of its own; the others are the sums as they are.
+
+    Args:
+        depth (int): ``6 n + 2`` with basic blocks, ``9 n + 2`` with bottlenecks, n blocks a stage.
+        block (str, optional): ``'basic'`` or ``'bottleneck'``. Defaults to None: basic blocks below
+            depth 164 and bottlenecks from there on, as in the paper, where the depth allows.
+        rla_channels (int, optional): Channels k of the recurrent state; 0 gives the plain ResNet.
+            Defaults to None: the paper's 4 with basic blocks and 12 with bottlenecks.
+        variant (str): ``'v1'`` to ``'v6'``, see :class:`RLAResNet`. Defaults to 'v1'.
+        base_channels (int): Channels of the stem; stage i has ``base_channels * 2**i`` inside its
+            blocks, and four times as many outputs with bottlenecks. Defaults to 16.
+        extra_channels (int): Added to the width inside every block, four times as many to the outputs
+            of bottlenecks; the paper's "channel +12" is 3. Defaults to 0.
+        with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read.
+            Defaults to False.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (Sequence[int]): Stages to return. Stages behind the last are not built.
+            Defaults to (2,).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their
+            recurrent cells. Defaults to -1.
+        norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
+        norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
+        with_cp (bool): Recompute activations in the backward pass. Defaults to False.
+        init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
+            allowed.
+
+    Example:
+        >>> import torch
+        >>> from mmrecur.models.backbones import RLAPreActResNet
+        >>> model = RLAPreActResNet(depth=164, with_hidden=True).eval()
+        >>> [tuple(feature.shape) for feature in model(torch.rand(1, 3, 32, 32))]
+        [(1, 268, 8, 8)]
+    """
+
+    #: Block -> its class, outputs per inner channel, layers in a block of each stage, default k.
+    arch_settings = {
+        'basic': (PreActBasicBlock, 1, 6, 4),
+        'bottleneck': (PreActBottleneck, 4, 9, 12),
+    }
+
+    def __init__(
+        self,
+        depth: int,
+        block: str | None = None,
+        rla_channels: int | None = None,
+        variant: str = 'v1',
+        base_channels: int = 16,
+        extra_channels: int = 0,
+        with_hidden: bool = False,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (2,),
+        frozen_stages: int = -1,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            num_stages=3,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_cfg=norm_cfg,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
+        block = self._chosen_block(depth, block)
+        block_class, expansion, layers, default_channels = self.arch_settings[block]
+        rla_channels = default_channels if rla_channels is None else rla_channels
+        check_int('rla_channels', rla_channels, 0)
+        check_choice('variant', variant, RLA_VARIANTS)
+        check_int('base_channels', base_channels, 1)
+        check_int('extra_channels', extra_channels, 0)
+        check_flag(with_hidden=with_hidden)
+        if with_hidden and not rla_channels:
+            raise ValueError('with_hidden=True with rla_channels=0, allowed: False, there is no state')
+        self.depth = depth
+        self.block = block
+        self.rla_channels = rla_channels
+        self.variant = variant
+        self.with_hidden = with_hidden
+        norm_layer = make_norm_layer(self.norm_cfg)
+        self.conv1 = nn.Conv2d(in_channels, base_channels, 3, padding=1, bias=False)
+        self.bn1 = norm_layer(base_channels)
+        self.relu = nn.ReLU(inplace=True)
+
+        self.stages: list[str] = []
+        channels, widths = base_channels, []
+        for i in range(self.num_stages):
+            inner = base_channels * 2**i + extra_channels
+            blocks = []
+            for j in range((depth - 2) // layers):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(
+                    block_class(channels, inner, inner * expansion, stride, rla_channels, norm_layer)
+                )
+                channels = inner * expansion
+            self.add_module(f'layer{i + 1}', self._make_stage(i, blocks, channels, norm_layer))
+            self.stages.append(f'layer{i + 1}')
+            widths.append(channels)
+        self.final_norm = norm_layer(channels)
+        self.hidden_norm = norm_layer(rla_channels) if with_hidden else None
+        widths[-1] += rla_channels if with_hidden else 0
+        self.out_channels = tuple(widths[i] for i in self.out_indices)
+        self.out_strides = tuple(2**i for i in self.out_indices)
+        self._freeze()
+
+    @classmethod
+    def _chosen_block(cls, depth: int, block: str | None) -> str:
+        if block is not None:
+            check_choice('block', block, cls.arch_settings)
+        if type(depth) is int and depth > 2:
+            fitting = [name for name in cls.arch_settings if not (depth - 2) % cls.arch_settings[name][2]]
+            if block in fitting:
+                return block
+            if block is None and fitting:
+                return fitting[-1 if depth >= 164 else 0]
+        allowed = {'basic': '6 n + 2', 'bottleneck': '9 n + 2', None: '6 n + 2 or 9 n + 2'}[block]
+        raise ValueError(f'depth={depth!r} with block={block!r}, allowed: {allowed} with n of at least 1')
+
+    def _make_stage(self, index: int, blocks: list, channels: int, norm_layer) -> RLAStage:
+        if not self.rla_channels:
+            return RLAStage(blocks, None, 'output', self.with_cp)
+        source, add_first = RLA_VARIANTS[self.variant]
+        # what nothing reads is not built: its parameters would never get a gradient
+        state_is_read = self.with_hidden or index < self.num_stages - 1
+        num_steps = len(blocks) if state_is_read else len(blocks) - 1
+        if not num_steps:
+            return RLAStage(blocks, None, 'output', self.with_cp)
+        cell = RLACell(channels, self.rla_channels, num_steps, add_first, norm_layer)
+        return RLAStage(blocks, cell, source, self.with_cp)
+
+    def stage_modules(self, stage: int) -> Iterable[nn.Module]:
+        """See :meth:`Backbone.stage_modules`."""
+        if stage == 0:
+            return [self.conv1, self.bn1]
+        modules = [getattr(self, self.stages[stage - 1])]
+        if stage == self.num_stages:
+            modules += [self.final_norm] if self.hidden_norm is None else [self.final_norm, self.hidden_norm]
+        return modules
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the features.
+
+        Args:
+            x (Tensor): Images, shape (N, in_channels, H, W).
+
+        Returns:
+            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
+            (N, C_i, H / stride_i, W / stride_i), sizes rounded up. With ``with_hidden`` the last one has
+            ``rla_channels`` more channels.
+        """
+        x = self.relu(self.bn1(self.conv1(x)))
+        # zeros that are computed with: the norm of the first block shifts them
+        h = x.new_zeros(x.size(0), self.rla_channels, x.size(2), x.size(3)) if self.rla_channels else None
+        outputs = []
+        for i, name in enumerate(self.stages):
+            x, h = getattr(self, name)(x, h)
+            if i in self.out_indices:
+                outputs.append(x)
+        outputs[-1] = torch.relu(self.final_norm(x))
+        if self.hidden_norm is not None:
+            outputs[-1] = torch.cat([outputs[-1], torch.relu(self.hidden_norm(h))], dim=1)
+        return tuple(outputs)
+
+    def _switch_to_deploy(self) -> None:
+        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        for name in self.stages:
+            getattr(self, name).switch_to_deploy()

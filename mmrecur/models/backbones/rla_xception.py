@@ -1,0 +1,238 @@
+"""RLA-Xception: the thin Xception for CIFAR with recurrent layer aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmrecur.registry import MODELS
+
+from ..layers.activation_checkpoint import run_step
+from ..layers.checks import check_flag, check_int
+from ..layers.fuse import fold_norm
+from ..layers.rla import downsample_hidden
+from ..layers.rla_widths import MultiWidthRLACell
+from ..layers.separable import XceptionBlock
+from .base import Backbone, make_norm_layer
+
+
+class RLAXceptionStage(nn.Module):
+    """A stage: blocks of the same input resolution and the recurrent cell ``rla`` they share.
+
+    Args:
+        blocks (Sequence[XceptionBlock]): The stage's blocks.
+        cell (MultiWidthRLACell, optional): Its cell, with an update for each block, or for each but the
+            last if nothing reads the state after the stage. None for a plain stage.
+        with_cp (bool): Recompute each block with its update in the backward pass. Defaults to False.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[XceptionBlock],
+        cell: MultiWidthRLACell | None = None,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.rla = cell
+        self.with_cp = with_cp
+
+    def step(self, x: Tensor, h: Tensor | None, index: int) -> tuple[Tensor, Tensor | None]:
+        """Run one block and, if there is one, the update after it."""
+        block = self.blocks[index]
+        first = block.convs[0]
+        x, residual = block(x, h)
+        if h is None and first.depthwise_hidden is not None and self.training:
+            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here
+            unread = first.depthwise_hidden.weight.sum() + first.pointwise_hidden.weight.sum()
+            residual = residual + 0 * unread
+        if self.rla is not None and index < self.rla.num_steps:
+            h = self.rla.update(h, self.rla.readout(index)(residual), index)
+            h = downsample_hidden(h, block.stride)
+        return x, h
+
+    def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Run the stage.
+
+        Args:
+            x (Tensor): Shape (N, C_in, H, W).
+            h (Tensor, optional): State, shape (N, k, H, W); None for zeros.
+
+        Returns:
+            tuple[Tensor, Tensor]: The stage's output and the state after its last update.
+        """
+        for index in range(len(self.blocks)):
+            x, h = run_step(self, self.with_cp, self.step, x, h, index)
+        return x, h
+
+    def switch_to_deploy(self) -> None:
+        """Fold the norms."""
+        for block in self.blocks:
+            block.switch_to_deploy()
+        if self.rla is not None:
+            self.rla.switch_to_deploy()
+
+
+@MODELS.register_module()
+class RLAXception(Backbone):
+    """The thin Xception for small images, with recurrent layer aggregation or without.
+
+    Table 9 and Appendix B.1 of Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021,
+    https://arxiv.org/abs/2110.11852; Xception by Chollet, CVPR 2017, https://arxiv.org/abs/1610.02357. The
+    36 convolutions of Xception with fewer channels, average for max pooling and three strides less. Table 9
+    leaves out the third block of the entry flow, which "depth unchanged" and 2.70 M parameters need.
+
+    A stage is what computes at one resolution, as the rows of Table 9: the three blocks of the entry
+    flow, the middle flow with the block that widens, the last two convolutions. Its blocks share the
+    recurrent 3x3 convolution, and those of the same width the 1x1 convolution that reads them. The state is
+    updated with what a block's convolutions compute, before pooling, and then pooled itself. (Counts for
+    10 and 100 classes in the paper's Table 2 tell these stages from others: 2.77 M and 2.81 M.)
+
+    Args:
+        rla_channels (int): Channels k of the recurrent state, 0 for the plain thin Xception. Defaults to 12.
+        base_channels (int): Channels of the first convolution; the others have 2 to 32 times as many.
+            Defaults to 16.
+        with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read.
+            Defaults to False.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (Sequence[int]): Stages to return, of strides 2, 4 and 4. Stages behind the last are
+            not built. Defaults to (0, 1, 2).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their
+            recurrent cells. Defaults to -1.
+        norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
+        norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
+        with_cp (bool): Recompute activations in the backward pass. Defaults to False.
+        init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
+            allowed.
+
+    Example:
+        >>> import torch
+        >>> from mmrecur.models.backbones import RLAXception
+        >>> model = RLAXception(with_hidden=True).eval()
+        >>> for feature in model(torch.rand(1, 3, 32, 32)):
+        ...     print(tuple(feature.shape))
+        (1, 256, 16, 16)
+        (1, 512, 8, 8)
+        (1, 524, 8, 8)
+    """
+
+    #: Of each stage its blocks: width of the input and of each convolution, over that of the stem's first,
+    #: and what differs from a block with shortcut, ReLU first and stride 1.
+    stages_settings = (
+        (
+            ((2, 4, 4), dict(relu_first=False)),
+            ((4, 8, 8), dict()),
+            ((8, 16, 16), dict(stride=2)),
+        ),
+        (((16, 16, 16, 16), dict()),) * 8 + (((16, 16, 32), dict(stride=2)),),
+        (((32, 32, 32), dict(relu_first=False, shortcut=False)),),
+    )
+    strides = (2, 4, 4)
+
+    def __init__(
+        self,
+        rla_channels: int = 12,
+        base_channels: int = 16,
+        with_hidden: bool = False,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2),
+        frozen_stages: int = -1,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            num_stages=3,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_cfg=norm_cfg,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
+        check_int('rla_channels', rla_channels, 0)
+        check_int('base_channels', base_channels, 1)
+        check_flag(with_hidden=with_hidden)
+        if with_hidden and not rla_channels:
+            raise ValueError('with_hidden=True with rla_channels=0, allowed: False, or a state to append')
+        self.rla_channels = rla_channels
+        self.base_channels = base_channels
+        self.with_hidden = with_hidden
+        norm_layer = make_norm_layer(self.norm_cfg)
+        self.conv1 = nn.Conv2d(in_channels, base_channels, 3, padding=1, bias=False)
+        self.bn1 = norm_layer(base_channels)
+        self.conv2 = nn.Conv2d(base_channels, 2 * base_channels, 3, padding=1, bias=False)
+        self.bn2 = norm_layer(2 * base_channels)
+        self.relu = nn.ReLU(inplace=True)
+        for i in range(self.num_stages):
+            self.add_module(f'layer{i + 1}', self._make_stage(i, norm_layer))
+        self.hidden_norm = norm_layer(rla_channels) if with_hidden else None
+        widths = [self.stages_settings[i][-1][0][-1] * base_channels for i in self.out_indices]
+        widths[-1] += rla_channels if with_hidden else 0
+        self.out_channels = tuple(widths)
+        self.out_strides = tuple(self.strides[i] for i in self.out_indices)
+        self._freeze()
+
+    def _make_stage(self, index: int, norm_layer: nn.Module) -> RLAXceptionStage:
+        blocks = [
+            XceptionBlock(
+                [self.base_channels * width for width in widths],
+                self.rla_channels,
+                norm_layer=norm_layer,
+                **options,
+            )
+            for widths, options in self.stages_settings[index]
+        ]
+        read = [block.out_channels for block in blocks]
+        if not self.with_hidden and index == self.num_stages - 1:
+            # what nothing reads is not built: its parameters would never get a gradient
+            read.pop()
+        cell = MultiWidthRLACell(read, self.rla_channels, norm_layer) if self.rla_channels and read else None
+        return RLAXceptionStage(blocks, cell, self.with_cp)
+
+    def stage_modules(self, stage: int) -> Iterable[nn.Module]:
+        """See :meth:`Backbone.stage_modules`."""
+        if stage == 0:
+            return [self.conv1, self.bn1, self.conv2, self.bn2]
+        modules = [getattr(self, f'layer{stage}')]
+        if stage == self.num_stages and self.hidden_norm is not None:
+            modules.append(self.hidden_norm)
+        return modules
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the features.
+
+        Args:
+            x (Tensor): Images, shape (N, in_channels, H, W).
+
+        Returns:
+            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
+            (N, C_i, H / stride_i, W / stride_i), sizes rounded up. With ``with_hidden`` the last one has
+            ``rla_channels`` more channels.
+        """
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        h = None  # zeros, at no cost
+        outputs = []
+        for i in range(self.num_stages):
+            x, h = getattr(self, f'layer{i + 1}')(x, h)
+            if i in self.out_indices:
+                outputs.append(x)
+        if self.hidden_norm is not None:
+            outputs[-1] = torch.cat([x, torch.relu(self.hidden_norm(h))], dim=1)
+        return tuple(outputs)
+
+    def _switch_to_deploy(self) -> None:
+        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
+        for i in range(self.num_stages):
+            getattr(self, f'layer{i + 1}').switch_to_deploy()
+        first = self.layer1.blocks[0].convs[0]
+        first.depthwise_hidden = first.pointwise_hidden = None  # read zeros

@@ -1,0 +1,34 @@
+"""tools/compare_training.py on real processes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def test_trains_compares_and_does_nothing_twice(workshop, classifier: Path) -> None:
+    other = workshop.root / 'other.py'
+    other.write_text(f"_base_ = '{classifier.name}'\nmodel = dict(backbone=dict(rla_channels=8))\n")
+    options = ['--seeds', '5', '--work-dir', 'runs', '--plot', 'curves.png']
+    options += ['--cfg-options', 'train_cfg.max_epochs=2', '--train-args', '--channels-last']
+    command = ['compare_training.py', classifier, other, *options]
+    # killed in the second epoch of a run, the command is given again
+    output = workshop.run(*command, KILL_AT_ITERATION='3', code=1)
+    assert 'the training failed; the end of runs/classifier/seed-5/output.txt' in output
+    output = workshop.run(*command)
+    rows = re.findall(r'^ *(classifier|other) +([\d,]+) +(.+)$', output, re.MULTILINE)
+    assert [row[0] for row in rows] == ['classifier', 'other']
+    assert len(rows[0][2].split()) == 3 and len(rows[1][2].split()) == 4
+    assert (workshop.root / 'curves.png').stat().st_size > 10_000
+    logs = sorted((workshop.root / 'runs').glob('*/seed-*/*/vis_data/scalars.json'))
+    assert len(logs) == 3  # two runs, the first of them in two parts
+    # a third time there is nothing to train
+    assert 'Training' not in workshop.run(*command)
+    assert sorted((workshop.root / 'runs').glob('*/seed-*/*/vis_data/scalars.json')) == logs
+
+
+def test_refuses_what_it_cannot_compare(workshop, classifier: Path) -> None:
+    output = workshop.run('compare_training.py', classifier, classifier, code=2)
+    assert 'two have the same name' in output
+    options = ['--seeds', '0', '--work-dir', 'failing', '--cfg-options', 'model.head.num_classes=0']
+    assert 'the training failed' in workshop.run('compare_training.py', classifier, *options, code=1)

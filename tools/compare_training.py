@@ -1,0 +1,101 @@
+"""Train several configs with several seeds; print and draw what came out.
+
+    python tools/compare_training.py configs/demo/resnet20-mini_cifar10.py \\
+        configs/demo/rla-resnet20-mini_cifar10.py --seeds 0 1 2 --plot compared.png
+
+Runs are made by tools/train.py, one after the other, in WORK_DIR/CONFIG/seed-SEED. A run that is done is
+not repeated and one that was killed goes on, so the same command can be given again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from mmrecur.analysis.compare import Curve, Summary, plot_curves, print_summaries, read_curve
+from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.apis.specs import build_model, read_model
+
+TRAIN = Path(__file__).with_name('train.py')
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='+', help='configs; the first is what others are compared with')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/compared'), help='default: %(default)s'
+    )
+    parser.add_argument('--metric', default='accuracy/top1', help='as in the log (default: %(default)s)')
+    parser.add_argument('--plot', type=Path, help='picture to write')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
+        help='change all configs; {config} and {seed} stand for the name of the config and the seed, e.g. '
+        'load_from=start/{config}-{seed}.pth',
+    )  # fmt: skip
+    parser.add_argument(
+        '--train-args', nargs=argparse.REMAINDER, default=[], help='all that follows goes to train.py'
+    )
+    args = parser.parse_args(argv)
+    names = [Path(config).stem for config in args.configs]
+    if len(set(names)) < len(names):
+        parser.error(f'configs: two have the same name among {", ".join(names)}; allowed: different names')
+    return args
+
+
+def train(config: str, seed: int, work_dir: Path, options: list[str], train_args: list[str]) -> None:
+    """Train one config with one seed, unless that is done.
+
+    Raises:
+        ToolError: If the training fails.
+    """
+    done = work_dir / 'done'
+    if done.exists():
+        return
+    name = Path(config).stem
+    options = [option.replace('{seed}', str(seed)).replace('{config}', name) for option in options]
+    options.append(f'randomness.seed={seed}')
+    command = [sys.executable, str(TRAIN), config, '--work-dir', str(work_dir), '--resume', 'auto']
+    command += [*train_args, '--num-pictures', '0', '--cfg-options', *options]
+    print(f'Training {name}, seed {seed}', flush=True)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    log = work_dir / 'output.txt'
+    with log.open('a') as file:
+        if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode:
+            lines = log.read_text().splitlines()[-5:]
+            raise ToolError('\n'.join([f'the training failed; the end of {log}:', *lines]))
+    done.touch()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the tool."""
+    args = parse_args(argv)
+    runs: dict[str, list[Curve]] = {}
+    parameters = {}
+    for config in args.configs:
+        name = Path(config).stem
+        parameters[name] = sum(p.numel() for p in build_model(*read_model(config)).parameters())
+    for seed in args.seeds:
+        for config in args.configs:
+            name = Path(config).stem
+            work_dir = args.work_dir / name / f'seed-{seed}'
+            train(config, seed, work_dir, args.cfg_options, args.train_args)
+            try:
+                runs.setdefault(name, []).append(read_curve(work_dir, args.metric))
+            except ValueError as error:
+                raise ToolError(f'--metric: {error}') from error
+    summaries = [Summary.of(name, curves) for name, curves in runs.items()]
+    print_summaries(summaries, args.metric, parameters)
+    if args.plot:
+        plot_curves(runs, args.metric, args.plot)
+        print(f'Plot: {args.plot}')
+
+
+if __name__ == '__main__':
+    with clean_errors():
+        main()
