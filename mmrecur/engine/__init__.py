@@ -1,7 +1,12 @@
 """What runs a training: hooks, optimizer wrappers, file writing."""
 
 from .file_backend import AtomicLocalBackend, use_atomic_writes
-from .hooks import AuxiliaryLossHook, AverageLossesHook, ResumableRandomnessHook
+from .hooks import (
+    AuxiliaryLossHook,
+    AverageLossesHook,
+    GradientFlowHook,
+    ResumableRandomnessHook,
+)
 from .optimizers import CPUAmpOptimWrapper
 
 __all__ = [
@@ -9,6 +14,7 @@ __all__ = [
     'AuxiliaryLossHook',
     'AverageLossesHook',
     'CPUAmpOptimWrapper',
+    'GradientFlowHook',
     'ResumableRandomnessHook',
     'use_atomic_writes',
 ]
