@@ -129,15 +129,18 @@ def plot_spectra(spectra: Mapping[str, Sequence[np.ndarray]], title: str = '') -
     for i, (name, values) in enumerate(spectra.items()):
         for axes, eigenvalues in zip(panels, values):
             place = np.arange(1, len(eigenvalues) + 1)
-            axes.plot(place, eigenvalues, color=COLOURS[i % len(COLOURS)], label=name)
+            shown = np.maximum(eigenvalues, 1e-6)  # zeros have no place on the axis
+            axes.plot(place, shown, color=COLOURS[i % len(COLOURS)], label=name)
     for number, axes in enumerate(panels, 1):
         axes.axhline(1, color='grey', linewidth=0.8, linestyle=':')
         axes.set_title(f'group {number}', fontsize='medium')
-        axes.set_xlabel('eigenvalue')
+        axes.set_xlabel('number')
         axes.set_yscale('log')
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.5), max(high, 2))  # not the rounding of a basis that is orthonormal
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axes.spines[['top', 'right']].set_visible(False)
-    panels[0].set_ylabel('of the Gram matrix')
+    panels[0].set_ylabel('eigenvalue of B Bᵀ')
     panels[-1].legend(fontsize='small', frameon=False)
     figure.suptitle(title)
     return figure

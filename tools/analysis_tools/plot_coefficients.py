@@ -3,7 +3,7 @@
 CONFIG is a config or a module, as in "mmrecur.ResNetShared(depth=34)"; CHECKPOINT its weights, or
 TITLE=CHECKPOINT; several are drawn beside each other. --similarity draws the absolute cosine similarities of
 all coefficients of a stage (Figure 4 of the filter basis paper), --spectrum the eigenvalues of the bases' Gram
-matrices, which are 1 where a basis is orthonormal. Without a checkpoint the network is as initialised.
+matrices, which are 1 where a basis is orthonormal. Without a checkpoint the network is as built.
 
     python tools/analysis_tools/plot_coefficients.py configs/resnet_shared/resnet34-s32u1_1xb128_cifar100.py \\
         without=A.pth with=B.pth --stage layer2 --similarity similarity.png --spectrum spectrum.png
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
     """The network with each of the checkpoints, by title."""
     models = {}
-    for item in args.checkpoints or ['as initialised=']:
+    for item in args.checkpoints or ['as built=']:
         title, _, path = item.rpartition('=')
         model = build_model(*read_model(args.config, args.cfg_options))
         if path:
@@ -69,8 +69,6 @@ def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
                 model.load_state_dict(unwrap(load_checkpoint(path)))
             except (RuntimeError, TransferError) as error:
                 raise ToolError(f'{args.config} with {path}: {error}') from error
-        else:
-            model.init_weights() if hasattr(model, 'init_weights') else None
         models[title or Path(path).stem] = model
     return models
 
