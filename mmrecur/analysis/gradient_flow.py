@@ -120,5 +120,6 @@ def of_epoch(records: Sequence[GradientRecord], epoch: int) -> list[GradientReco
     wanted = epochs[epoch] if epoch < 0 and -epoch <= len(epochs) else epoch
     chosen = [record for record in records if record.epoch == wanted]
     if not chosen:
-        raise ValueError(f'epoch={epoch}, allowed: {", ".join(map(str, epochs)) or "none, the file is empty"}')
+        allowed = ', '.join(map(str, epochs)) or 'none, the file is empty'
+        raise ValueError(f'epoch={epoch}, allowed: {allowed}')
     return chosen

@@ -13,6 +13,7 @@ from ..models.backbones.shared_basis import SharedBasisBackbone, SharedStage
 from ..models.layers.filter_basis import FactorizedConv2d, SharedConv2d
 from ..models.layers.fuse import is_foldable
 from .graft import GraftTransfer, register_graft
+from .layouts import backbone_prefix
 
 _NORM = re.compile(r'\.(conv\d)\.norm\.(weight|bias|running_mean|running_var|num_batches_tracked)$')
 
@@ -36,6 +37,12 @@ def graft_shared(transfer: GraftTransfer) -> None:
     Args:
         transfer (GraftTransfer): The transfer to fill.
     """
+    # a network of this package keeps its own names where other libraries name norms otherwise
+    own, prefix = set(transfer.backbone_keys()), backbone_prefix(transfer.source)
+    transfer.plain = {
+        key[len(prefix) :] if key[len(prefix) :] in own else name: key
+        for name, key in transfer.plain.items()
+    }
     fitted: dict[str, tuple[Sequence[str], Tensor, str]] = {}
     errors: dict[str, float] = {}
     backbone: SharedBasisBackbone = transfer.backbone

@@ -27,7 +27,7 @@ _RENAMES: tuple[tuple[re.Pattern, str | Callable[[re.Match], str]], ...] = tuple
         (r'^features\.bn\.', 'norm.'),
         (r'^features\.transition_layer_(\d)\.down_sample\.0\.', lambda m: f'transition{int(m[1]) + 1}.norm.'),
         (r'^features\.transition_layer_(\d)\.down_sample\.1\.', lambda m: f'transition{int(m[1]) + 1}.conv.'),
-        (r'bottle_neck_layer_(\d+)\.bn([01])\.', lambda m: f'bottle_neck_layer_{m[1]}.bn{int(m[2]) + 1}.'),
+        (r'bottle_neck_layer_(\d+)\.bn([01])\.', lambda m: f'bottle_neck_layer_{m[1]}.norm{int(m[2]) + 1}.'),
         (
             r'^features\.dense_block_layer_(\d)\.bottle_neck_layer_(\d+)\.',
             lambda m: f'layer{int(m[1]) + 1}.{m[2]}.',

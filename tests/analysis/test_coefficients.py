@@ -26,7 +26,8 @@ def small() -> ResNetShared:
 def test_coefficients_are_those_of_the_shared_filters() -> None:
     model = small()
     found = coefficients(model)
-    assert {stage: len(rows) for stage, rows in found.items()} == dict(layer1=4, layer2=6, layer3=10, layer4=4)
+    numbers = {stage: len(rows) for stage, rows in found.items()}
+    assert numbers == dict(layer1=4, layer2=6, layer3=10, layer4=4)
     rows = found['layer2']['1.conv1']
     conv = model.get_submodule('layer2.1.conv1')
     # unique filters come first in the basis
@@ -37,7 +38,8 @@ def test_coefficients_are_those_of_the_shared_filters() -> None:
 def test_similarity_does_not_depend_on_sign_and_size() -> None:
     rows = torch.randn(5, 4)
     similarity = cosine_similarity(rows)
-    torch.testing.assert_close(cosine_similarity(rows * torch.tensor([[1.0], [-2], [3], [-4], [5]])), similarity)
+    scaled = rows * torch.tensor([[1.0], [-2], [3], [-4], [5]])
+    torch.testing.assert_close(cosine_similarity(scaled), similarity)
     expected = [abs(torch.cosine_similarity(a, b, 0)) for i, a in enumerate(rows) for b in rows[i + 1 :]]
     assert mean_similarity(similarity) == pytest.approx(torch.stack(expected).mean().item())
 

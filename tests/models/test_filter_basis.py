@@ -75,7 +75,9 @@ def basis_and_conv(unique_rank: int = 2, **options) -> tuple[FilterBasis, Factor
 @pytest.mark.parametrize('unique_rank', [0, 2])
 @pytest.mark.parametrize('stride, dilation', [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize('mode', ['train', 'eval', 'no norm'])
-def test_factorised_convolution_is_the_papers(unique_rank: int, stride: int, dilation: int, mode: str) -> None:
+def test_factorised_convolution_is_the_papers(
+    unique_rank: int, stride: int, dilation: int, mode: str
+) -> None:
     """Output, gradients and running statistics equal those of maps that are joined, as equation 8 says."""
     options = dict(norm_layer=None) if mode == 'no norm' else {}
     basis, conv = basis_and_conv(unique_rank, stride=stride, dilation=dilation, **options)

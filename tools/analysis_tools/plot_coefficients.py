@@ -1,12 +1,13 @@
 """Compare the coefficients and bases of networks with shared filter bases.
 
 CONFIG is a config or a module, as in "mmrecur.ResNetShared(depth=34)"; CHECKPOINT its weights, or
-TITLE=CHECKPOINT; several are drawn beside each other. --similarity draws the absolute cosine similarities of
-all coefficients of a stage (Figure 4 of the filter basis paper), --spectrum the eigenvalues of the bases' Gram
-matrices, which are 1 where a basis is orthonormal. Without a checkpoint the network is as built.
+TITLE=CHECKPOINT; several are drawn beside each other. --similarity draws the absolute cosine similarities
+of all coefficients of a stage (Figure 4 of the filter basis paper), --spectrum the eigenvalues of the bases'
+Gram matrices, which are 1 where a basis is orthonormal. Without a checkpoint the network is as built.
 
-    python tools/analysis_tools/plot_coefficients.py configs/resnet_shared/resnet34-s32u1_1xb128_cifar100.py \\
-        without=A.pth with=B.pth --stage layer2 --similarity similarity.png --spectrum spectrum.png
+    C=configs/resnet_shared/resnet34-s32u1_1xb128_cifar100.py
+    python tools/analysis_tools/plot_coefficients.py $C without=A.pth with=B.pth --stage layer2 \\
+        --similarity similarity.png --spectrum spectrum.png
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for option in ('similarity', 'spectrum'):
         path = getattr(args, option)
         if path and Path(path).suffix not in SUFFIXES:
-            parser.error(f'argument --{option}: {path!r} given; allowed: a file that ends in .png, .pdf, .svg')
+            parser.error(f'argument --{option}: {path!r} given; allowed: {", ".join(SUFFIXES)}')
     return args
 
 

@@ -11,18 +11,16 @@ from torch import Tensor, nn
 from mmrecur.registry import MODELS
 
 from ..layers.checks import check_choice, check_int
+from ..layers.dense import DenseLayer
 from ..layers.filter_basis import FactorizedConv2d, FilterBasis
-from ..layers.fuse import fold_norm, is_foldable, norm_affine
-from ..layers.preact_fold import fold_preactivation
+from ..layers.fuse import is_foldable, norm_affine
 from ..layers.residual import NormLayer
 from .base import make_norm_layer
 from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage
 
 
-class DenseLayer(nn.Module):
-    """A layer of a dense block, BN-ReLU-1x1-BN-ReLU-3x3, which appends its output to its input.
-
-    `Huang et al. 2017 <https://arxiv.org/abs/1608.06993>`_.
+class SharedDenseLayer(DenseLayer):
+    """A layer of a dense block that appends its output to its input, its 3x3 convolution factorised.
 
     Args:
         in_channels (int): Channels of the input.
@@ -40,18 +38,9 @@ class DenseLayer(nn.Module):
         unique_rank: int = 0,
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
-        super().__init__()
-        inner = 4 * growth
-        self.bn1 = norm_layer(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
-        self.bn2 = norm_layer(inner)
-        self.conv2 = (
-            nn.Conv2d(inner, growth, 3, padding=1, bias=False)
-            if basis is None
-            else FactorizedConv2d(basis, growth, unique_rank, norm_layer=norm_layer)
-        )
-        self.relu1 = nn.ReLU(inplace=True)
-        self.relu2 = nn.ReLU(inplace=True)
+        super().__init__(in_channels, growth, norm_layer=norm_layer)
+        if basis is not None:
+            self.conv2 = FactorizedConv2d(basis, growth, unique_rank, norm_layer=norm_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer.
@@ -62,16 +51,7 @@ class DenseLayer(nn.Module):
         Returns:
             Tensor: Shape (N, in_channels + growth, H, W).
         """
-        out = self.relu2(self.bn2(self.conv1(self.relu1(self.bn1(x)))))
-        return torch.cat([x, self.conv2(out)], 1)
-
-    def switch_to_deploy(self) -> None:
-        """Fold the norms; outputs in evaluation stay the same."""
-        folded = fold_preactivation(self.bn1, [self.conv1])
-        if folded is not None:
-            self.bn1, (self.conv1,) = folded
-            self.relu1 = nn.Identity()
-        self.conv1, self.bn2 = fold_norm(self.conv1, self.bn2)
+        return torch.cat([x, super().forward(x)], 1)
 
 
 class Transition(nn.Module):
@@ -209,7 +189,7 @@ class DenseNetShared(SharedBasisBackbone):
                     own['conv2'] = FilterBasis(shared_rank, 4 * growth)
                 basis = own['conv2'] if own else getattr(self, owner).basis['conv2']
             layers = [
-                DenseLayer(channels + j * growth, growth, basis, unique_rank, norm_layer)
+                SharedDenseLayer(channels + j * growth, growth, basis, unique_rank, norm_layer)
                 for j in range(self.arch_settings[depth][i])
             ]
             self.add_module(name, SharedStage(layers, own, self.with_cp))

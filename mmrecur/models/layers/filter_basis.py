@@ -248,7 +248,9 @@ class FactorizedConv2d(nn.Module):
             Tensor: Shape (N, out_channels, H / stride, W / stride).
         """
         maps = F.conv2d(x, self.filters(), None, self.stride, self.padding, self.dilation)
-        return self.coefficients(maps) if self.norm is None else norm_pointwise(self.norm, self.coefficients, maps)
+        if self.norm is None:
+            return self.coefficients(maps)
+        return norm_pointwise(self.norm, self.coefficients, maps)
 
     def multiply_adds(self) -> dict[str, int]:
         """Multiply-adds per pixel of the output, of the two inference forms."""
@@ -273,7 +275,8 @@ class FactorizedConv2d(nn.Module):
         check_choice('form', form, DEPLOY_FORMS)
         filters, weight = self.filters(), self.coefficients.weight
         if self.norm is not None and not is_foldable(self.norm):
-            return nn.Sequential(_conv(filters, None, self.stride, self.dilation), self.norm, self.coefficients)
+            maps = _conv(filters, None, self.stride, self.dilation)
+            return nn.Sequential(maps, self.norm, self.coefficients)
         # in double precision: the product of two folded matrices is rounded once
         matrix, bias = weight.flatten(1).double(), None
         if self.norm is not None:
