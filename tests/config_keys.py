@@ -42,6 +42,7 @@ DETECTORS = {
     'FasterRCNN': 'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     'MaskRCNN': 'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'RetinaNet': 'mmdet::_base_/models/retinanet_r50_fpn.py',
+    'SingleStageDetector': 'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
 }
 
 
@@ -96,8 +97,8 @@ def places(cfg: Config) -> list[tuple[str, set[str]]]:
     """What dicts without a type may hold, as patterns of places and keys."""
     known = [
         ('*_dataloader', arguments(torch.utils.data.DataLoader)),
-        ('*_dataloader.dataset.data_prefix', {'img', 'img_path', 'seg_map_path'}),
-        ('*_dataloader.dataset.filter_cfg', {'filter_empty_gt', 'min_size'}),
+        ('*_dataloader.*dataset.data_prefix', {'img', 'img_path', 'seg_map_path'}),
+        ('*_dataloader.*dataset.filter_cfg', {'filter_empty_gt', 'min_size'}),
         ('*metainfo', {'classes', 'palette'}),
         ('auto_scale_lr', {'enable', 'base_batch_size'}),
         ('custom_imports', arguments(import_modules_from_strings)),

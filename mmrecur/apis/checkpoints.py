@@ -71,14 +71,34 @@ def transfer_file(args: argparse.Namespace, function: Function) -> Report:
         raise ToolError(f'{args.src}: {error}') from error
     model.load_state_dict(state)
     check_outputs(model)
+    write_checkpoint(state, report, args.src, destination)
+    return report
+
+
+def write_checkpoint(
+    state: dict[str, Tensor],
+    report: Report,
+    source: str | Path,
+    destination: Path,
+    dataset_meta: dict[str, Any] | None = None,
+) -> None:
+    """Write a transferred checkpoint and, as ``DESTINATION`` with the ending ``.report.json``, its report.
+
+    Args:
+        state (dict[str, Tensor]): Tensors by name.
+        report (Report): What became of every tensor.
+        source (str or Path): The checkpoint they are from; its name is noted.
+        destination (Path): Where to; it appears complete or not at all.
+        dataset_meta (dict, optional): The source's, which says what the classes are. Defaults to None.
+    """
     buffer = io.BytesIO()
-    meta = dict(mmrecur_version=__version__, source=Path(args.src).name, config=None)
+    meta = dict(mmrecur_version=__version__, source=Path(source).name, config=None)
+    if dataset_meta is not None:
+        meta['dataset_meta'] = dataset_meta
     torch.save(dict(meta=meta, state_dict=state), buffer)
     backend = AtomicLocalBackend()
-    text = json.dumps(report.to_dict(), indent=2)
-    backend.put_text(text, destination.with_suffix('.report.json'))
+    backend.put_text(json.dumps(report.to_dict(), indent=2), destination.with_suffix('.report.json'))
     backend.put(buffer.getvalue(), destination)
-    return report
 
 
 def check_outputs(model: nn.Module) -> None:

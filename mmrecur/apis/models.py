@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -16,6 +17,9 @@ from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.convert import unwrap
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.layouts import below
+
+#: Task of the models that mmpretrain can build, as the metafiles name it.
+CLASSIFICATION = 'Image Classification'
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ def list_models(pattern: str = '*', task: str | None = None) -> list[str]:
 
     Example:
         >>> from mmrecur.apis import list_models
-        >>> list_models('rla-resnet50')
-        ['rla-resnet50-d_4xb64-tricks-200e_in1k', 'rla-resnet50_4xb64_in1k']
+        >>> list_models('rla-eca-resnet50')
+        ['rla-eca-resnet50-d_4xb64-tricks-200e_in1k', 'rla-eca-resnet50_4xb64_in1k']
     """
     tasks = {name for info in _index().values() for name in info.tasks}
     if task is not None and task not in tasks:
@@ -87,6 +91,42 @@ def list_models(pattern: str = '*', task: str | None = None) -> list[str]:
         for name, info in _index().items()
         if fnmatch(name, pattern) and (task is None or task in info.tasks)
     )
+
+
+def register_models() -> list[str]:
+    """Make mmpretrain's own hub know the classifiers of this package.
+
+    Afterwards ``mmpretrain.get_model``, ``mmpretrain.list_models`` and the inferencers of mmpretrain take
+    their names too. A second call does nothing. (Importing ``mmrecur`` does not do it: it would import all
+    of mmpretrain.)
+
+    Returns:
+        list[str]: Their names.
+
+    Raises:
+        ImportError: If mmpretrain is not installed.
+
+    Example:
+        >>> import mmpretrain  # doctest: +SKIP
+        >>> from mmrecur.apis import register_models
+        >>> register_models()  # doctest: +SKIP
+        >>> mmpretrain.get_model('rla-resnet50_4xb64_in1k')  # doctest: +SKIP
+    """
+    from mmpretrain.apis import ModelHub
+
+    names = list_models(task=CLASSIFICATION)
+    new = [name for name in names if not ModelHub.has(name)]
+    if new:
+        # the index has detectors too, which mmpretrain could not build
+        index = yaml.safe_load((_root() / 'model-index.yml').read_text())['Import']
+        files = [yaml.safe_load((_root() / path).read_text()) for path in index]
+        models = [entry for file in files for entry in file['Models'] if entry['Name'] in new]
+        collections = [entry for file in files for entry in file['Collections']]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / 'model-index.yml'
+            path.write_text(yaml.safe_dump(dict(Collections=collections, Models=models), sort_keys=False))
+            ModelHub.register_model_index(path, config_prefix=_root())
+    return names
 
 
 def get_model(

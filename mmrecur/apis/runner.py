@@ -78,8 +78,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def _config_path(name: str) -> str:
-    """Find the file that ``name``, a path or ``package::path``, stands for."""
+def config_path(name: str) -> str:
+    """Find the file that ``name``, a path or ``package::path``, stands for.
+
+    Args:
+        name (str): See :func:`load_config`.
+
+    Returns:
+        str: Its path.
+
+    Raises:
+        ToolError: If it does not exist.
+    """
     package, separator, inside = name.partition('::')
     if not separator:
         if not Path(name).is_file():
@@ -115,7 +125,7 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
     Raises:
         ToolError: If it does not exist or cannot be read; the message says why.
     """
-    path = _config_path(name)
+    path = config_path(name)
     try:
         cfg = Config.fromfile(path)
         if options:

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 from ..models.layers.checks import check_choice
 from .layouts import why_absent
 from .net_rl2 import convert_net_rl2
 from .report import Report, Transfer, TransferError
+from .rlanet_mobilenet import convert_rlanet_mobilenet
 
 
 def convert(
@@ -79,8 +81,14 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 _RLANET_STAGE = re.compile(r'stages\.(\d+)\.(\d+)\.(.+)')
 _RLANET_NORM = re.compile(r'stage_bns\.(\d+)\.(\d+)\.(.+)')
-_RLANET_SHARED = re.compile(r'(conv_outs|recurrent_convs)\.(\d+)\.weight')
-_RLANET_SHARED_NAMES = {'conv_outs': 'conv_out', 'recurrent_convs': 'recurrent_conv'}
+_RLANET_SHARED = re.compile(r'(conv_outs|recurrent_convs)\.(\d+)\.(weight|conv\.weight)')
+_RLANET_SHARED_NAMES = {
+    ('conv_outs', 'weight'): 'conv_out.weight',
+    ('recurrent_convs', 'weight'): 'recurrent_conv.weight',
+    ('recurrent_convs', 'conv.weight'): 'unit.gates.weight',  # ConvLSTM
+}
+# in the blocks where nothing is shared
+_RLANET_OWN = {'conv_out.': 'conv_out.', 'recurrent_conv.': 'recurrent_conv.', 'bn_rla.': 'norms.0.'}
 _RLANET_ATTENTION = {'eca.': 'attention.', 'se.fc.0.': 'attention.fc1.', 'se.fc.2.': 'attention.fc2.'}
 
 
@@ -88,6 +96,9 @@ def _rlanet_name(key: str) -> str:
     """Name in this package of a key of the authors' RLA networks, without the backbone's prefix."""
     if match := _RLANET_STAGE.fullmatch(key):
         stage, block, rest = match.groups()
+        for theirs, ours in _RLANET_OWN.items():
+            if rest.startswith(theirs):
+                return f'layer{int(stage) + 1}.rla.steps.{block}.{ours}{rest[len(theirs) :]}'
         for theirs, ours in _RLANET_ATTENTION.items():
             if rest.startswith(theirs):
                 rest = ours + rest[len(theirs) :]
@@ -96,12 +107,15 @@ def _rlanet_name(key: str) -> str:
         stage, step, rest = match.groups()
         return f'layer{int(stage) + 1}.rla.norms.{step}.{rest}'
     if match := _RLANET_SHARED.fullmatch(key):
-        kind, stage = match.groups()
-        return f'layer{int(stage) + 1}.rla.{_RLANET_SHARED_NAMES[kind]}.weight'
+        kind, stage, leaf = match.groups()
+        if (kind, leaf) in _RLANET_SHARED_NAMES:
+            return f'layer{int(stage) + 1}.rla.{_RLANET_SHARED_NAMES[kind, leaf]}'
     return re.sub(r'^bn2\.', 'hidden_norm.', key)
 
 
 def _convert_rlanet(transfer: Transfer) -> None:
+    if isinstance(transfer.backbone, RLAMobileNetV2):
+        return convert_rlanet_mobilenet(transfer)
     source, target = transfer.source, transfer.target
     backbone, prefix = transfer.backbone, transfer.prefix
     from_detector = any(key.startswith('backbone.') for key in source)
@@ -129,8 +143,10 @@ def _convert_rlanet(transfer: Transfer) -> None:
             transfer.leave(key, 'not part of the backbone')
         elif key.endswith('num_batches_tracked'):
             transfer.leave(key, 'a counter that old checkpoints lack')
-    variant = getattr(backbone, 'variant', None)
-    if variant in ('v1', 'v2'):
+    recurrence = getattr(backbone, 'recurrence', None)
+    variant = recurrence and recurrence.variant
+    # the unshared network is the one that aggregates the residual in their code too
+    if variant in ('v1', 'v2') and recurrence.shared:
         transfer.report.notes.append(
             f"the model is variant {variant!r}; the authors' released ImageNet and COCO ResNets called "
             f'{variant} aggregate the block output and need variant={dict(v1="v3", v2="v4")[variant]!r} '

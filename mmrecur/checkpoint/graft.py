@@ -44,9 +44,9 @@ def graft(
     since its blocks read the recurrent state with weights of zero at first.
 
     Args:
-        state_dict (Mapping): Checkpoint of a plain ResNet, ResNeXt, SE-, ECA-ResNet or ResNet-D in the
-            layout of torchvision, timm, mmpretrain or mmdet, or of a whole classifier or detector;
-            tensors by name or under ``'state_dict'`` or ``'model'``.
+        state_dict (Mapping): Checkpoint of a plain ResNet, ResNeXt, SE-, ECA-, CBAM-ResNet, ResNet-D or
+            MobileNetV2 in the layout of torchvision, timm, mmpretrain or mmdet, or of a whole classifier
+            or detector; tensors by name or under ``'state_dict'`` or ``'model'``.
         model (nn.Module): A backbone of this package, or a classifier or detector with one as
             ``backbone``. It is not changed.
         strict (bool): Raise if a key is not explained. Defaults to True.
@@ -167,22 +167,28 @@ def _graft_rla_resnet(transfer: GraftTransfer) -> None:
     """Plain ResNets: what is new has no say at first.
 
     Blocks read the recurrent state with weights of zero. An attention that the plain network lacks
-    starts with a last weight of zero, so its sigmoid gates by one half, and the norm before it doubled.
+    starts with a last weight of zero, so its sigmoid gates by one half, CBAM's two by a quarter, and the
+    norm before it multiplied by two or four.
     """
     names = transfer.backbone_keys()
     has_attention = any('.attention.' in name for name in transfer.plain)
     adds_attention = not has_attention and any('.attention.' in name for name in names)
+    factor = 4 if any('.attention.spatial.' in name for name in names) else 2
+    normed = any('.attention.spatial_norm.' in name for name in names)
+    # what the sigmoids read, made zero; a norm on the way would make anything of a constant map
+    last = r'conv\.weight|fc2\.(weight|bias)|'
+    last += r'spatial_norm\.(weight|bias)' if normed else r'spatial\.weight'
     for name in names:
         target = transfer.prefix + name
         if name in transfer.plain and adds_attention and re.search(r'\.bn3\.(weight|bias)$', name):
             key = transfer.plain[name]
-            doubled = 2 * transfer.source[key]
-            transfer.transform(target, [key], doubled, 'doubled: the new attention gates by 1/2 at first')
+            how = f'times {factor}: the new attention gates by 1/{factor} at first'
+            transfer.transform(target, [key], factor * transfer.source[key], how)
         elif name in transfer.plain:
             transfer.take(name)
         elif name.endswith('conv1_hidden.weight'):
             transfer.zero(target, 'zeros: the state is not read at first')
-        elif adds_attention and re.search(r'\.attention\.(conv|fc2)\.weight$', name):
+        elif adds_attention and re.search(rf'\.attention\.({last})$', name):
             transfer.zero(target, 'zeros: the gate is 1/2 at first')
         elif adds_attention and '.attention.' in name:
             transfer.leave(target, 'new, and without a say at first')

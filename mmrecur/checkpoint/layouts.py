@@ -27,10 +27,13 @@ _RULES: tuple[tuple[re.Pattern, str], ...] = tuple(
         (r'^head\.(?:fc|layers\.\d+)\.', 'fc.'),
         # timm's ResNet-D stem: conv1 is a sequence whose last norm is bn1
         (r'^conv1\.(\d)\.', r'stem.\1.'),
-        # squeeze-and-excitation and ECA of timm and mmpretrain
+        # squeeze-and-excitation, ECA and CBAM of timm and mmpretrain
         (r'\.se_layer\.conv([12])\.conv\.', r'.attention.fc\1.'),
         (r'\.se\.fc([12])\.', r'.attention.fc\1.'),
         (r'\.(?:se|eca)\.conv\.', '.attention.conv.'),
+        (r'\.se\.channel\.', '.attention.'),
+        (r'\.se\.spatial\.conv\.conv\.', '.attention.spatial.'),
+        (r'\.se\.spatial\.conv\.bn\.', '.attention.spatial_norm.'),
     ]
 )
 
@@ -117,6 +120,9 @@ def why_absent(name: str, backbone: nn.Module) -> str | None:
         stage = int(match[1])
         if stage > backbone.num_stages:
             return 'the stage is not built, it lies behind the last of out_indices'
-        if stage == backbone.num_stages and '.rla.norms.' in name and not with_hidden:
+        if getattr(backbone, 'rla_channels', None) == 0 and '.rla.' in name:
+            return 'the model has no recurrent path (rla_channels=0)'
+        own = re.search(r'\.rla\.(norms|steps)\.', name)
+        if stage == backbone.num_stages and own and not with_hidden:
             return 'belongs to the last update of the state, which nothing reads'
     return None

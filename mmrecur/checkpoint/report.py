@@ -53,7 +53,8 @@ class Report:
         """The report as a table; keys that differ in numbers only share a row."""
         rows: Counter[tuple[str, str, str]] = Counter()
         for target, (sources, how) in self.transformed.items():
-            rows['transformed', _pattern(target), f'from {", ".join(map(_pattern, sources))}: {how}'] += 1
+            origin = f'from {", ".join(map(_pattern, sources))}: ' if sources else ''
+            rows['transformed', _pattern(target), f'{origin}{how}'] += 1
         for target, why in self.initial.items():
             rows['at initialisation', _pattern(target), why] += 1
         for source, why in self.unused.items():

@@ -13,12 +13,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_config_of_a_family_has_a_name() -> None:
-    families = ('rla', 'resnet_shared')
-    configs = {path.stem for family in families for path in (ROOT / 'configs' / family).glob('*.py')}
+    configs = {
+        path.stem
+        for path in (ROOT / 'configs').rglob('*.py')
+        if not {'_base_', 'demo'} & set(path.parts)
+    }
     assert set(list_models()) == configs
-    assert list_models('rla-resnet50') == [
-        'rla-resnet50-d_4xb64-tricks-200e_in1k',
-        'rla-resnet50_4xb64_in1k',
+    assert list_models('rla-eca-resnet50') == [
+        'rla-eca-resnet50-d_4xb64-tricks-200e_in1k',
+        'rla-eca-resnet50_4xb64_in1k',
     ]
     assert all(name.startswith('mask') for name in list_models(task='Instance Segmentation'))
     assert len(list_models('faster-rcnn_rla*', 'Object Detection')) == 4

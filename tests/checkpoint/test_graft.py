@@ -55,6 +55,9 @@ PLAIN = {
     'resnet101': (dict(depth=101), dict(depth=101)),
     'resnet to eca': (dict(), dict(attention='eca')),
     'resnet to se': (dict(), dict(attention='se')),
+    'resnet to se with biases': (dict(), dict(attention=dict(type='se', bias=True))),
+    'se-resnet': (dict(kind='SEResNet', se_ratio=4), dict(attention=dict(type='se', reduction=4, bias=True))),
+    'caffe': (dict(scope='mmdet', style='caffe'), dict(style='caffe')),
     'resnext': (dict(kind='ResNeXt', groups=2, width_per_group=4), dict(groups=2, base_width=4)),
     'resnet-d': (
         dict(deep_stem=True, avg_down=True),
@@ -69,16 +72,31 @@ PLAIN = {
         dict(scope='mmdet', norm_cfg=dict(type='GN', num_groups=2)),
         dict(norm_cfg=dict(type='GN', num_groups=2)),
     ),
+    'resnet to cbam': (dict(), dict(attention='cbam')),
+    'resnet to cbam with norms': (
+        dict(),
+        dict(attention=dict(type='cbam', bias=True, spatial_norm=True)),
+    ),
+    'unshared': (dict(), dict(shared=False)),
+    'no exchange': (dict(), dict(exchange=False)),
+    'lstm': (dict(), dict(cell='lstm')),
+    'gru': (dict(), dict(cell='gru')),
+    'post-activated': (dict(), dict(post_act=True)),
+    'plain': (dict(), dict(rla_channels=0, with_hidden=False)),
+    'plain to se': (dict(), dict(rla_channels=0, with_hidden=False, attention='se')),
 }
+#: Options that know no variant that adds last, and the plain network.
+ADDS_FIRST = ['lstm', 'gru', 'post-activated', 'plain', 'plain to se']
 
 
-@pytest.mark.parametrize('name', PLAIN)
-@pytest.mark.parametrize('variant', ['v1', 'v4'])
+@pytest.mark.parametrize(
+    'name, variant', [(n, v) for n in PLAIN for v in ('v1', 'v4') if v == 'v1' or n not in ADDS_FIRST]
+)
 def test_grafted_network_computes_the_plain_one(name: str, variant: str) -> None:
     ours, theirs = PLAIN[name][1], PLAIN[name][0]
     source = plain(**theirs)
-    arguments = {'depth': 50, 'base_channels': 8, 'rla_channels': 4, 'variant': variant, **ours}
-    model = RLAResNet(**arguments, with_hidden=True)
+    arguments = dict(depth=50, base_channels=8, rla_channels=4, variant=variant, with_hidden=True)
+    model = RLAResNet(**arguments | ours)
     randomise_norms(model)
     before = {k: v.clone() for k, v in model.state_dict().items() if '.rla.' in k}
     state, report = graft(source.state_dict(), model)
@@ -90,11 +108,11 @@ def test_grafted_network_computes_the_plain_one(name: str, variant: str) -> None
     # what starts without a say learns nevertheless
     model.train()
     sum((output * output).mean() for output in model(torch.randn(2, 3, 64, 64))).backward()
-    learning = ['layer2.1.conv1_hidden.weight']
-    learning += ['layer2.1.attention.conv.weight'] if ours.get('attention') == 'eca' else []
-    learning += ['layer2.1.attention.fc2.weight'] if ours.get('attention') == 'se' else []
+    learning = ['conv1_hidden', 'attention.conv', 'attention.fc2']
+    learning += ['attention.spatial_norm' if 'norms' in name else 'attention.spatial']
     grads = dict(model.named_parameters())
-    assert all(grads[key].grad.abs().sum() > 0 for key in learning)
+    for key in (f'layer2.1.{part}.weight' for part in learning):
+        assert key not in grads or grads[key].grad.abs().sum() > 0
 
 
 def in_timm_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,6 +146,38 @@ def test_timm_layout_of_resnet_d_and_attention() -> None:
     assert_complete(report, renamed, model)
     key = 'layer3.2.attention.fc1.weight'
     assert torch.equal(grafted[key], attended.state_dict()[key]) and key in report.transformed
+
+
+@pytest.mark.parametrize('layout', ['ours', 'timm'])
+def test_a_plain_cbam_network_is_taken_by_name(layout: str) -> None:
+    cbam = dict(type='cbam', spatial_norm=True)
+    source = RLAResNet(50, 0, base_channels=8, attention=cbam)
+    randomise_norms(source)
+    state = source.state_dict()
+    if layout == 'timm':
+        theirs = {'fc': 'channel.fc', 'spatial.': 'spatial.conv.conv.', 'spatial_norm.': 'spatial.conv.bn.'}
+        for ours, name in theirs.items():
+            state = {key.replace(f'.attention.{ours}', f'.se.{name}'): v for key, v in state.items()}
+        state = {k: v[..., None, None] if 'channel.fc' in k else v for k, v in state.items()}
+    model = RLAResNet(50, 4, base_channels=8, attention=cbam, cell='lstm')
+    grafted, report = graft(state, model)
+    assert_complete(report, state, model)
+    model.load_state_dict(grafted)
+    assert_same(features(model), features(source))
+
+
+def test_a_network_whose_state_nothing_reads_becomes_a_plain_one() -> None:
+    arguments = dict(depth=50, base_channels=8, rla_channels=4, with_hidden=True)
+    source = RLAResNet(**arguments, exchange=False)
+    randomise_norms(source)
+    model = RLAResNet(50, 0, base_channels=8)
+    state, report = graft(source.state_dict(), model)
+    assert_complete(report, source.state_dict(), model)
+    model.load_state_dict(state)
+    assert_same(features(model), tuple(x[:, : c.size(1)] for x, c in zip(features(source), features(model))))
+    # where blocks read it, the plain network would be another
+    with pytest.raises(TransferError, match='unexpected in the source: layer1.0.conv1_hidden.weight'):
+        graft(RLAResNet(**arguments).state_dict(), model)
 
 
 def test_torchvision_weights_graft() -> None:

@@ -72,6 +72,23 @@ def test_parameters_are_the_papers(depth: int, rla_channels: int, classes: int, 
 
 
 @pytest.mark.parametrize(
+    'arguments, millions',
+    [
+        (dict(rla_channels=0, extra_channels=12), 1.93),
+        (dict(shared=False), 1.90),
+        (dict(cell='lstm'), 1.77),
+        (dict(post_act=True), 1.74),
+        (dict(variant='v2'), 1.74),
+    ],
+)
+def test_ablations_have_the_counts_of_table_11(arguments: dict, millions: float) -> None:
+    with torch.device('meta'):
+        model = RLAPreActResNet(164, with_hidden=arguments.get('rla_channels') != 0, **arguments)
+    count = sum(p.numel() for p in model.parameters()) + 10 * (model.out_channels[-1] + 1)
+    assert count / 1e6 == pytest.approx(millions, abs=0.02)
+
+
+@pytest.mark.parametrize(
     'depth, block, chosen',
     [(20, None, 'basic'), (29, None, 'bottleneck'), (110, None, 'basic'), (164, None, 'bottleneck'),
      (56, 'bottleneck', 'bottleneck'), (164, 'basic', 'basic')],
@@ -96,6 +113,8 @@ def test_blocks_follow_the_depth(depth: int, block: str | None, chosen: str) -> 
         (dict(depth=20, rla_channels=0, with_hidden=True), 'with_hidden=True with rla_channels=0'),
         (dict(depth=20, variant='v0'), "variant='v0', allowed"),
         (dict(depth=20, extra_channels=-3), 'extra_channels=-3, allowed'),
+        (dict(depth=164, extra_channels=3), 'extra_channels=3, allowed: a multiple of 4'),
+        (dict(depth=20, exchange=False), 'exchange=False with with_hidden=False, allowed'),
         (dict(depth=20, out_indices=(3,)), r'out_indices=\(3,\), allowed: .* from 0 to 2'),
     ],
 )

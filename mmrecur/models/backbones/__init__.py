@@ -7,6 +7,7 @@ from .dual_path_resnet import DualPathResNet
 from .mobilenet_v2_shared import MobileNetV2Shared
 from .resnet_shared import ResNetShared
 from .resnext_shared import ResNeXtShared
+from .rla_mobilenet_v2 import RLAMobileNetV2
 from .rla_preact_resnet import RLAPreActResNet
 from .rla_resnet import RLAResNet
 from .rla_xception import RLAXception
@@ -18,6 +19,7 @@ __all__ = [
     'DenseNetShared',
     'DualPathResNet',
     'MobileNetV2Shared',
+    'RLAMobileNetV2',
     'RLAPreActResNet',
     'RLAResNet',
     'RLAXception',

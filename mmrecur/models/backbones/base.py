@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -64,7 +66,16 @@ class Backbone(BaseModule):
             convolutions and constants for norms; these also come first when all that is given is a
             checkpoint (``Pretrained``), so that what the checkpoint lacks starts well. Defaults to None.
 
+    A subclass also declares what a config that uses it needs; ``mmrecur.apis.swap_backbone`` reads it.
+
     Attributes:
+        architectures (dict[str, dict]): Names of the family for ``tools/swap_backbone.py``, such as
+            ``'rla-resnet50'``, and the arguments that each fixes. What a name leaves open is taken over
+            from the backbone that is replaced.
+        classifier_options (dict): Arguments that the backbone of a classifier gets besides.
+        required_hooks (tuple[dict]): Hooks that its training needs, as in ``custom_hooks``. A property if
+            that depends on the arguments.
+        required_paramwise_cfg (Mapping): What ``optim_wrapper.paramwise_cfg`` has to hold; likewise.
         out_channels (tuple[int]): Channels of each output.
         out_strides (tuple[int]): Stride of each output with respect to the image.
         deployed (bool): Whether the model is in its inference form.
@@ -73,6 +84,10 @@ class Backbone(BaseModule):
         TypeError, ValueError: If an argument is wrong; the message says what is allowed.
     """
 
+    architectures: ClassVar[dict[str, dict]] = {}
+    classifier_options: ClassVar[dict] = {}
+    required_hooks: tuple[dict, ...] = ()
+    required_paramwise_cfg: Mapping[str, Any] = MappingProxyType({})
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
 

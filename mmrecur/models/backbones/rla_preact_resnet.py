@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
-from ..layers.checks import check_choice, check_flag, check_int
+from ..layers.checks import check_choice, check_int
 from ..layers.fuse import fold_norm
 from ..layers.preact import PreActBasicBlock, PreActBottleneck
-from ..layers.rla import RLA_VARIANTS, RLACell
+from ..layers.rla import State
 from .base import Backbone, make_norm_layer
-from .rla_resnet import RLAStage
+from .rla_stage import Recurrence, append_hidden
 
 
 @MODELS.register_module()
@@ -33,13 +33,16 @@ class RLAPreActResNet(Backbone):
             depth 164 and bottlenecks from there on, as in the paper, where the depth allows.
         rla_channels (int, optional): Channels k of the recurrent state; 0 gives the plain ResNet.
             Defaults to None: the paper's 4 with basic blocks and 12 with bottlenecks.
-        variant (str): ``'v1'`` to ``'v6'``, see :class:`RLAResNet`. Defaults to 'v1'.
+        variant, cell, shared, exchange, post_act: What the recurrent path computes, see
+            :class:`RLAResNet`; these and ``extra_channels`` make the rows of the paper's Table 11.
+            Defaults to 'v1', 'conv', True, True and False.
         base_channels (int): Channels of the stem; stage i has ``base_channels * 2**i`` inside its
             blocks, and four times as many outputs with bottlenecks. Defaults to 16.
-        extra_channels (int): Added to the width inside every block, four times as many to the outputs
-            of bottlenecks; the paper's "channel +12" is 3. Defaults to 0.
-        with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read.
-            Defaults to False.
+        extra_channels (int): Outputs that every stage has beyond these, a multiple of 4 with
+            bottlenecks, whose 3x3 convolutions have a quarter as many more. Defaults to 0.
+        with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read;
+            ``cat(x, h)`` where h is an activation already (``post_act`` and gated cells). Defaults to
+            False.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int]): Stages to return. Stages behind the last are not built.
             Defaults to (2,).
@@ -74,6 +77,10 @@ class RLAPreActResNet(Backbone):
         block: str | None = None,
         rla_channels: int | None = None,
         variant: str = 'v1',
+        cell: str = 'conv',
+        shared: bool = True,
+        exchange: bool = True,
+        post_act: bool = False,
         base_channels: int = 16,
         extra_channels: int = 0,
         with_hidden: bool = False,
@@ -98,17 +105,16 @@ class RLAPreActResNet(Backbone):
         block = self._chosen_block(depth, block)
         block_class, expansion, layers, default_channels = self.arch_settings[block]
         rla_channels = default_channels if rla_channels is None else rla_channels
-        check_int('rla_channels', rla_channels, 0)
-        check_choice('variant', variant, RLA_VARIANTS)
         check_int('base_channels', base_channels, 1)
         check_int('extra_channels', extra_channels, 0)
-        check_flag(with_hidden=with_hidden)
-        if with_hidden and not rla_channels:
-            raise ValueError('with_hidden=True with rla_channels=0, allowed: False, there is no state')
+        if extra_channels % expansion:
+            raise ValueError(f'extra_channels={extra_channels}, allowed: a multiple of {expansion}')
+        self.recurrence = Recurrence(
+            rla_channels, variant, cell, shared, exchange, post_act, with_hidden
+        )
         self.depth = depth
         self.block = block
         self.rla_channels = rla_channels
-        self.variant = variant
         self.with_hidden = with_hidden
         norm_layer = make_norm_layer(self.norm_cfg)
         self.conv1 = nn.Conv2d(in_channels, base_channels, 3, padding=1, bias=False)
@@ -118,19 +124,22 @@ class RLAPreActResNet(Backbone):
         self.stages: list[str] = []
         channels, widths = base_channels, []
         for i in range(self.num_stages):
-            inner = base_channels * 2**i + extra_channels
+            inner = base_channels * 2**i + extra_channels // expansion
             blocks = []
             for j in range((depth - 2) // layers):
                 stride = 2 if i > 0 and j == 0 else 1
+                hidden = self.recurrence.block_channels
                 blocks.append(
-                    block_class(channels, inner, inner * expansion, stride, rla_channels, norm_layer)
+                    block_class(channels, inner, inner * expansion, stride, hidden, norm_layer)
                 )
                 channels = inner * expansion
-            self.add_module(f'layer{i + 1}', self._make_stage(i, blocks, channels, norm_layer))
+            is_last = i == self.num_stages - 1
+            stage = self.recurrence.make_stage(blocks, channels, is_last, norm_layer, with_cp)
+            self.add_module(f'layer{i + 1}', stage)
             self.stages.append(f'layer{i + 1}')
             widths.append(channels)
         self.final_norm = norm_layer(channels)
-        self.hidden_norm = norm_layer(rla_channels) if with_hidden else None
+        self.hidden_norm = self.recurrence.make_hidden_norm(norm_layer)
         widths[-1] += rla_channels if with_hidden else 0
         self.out_channels = tuple(widths[i] for i in self.out_indices)
         self.out_strides = tuple(2**i for i in self.out_indices)
@@ -148,18 +157,6 @@ class RLAPreActResNet(Backbone):
                 return fitting[-1 if depth >= 164 else 0]
         allowed = {'basic': '6 n + 2', 'bottleneck': '9 n + 2', None: '6 n + 2 or 9 n + 2'}[block]
         raise ValueError(f'depth={depth!r} with block={block!r}, allowed: {allowed} with n of at least 1')
-
-    def _make_stage(self, index: int, blocks: list, channels: int, norm_layer) -> RLAStage:
-        if not self.rla_channels:
-            return RLAStage(blocks, None, 'output', self.with_cp)
-        source, add_first = RLA_VARIANTS[self.variant]
-        # what nothing reads is not built: its parameters would never get a gradient
-        state_is_read = self.with_hidden or index < self.num_stages - 1
-        num_steps = len(blocks) if state_is_read else len(blocks) - 1
-        if not num_steps:
-            return RLAStage(blocks, None, 'output', self.with_cp)
-        cell = RLACell(channels, self.rla_channels, num_steps, add_first, norm_layer)
-        return RLAStage(blocks, cell, source, self.with_cp)
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
@@ -182,17 +179,23 @@ class RLAPreActResNet(Backbone):
             ``rla_channels`` more channels.
         """
         x = self.relu(self.bn1(self.conv1(x)))
-        # zeros that are computed with: the norm of the first block shifts them
-        h = x.new_zeros(x.size(0), self.rla_channels, x.size(2), x.size(3)) if self.rla_channels else None
+        state = self._zeros(x)
         outputs = []
         for i, name in enumerate(self.stages):
-            x, h = getattr(self, name)(x, h)
+            x, state = getattr(self, name)(x, state)
             if i in self.out_indices:
                 outputs.append(x)
         outputs[-1] = torch.relu(self.final_norm(x))
-        if self.hidden_norm is not None:
-            outputs[-1] = torch.cat([outputs[-1], torch.relu(self.hidden_norm(h))], dim=1)
+        if self.with_hidden:
+            outputs[-1] = append_hidden(outputs[-1], state, self.hidden_norm)
         return tuple(outputs)
+
+    def _zeros(self, x: Tensor) -> State:
+        """The first state where blocks read it: the norm of the first one shifts its zeros."""
+        if not self.recurrence.block_channels:
+            return None
+        zeros = x.new_zeros(x.size(0), self.rla_channels, x.size(2), x.size(3))
+        return (zeros, zeros) if self.recurrence.cell == 'lstm' else zeros
 
     def _switch_to_deploy(self) -> None:
         self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)

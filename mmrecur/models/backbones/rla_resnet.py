@@ -5,34 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
-from ..layers.activation_checkpoint import checkpoint_step
-from ..layers.attention import ECA, ChannelGate, SqueezeExcite
+from ..layers.attention import CBAM, ECA, SqueezeExcite
 from ..layers.checks import check_choice, check_flag, check_int
 from ..layers.fuse import fold_norm
 from ..layers.residual import Bottleneck, DeepStem, NormLayer
-from ..layers.rla import RLA_VARIANTS, RLACell, downsample_hidden
 from .base import Backbone, make_norm_layer
+from .rla_stage import Recurrence, RLAStage, append_hidden
 
 #: Size of the ECA convolution in each stage (ECA-ResNet, as the authors of RLA use it).
 ECA_KERNEL_SIZES = (5, 5, 5, 7)
 
 
-def build_attention(cfg: str | dict | None, channels: int, stage: int) -> ChannelGate | None:
-    """Build a block's channel attention.
+def build_attention(
+    cfg: str | dict | None, channels: int, stage: int, norm_layer: NormLayer = nn.BatchNorm2d
+) -> nn.Module | None:
+    """Build a block's attention.
 
     Args:
-        cfg (str or dict, optional): ``'se'``, ``'eca'``, a dict with one of these as ``type`` and the
-            layer's arguments, or None.
+        cfg (str or dict, optional): ``'se'``, ``'eca'``, ``'cbam'``, a dict with one of these as ``type``
+            and the layer's arguments, or None.
         channels (int): Channels of the block's residual.
         stage (int): Index of the stage, which decides ECA's default kernel size.
+        norm_layer (Callable): Builds the norm of CBAM's ``spatial_norm``. Defaults to
+            ``nn.BatchNorm2d``.
 
     Returns:
-        ChannelGate, optional: The layer.
+        nn.Module, optional: The layer.
 
     Raises:
         ValueError, TypeError: If ``cfg`` names no attention or has wrong arguments.
@@ -40,8 +42,8 @@ def build_attention(cfg: str | dict | None, channels: int, stage: int) -> Channe
     if cfg is None:
         return None
     allowed = (
-        f"attention={cfg!r}, allowed: None, 'se', 'eca', dict(type='se', reduction=16), "
-        "dict(type='eca', kernel_size=5)"
+        f"attention={cfg!r}, allowed: None, 'se', 'eca', 'cbam', dict(type='se', reduction=16), "
+        "dict(type='eca', kernel_size=5), dict(type='cbam', spatial_norm=True)"
     )
     if not isinstance(cfg, (str, dict)):
         raise TypeError(allowed)
@@ -52,87 +54,36 @@ def build_attention(cfg: str | dict | None, channels: int, stage: int) -> Channe
             return SqueezeExcite(channels, **args)
         if kind == 'eca':
             return ECA(**{'kernel_size': ECA_KERNEL_SIZES[stage], **args})
+        if kind == 'cbam':
+            return CBAM(channels, **args, norm_layer=norm_layer)
     except (TypeError, ValueError) as error:
         raise ValueError(f'{allowed} ({error})') from error
     raise ValueError(allowed)
 
 
-class RLAStage(nn.Module):
-    """A stage: residual blocks, named ``0``, ``1``, ..., and the recurrent cell ``rla`` they share.
-
-    Args:
-        blocks (Sequence[Bottleneck]): The stage's blocks.
-        cell (RLACell, optional): Its cell, with an update for each block, or for each but the last if
-            nothing reads the state after the stage; None if nothing updates the state.
-        source (str): What the cell aggregates, see :class:`Bottleneck`.
-        with_cp (bool): Recompute each block with its update in the backward pass.
-    """
-
-    def __init__(
-        self, blocks: Sequence[Bottleneck], cell: RLACell | None, source: str, with_cp: bool = False
-    ) -> None:
-        super().__init__()
-        self.num_blocks = len(blocks)
-        for i, block in enumerate(blocks):
-            self.add_module(str(i), block)
-        self.rla = cell
-        self.num_updates = 0 if cell is None else len(cell.norms)
-        self.source = source
-        self.with_cp = with_cp
-
-    @property
-    def blocks(self) -> list[Bottleneck]:
-        """list[Bottleneck]: The blocks in order."""
-        return [getattr(self, str(i)) for i in range(self.num_blocks)]
-
-    def step(self, x: Tensor, h: Tensor | None, index: int) -> tuple[Tensor, Tensor | None]:
-        """Run one block and, if there is one, the update after it."""
-        block = getattr(self, str(index))
-        if index >= self.num_updates:
-            return block(x, h)[0], h
-        x, new = block(x, h, self.source, self.rla.readout(index))
-        if h is None and block.conv1_hidden is not None and self.training:
-            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here
-            new = new + 0 * block.conv1_hidden.weight.sum()
-        return x, self.rla.update(downsample_hidden(h, block.stride), new, index)
-
-    def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Run the stage.
-
-        Args:
-            x (Tensor): Shape (N, C_in, H, W).
-            h (Tensor, optional): State, shape (N, k, H, W); None for zeros.
-
-        Returns:
-            tuple[Tensor, Tensor]: The stage's output and the state after its last update.
-        """
-        for index in range(self.num_blocks):
-            if self.with_cp and torch.is_grad_enabled() and self.training:
-                x, h = checkpoint_step(self, self.step, x, h, index)
-            else:
-                x, h = self.step(x, h, index)
-        return x, h
-
-    def switch_to_deploy(self) -> None:
-        """Fold the norms, collapse W_o with the last convolution of the blocks it reads."""
-        for block in self.blocks:
-            block.switch_to_deploy()
-        if self.rla is None:
-            return
-        # W_o reads W_3 a + b_3 directly where a has fewer channels
-        lasts = [block.residual_conv() for block in self.blocks]
-        collapses = self.source == 'residual' and all(
-            conv is not None and conv.in_channels < conv.out_channels for conv in lasts
-        )
-        fused = self.rla.fused(lasts if collapses else None)
-        if fused is not None:
-            self.rla = fused
-            self.source = 'inner' if collapses else self.source
+def _architectures() -> dict[str, dict]:
+    """``rla-resnet50`` and the like; a name without a depth leaves it to the backbone it replaces."""
+    kinds = {
+        'rla-resnet': {},
+        'rla-se-resnet': dict(attention='se'),
+        'rla-eca-resnet': dict(attention='eca'),
+        'rla-cbam-resnet': dict(attention='cbam'),
+    }
+    named = {
+        f'{kind}{depth}': dict(args, depth=depth, groups=1, base_width=64)
+        for kind, args in kinds.items()
+        for depth in (50, 101, 152)
+    }
+    resnext = {
+        f'rla-resnext{depth}-{groups}x4d': dict(depth=depth, groups=groups, base_width=4)
+        for depth, groups in ((50, 32), (101, 32), (101, 64))
+    }
+    return {**kinds, **named, **resnext}
 
 
 @MODELS.register_module()
 class RLAResNet(Backbone):
-    """ResNet, ResNeXt, SE- or ECA-ResNet with recurrent layer aggregation.
+    """ResNet, ResNeXt, SE-, ECA- or CBAM-ResNet with recurrent layer aggregation, or without it.
 
     Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852. A state
     ``h`` of ``rla_channels`` channels runs along the blocks: each block reads ``cat(x, h)`` and each
@@ -143,25 +94,50 @@ class RLAResNet(Backbone):
     The released code of the authors computes variant v3 (resp. v4) where the paper says v1 (resp. v2);
     their checkpoints need ``variant='v3'``.
 
+    The rows of the paper's ablations (Table 6 on ResNet-50; Table 11 has the same on a CIFAR network):
+
+    ==============================  ===============================================
+    ResNet-50                       ``rla_channels=0``
+    channel +32                     ``rla_channels=0, extra_channels=32``
+    RLA-v1, unshared                ``shared=False``
+    RLA-v1, no exchange             ``exchange=False, with_hidden=True``
+    RLA-v1, ConvLSTM                ``cell='lstm'`` (in the authors' code also ``'gru'``)
+    RLA-v1, PostAct.                ``post_act=True``
+    RLA-v1 to RLA-v6                ``variant='v1'`` to ``variant='v6'``
+    ==============================  ===============================================
+
     Args:
         depth (int): 50, 101 or 152.
-        rla_channels (int): Channels k of the recurrent state. Defaults to 32.
+        rla_channels (int): Channels k of the recurrent state; 0 for the plain network, without any of
+            the options of the recurrent path. Defaults to 32.
         variant (str): ``'v1'`` to ``'v6'`` of Figure 4: what is aggregated (residual, output, shortcut)
             and whether it joins the state before the recurrent convolution (v1, v3, v5) or after it.
             Defaults to 'v1', the paper's proposal.
-        attention (str or dict, optional): Channel attention on the residuals: ``'se'``, ``'eca'`` or a
-            dict with one of these as ``type`` and its arguments. Defaults to None.
+        attention (str or dict, optional): Attention on the residuals: ``'se'``, ``'eca'``, ``'cbam'`` or
+            a dict with one of these as ``type`` and its arguments. Defaults to None.
+        cell (str): Recurrent unit: ``'conv'``, the paper's, ``'lstm'`` or ``'gru'``, which know neither
+            v2, v4, v6 nor ``post_act``. Defaults to 'conv'.
+        shared (bool): Whether the blocks of a stage share the cell's convolutions. Defaults to True.
+        exchange (bool): Whether blocks read the state. Without, only a classifier does, so it needs
+            ``with_hidden``. Defaults to True.
+        post_act (bool): Compute ``h = tanh(BN(W_r * (h + W_o * s)))``; not with v2, v4, v6. Defaults to
+            False.
         groups (int): Groups of the 3x3 convolutions (ResNeXt). Defaults to 1.
         base_width (int): Channels of a group in the first stage (ResNeXt-32x4d: ``groups=32,
             base_width=4``). Only with several groups. Defaults to 64.
         base_channels (int): Channels of the stem; stage i has ``4 * base_channels * 2**i`` outputs.
             Defaults to 64.
+        extra_channels (int): Outputs that every stage has beyond these, a multiple of ``4 * groups``;
+            its 3x3 convolutions have a quarter as many more channels. Defaults to 0.
         deep_stem (bool): Three 3x3 convolutions as stem (ResNet-D). Defaults to False.
         avg_down (bool): Average pooling on strided shortcuts (ResNet-D). Defaults to False.
+        style (str): Where a stage's stride is: ``'pytorch'`` on the 3x3 convolution, ``'caffe'`` on the
+            1x1 before it, as weights converted from Caffe expect. Defaults to 'pytorch'.
         strides (Sequence[int]): Stride of each stage's first block. Defaults to (1, 2, 2, 2).
         dilations (Sequence[int]): Dilation of each stage's 3x3 convolutions. Defaults to (1, 1, 1, 1).
-        with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read.
-            Defaults to False.
+        with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read;
+            ``cat(x, h)`` where h is an activation already (``post_act`` and gated cells). Defaults to
+            False.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int]): Stages to return. Stages behind the last are not built.
             Defaults to (0, 1, 2, 3).
@@ -191,6 +167,8 @@ class RLAResNet(Backbone):
     #: Blocks in each stage.
     arch_settings = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
     expansion = 4
+    architectures = _architectures()
+    classifier_options = dict(with_hidden=True)
 
     def __init__(
         self,
@@ -198,11 +176,17 @@ class RLAResNet(Backbone):
         rla_channels: int = 32,
         variant: str = 'v1',
         attention: str | dict | None = None,
+        cell: str = 'conv',
+        shared: bool = True,
+        exchange: bool = True,
+        post_act: bool = False,
         groups: int = 1,
         base_width: int = 64,
         base_channels: int = 64,
+        extra_channels: int = 0,
         deep_stem: bool = False,
         avg_down: bool = False,
+        style: str = 'pytorch',
         strides: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 1, 1),
         with_hidden: bool = False,
@@ -225,40 +209,48 @@ class RLAResNet(Backbone):
             init_cfg=init_cfg,
         )
         check_choice('depth', depth, self.arch_settings)
-        check_choice('variant', variant, RLA_VARIANTS)
-        check_int('rla_channels', rla_channels, 1)
+        check_choice('style', style, ('pytorch', 'caffe'))
         check_int('groups', groups, 1)
         check_int('base_width', base_width, 1)
         check_int('base_channels', base_channels, 2)
-        check_flag(deep_stem=deep_stem, avg_down=avg_down, with_hidden=with_hidden)
+        check_int('extra_channels', extra_channels, 0)
+        check_flag(deep_stem=deep_stem, avg_down=avg_down)
         if groups == 1 and base_width != 64:
             raise ValueError(f'base_width={base_width} with groups=1, allowed: 64, or several groups')
+        if extra_channels % (self.expansion * groups):
+            multiple = self.expansion * groups
+            raise ValueError(f'extra_channels={extra_channels}, allowed: a multiple of {multiple}')
         self._check_per_stage(strides=strides, dilations=dilations)
         self.depth = depth
         self.rla_channels = rla_channels
-        self.variant = variant
         self.attention = attention
         self.with_hidden = with_hidden
         self.avg_down = avg_down
+        self.recurrence = Recurrence(
+            rla_channels, variant, cell, shared, exchange, post_act, with_hidden
+        )
+        self.style = style
         norm_layer = make_norm_layer(self.norm_cfg)
         self._build_stem(base_channels, deep_stem, norm_layer)
 
         self.stages: list[str] = []
+        self.stage_channels: list[int] = []
         channels = base_channels
         for i in range(self.num_stages):
-            width = base_channels * 2**i
-            inner = width if groups == 1 else base_width * groups * 2**i
+            inner = (base_channels if groups == 1 else base_width * groups) * 2**i
+            inner += extra_channels // self.expansion
+            outputs = base_channels * 2**i * self.expansion + extra_channels
             stage = self._make_stage(
-                i, channels, inner, width * self.expansion, strides[i], dilations[i], groups, norm_layer
+                i, channels, inner, outputs, strides[i], dilations[i], groups, norm_layer
             )
-            channels = width * self.expansion
+            channels = outputs
             self.add_module(f'layer{i + 1}', stage)
             self.stages.append(f'layer{i + 1}')
-        self.hidden_norm = norm_layer(rla_channels) if with_hidden else None
+            self.stage_channels.append(outputs)
+        self.hidden_norm = self.recurrence.make_hidden_norm(norm_layer)
 
         self.out_channels = tuple(
-            base_channels * 2**i * self.expansion
-            + (rla_channels if with_hidden and i == self.out_indices[-1] else 0)
+            self.stage_channels[i] + (rla_channels if with_hidden and i == self.out_indices[-1] else 0)
             for i in self.out_indices
         )
         self.out_strides = tuple(4 * math.prod(strides[: i + 1]) for i in self.out_indices)
@@ -301,24 +293,16 @@ class RLAResNet(Backbone):
                 stride=stride if i == 0 else 1,
                 dilation=dilation,
                 groups=groups,
-                hidden_channels=self.rla_channels,
-                attention=build_attention(self.attention, out_channels, index),
+                hidden_channels=self.recurrence.block_channels,
+                attention=build_attention(self.attention, out_channels, index, norm_layer),
                 avg_down=self.avg_down,
                 norm_layer=norm_layer,
+                stride_first=self.style == 'caffe',
             )
             for i in range(num_blocks)
         ]
-        source, add_first = RLA_VARIANTS[self.variant]
-        # what nothing reads is not built: its parameters would never get a gradient
-        state_is_read = self.with_hidden or index < self.num_stages - 1
-        cell = RLACell(
-            out_channels,
-            self.rla_channels,
-            num_steps=num_blocks if state_is_read else num_blocks - 1,
-            add_first=add_first,
-            norm_layer=norm_layer,
-        )
-        return RLAStage(blocks, cell, source, self.with_cp)
+        is_last = index == self.num_stages - 1
+        return self.recurrence.make_stage(blocks, out_channels, is_last, norm_layer, self.with_cp)
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
@@ -342,14 +326,14 @@ class RLAResNet(Backbone):
         """
         x = self.stem(x) if self.deep_stem else self.relu(self.bn1(self.conv1(x)))
         x = self.maxpool(x)
-        h = None  # zeros, at no cost
+        state = None  # zeros, at no cost
         outputs = []
         for i, name in enumerate(self.stages):
-            x, h = getattr(self, name)(x, h)
+            x, state = getattr(self, name)(x, state)
             if i in self.out_indices:
                 outputs.append(x)
-        if self.hidden_norm is not None:
-            outputs[-1] = torch.cat([x, torch.relu(self.hidden_norm(h))], dim=1)
+        if self.with_hidden:
+            outputs[-1] = append_hidden(x, state, self.hidden_norm)
         return tuple(outputs)
 
     def _switch_to_deploy(self) -> None:

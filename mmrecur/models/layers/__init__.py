@@ -1,19 +1,22 @@
 """The arithmetic: plain ``torch.nn`` layers that need nothing but torch."""
 
 from .activation_checkpoint import checkpoint_step
-from .attention import ECA, SqueezeExcite
+from .attention import CBAM, ECA, SqueezeExcite
 from .checks import check_choice, check_flag, check_int
 from .dense import DenseBlock
 from .dual_path import DualPathBlock
 from .filter_basis import FactorizedConv2d, FilterBasis, SharedConv2d, orthogonality_penalty
 from .fuse import fold_norm
+from .inverted_residual import InvertedResidual
 from .preact_fold import fold_preactivation
 from .residual import Bottleneck, DeepStem
 from .rla import RLACell
+from .rla_cells import make_rla_cell
 from .rla_widths import MultiWidthRLACell
 from .separable import SeparableConv, XceptionBlock
 
 __all__ = [
+    'CBAM',
     'ECA',
     'Bottleneck',
     'DeepStem',
@@ -21,6 +24,7 @@ __all__ = [
     'DualPathBlock',
     'FactorizedConv2d',
     'FilterBasis',
+    'InvertedResidual',
     'MultiWidthRLACell',
     'RLACell',
     'SeparableConv',
@@ -33,5 +37,6 @@ __all__ = [
     'checkpoint_step',
     'fold_norm',
     'fold_preactivation',
+    'make_rla_cell',
     'orthogonality_penalty',
 ]

@@ -50,23 +50,23 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
     norm.train(training[1])
     return fused, nn.Identity()
 
-def fold_sum(
-    conv: nn.Conv2d, other: nn.Conv2d | None, norm: nn.Module
-) -> tuple[nn.Conv2d, nn.Conv2d | None, nn.Module]:
-    """Fold a norm into the two convolutions whose sum it takes.
 
-    The norm scales both products and shifts their sum: the shift goes to the first.
+def fold_norm_of_sum(
+    first: nn.Conv2d, second: nn.Conv2d | None, norm: nn.Module
+) -> tuple[nn.Conv2d, nn.Conv2d | None, nn.Module]:
+    """Fold the norm behind the sum of two convolutions into them, where the norm allows.
 
     Args:
-        conv (nn.Conv2d): The first convolution.
-        other (nn.Conv2d, optional): The second one, if there is one; it has no bias.
-        norm (nn.Module): The norm.
+        first (nn.Conv2d): The one that takes the norm's shift as its bias.
+        second (nn.Conv2d, optional): The other, without bias; None if there is none.
+        norm (nn.Module): The norm of ``first(x) + second(h)``.
 
     Returns:
-        tuple[nn.Conv2d, nn.Conv2d, nn.Module]: The folded convolutions and an identity, or the modules as
-        they are if the norm cannot be folded.
+        tuple[nn.Conv2d, nn.Conv2d, nn.Module]: The three in their new form, the norm an identity; or
+        as they are if it cannot be folded.
     """
-    folded, identity = fold_norm(conv, norm)
-    if other is not None and folded is not conv:
-        other.weight.data = fold_norm(other, norm)[0].weight.data
-    return folded, other, identity
+    if second is not None and is_foldable(norm):
+        scaled, _ = fold_norm(second, norm)
+        second.weight.data = scaled.weight.data
+    first, norm = fold_norm(first, norm)
+    return first, second, norm

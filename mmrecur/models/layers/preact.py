@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .fuse import fold_norm, fold_sum
+from .fuse import fold_norm, fold_norm_of_sum
 from .preact_fold import fold_preactivation
 from .residual import NormLayer
 
@@ -144,7 +144,7 @@ class PreActBasicBlock(PreActBlock):
 
     def switch_to_deploy(self) -> None:
         """Fold the norms that follow a convolution; those at the block's input stay."""
-        self.conv1, self.conv1_hidden, self.bn2 = fold_sum(self.conv1, self.conv1_hidden, self.bn2)
+        self.conv1, self.conv1_hidden, self.bn2 = fold_norm_of_sum(self.conv1, self.conv1_hidden, self.bn2)
 
 
 class PreActBottleneck(PreActBlock):
@@ -186,7 +186,7 @@ class PreActBottleneck(PreActBlock):
 
     def switch_to_deploy(self) -> None:
         """Fold the norms; those at the input leave a clamp behind."""
-        self.conv1, self.conv1_hidden, self.bn2 = fold_sum(self.conv1, self.conv1_hidden, self.bn2)
+        self.conv1, self.conv1_hidden, self.bn2 = fold_norm_of_sum(self.conv1, self.conv1_hidden, self.bn2)
         self.conv2, self.bn3 = fold_norm(self.conv2, self.bn3)
         folded = fold_preactivation(self.bn1, [self.conv1])
         if folded is None:

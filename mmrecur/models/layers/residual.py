@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import ChannelGate
-from .fuse import fold_norm, fold_sum
+from .attention import CBAM, ChannelGate
+from .fuse import fold_norm, fold_norm_of_sum
 from .norm_readout import norm_readout
 
 NormLayer = Callable[[int], nn.Module]
@@ -99,7 +99,7 @@ def gated_pointwise(conv: nn.Conv2d | None, x: Tensor, gate: Tensor) -> Tensor:
 class Bottleneck(nn.Module):
     """Bottleneck residual block, 1x1 - 3x3 - 1x1, that can also read a hidden state.
 
-    `He et al. 2016 <https://arxiv.org/abs/1512.03385>`_ with the stride on the 3x3 convolution. With
+    `He et al. 2016 <https://arxiv.org/abs/1512.03385>`_, its stride on the 3x3 convolution. With
     ``hidden_channels`` the first convolution sees ``cat(x, h)`` (Zhao et al. 2021, Recurrence along
     Depth, Section 3.3). Its weight is kept as two, ``conv1`` for x and ``conv1_hidden`` for h, and their
     products are added: nothing is copied to concatenate, and ``conv1`` has the shape of the plain
@@ -109,13 +109,15 @@ class Bottleneck(nn.Module):
         in_channels (int): Channels of the input.
         inner_channels (int): Channels between the 1x1 convolutions.
         out_channels (int): Channels of the output.
-        stride (int): Stride of the 3x3 convolution. Defaults to 1.
-        dilation (int): Its dilation. Defaults to 1.
+        stride (int): Stride of the block, on the 3x3 convolution. Defaults to 1.
+        dilation (int): Dilation of the 3x3 convolution. Defaults to 1.
         groups (int): Its groups. Defaults to 1.
         hidden_channels (int): Channels of the hidden state, 0 for none. Defaults to 0.
-        attention (ChannelGate, optional): Channel attention on the residual. Defaults to None.
+        attention (ChannelGate or CBAM, optional): Attention on the residual. Defaults to None.
         avg_down (bool): ResNet-D shortcut. Defaults to False.
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        stride_first (bool): Put the stride on the first convolution instead, where networks converted
+            from Caffe have it. Defaults to False.
     """
 
     def __init__(
@@ -127,22 +129,24 @@ class Bottleneck(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         hidden_channels: int = 0,
-        attention: ChannelGate | None = None,
+        attention: ChannelGate | CBAM | None = None,
         avg_down: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
+        stride_first: bool = False,
     ) -> None:
         super().__init__()
         self.stride = stride
-        self.conv1 = nn.Conv2d(in_channels, inner_channels, 1, bias=False)
+        first, second = (stride, 1) if stride_first else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, inner_channels, 1, first, bias=False)
         self.conv1_hidden = (
-            nn.Conv2d(hidden_channels, inner_channels, 1, bias=False) if hidden_channels else None
+            nn.Conv2d(hidden_channels, inner_channels, 1, first, bias=False) if hidden_channels else None
         )
         self.bn1 = norm_layer(inner_channels)
         self.conv2 = nn.Conv2d(
             inner_channels,
             inner_channels,
             3,
-            stride,
+            second,
             padding=dilation,
             dilation=dilation,
             groups=groups,
@@ -153,7 +157,7 @@ class Bottleneck(nn.Module):
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.attention = attention
-        self.gates_products = False  # the inference form of a block with attention
+        self.gates_products = False  # the inference form of a block with channel attention
         self.downsample = (
             shortcut_projection(in_channels, out_channels, stride, avg_down, norm_layer)
             if stride != 1 or in_channels != out_channels
@@ -242,10 +246,14 @@ class Bottleneck(nn.Module):
 
     def switch_to_deploy(self) -> None:
         """Fold the norms into the convolutions; outputs in evaluation stay the same."""
-        self.conv1, self.conv1_hidden, self.bn1 = fold_sum(self.conv1, self.conv1_hidden, self.bn1)
+        self.conv1, self.conv1_hidden, self.bn1 = fold_norm_of_sum(self.conv1, self.conv1_hidden, self.bn1)
         self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
         self.conv3, self.bn3 = fold_norm(self.conv3, self.bn3)
-        self.gates_products = self.attention is not None and isinstance(self.bn3, nn.Identity)
+        self.gates_products = isinstance(self.attention, ChannelGate) and isinstance(
+            self.bn3, nn.Identity
+        )
+        if isinstance(self.attention, CBAM):
+            self.attention.switch_to_deploy()
         if self.downsample is not None:
             self.downsample[-2], self.downsample[-1] = fold_norm(
                 self.downsample[-2], self.downsample[-1]

@@ -1,0 +1,9 @@
+_base_ = [
+    '../_base_/models/rla-mobilenetv2.py',
+    'mmpretrain::_base_/datasets/imagenet_bs64.py',
+    '../_base_/schedules/imagenet_bs96_400e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
+
+train_dataloader = dict(batch_size=48)

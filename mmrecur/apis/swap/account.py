@@ -1,0 +1,72 @@
+"""What a swap changed, for people to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .plan import Swap
+from .trial import Trial
+from .weights import EXACT
+
+
+def print_swap(swap: Swap, trial: Trial) -> None:
+    """Print what a swap changed and what was seen of the new model.
+
+    Args:
+        swap (Swap): The swap.
+        trial (Trial): What was seen.
+    """
+    table = Table('', 'before', 'now', box=box.SIMPLE, title='Backbone swapped', title_justify='left')
+    table.add_row('backbone', swap.old, swap.new)
+    for name, (before, now) in {
+        'its parameters': trial.backbone_parameters,
+        "the model's": trial.parameters,
+    }.items():
+        table.add_row(name, f'{before:,}', f'{now:,} ({100 * (now / before - 1):+.1f} %)')
+    for place, before, now in swap.changes:
+        table.add_row(place, _text(before), _text(now))
+    console = Console(width=118, markup=False, highlight=False)
+    console.print(table)
+    for line in [_weights(swap, trial), _step(trial), *(f'Note: {note}.' for note in swap.notes)]:
+        console.print(line, soft_wrap=True)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return '-'
+    if isinstance(value, dict) and 'type' in value:
+        args = ', '.join(f'{key}={item!r}' for key, item in value.items() if key != 'type')
+        return f'{value["type"]}({args})'
+    return str(value)
+
+
+def _weights(swap: Swap, trial: Trial) -> str:
+    start = swap.start
+    if trial.difference is not None:
+        return f'Weights: the checkpoint, grafted: {_compared(trial.difference)}'
+    if start.kind == 'random':
+        return 'Weights: random.'
+    text = f'Weights: {start.init_cfg["checkpoint"]}, grafted when training starts.'
+    if swap.difference is None:
+        return text
+    return f'{text} Tried with random ones: {_compared(swap.difference)}'
+
+
+def _compared(difference: float) -> str:
+    where = f'features on an image differ by {difference:.1e} of the largest'
+    if difference <= EXACT:
+        return f'the same function as before\n  ({where}).'
+    return f'not the function from before, but the closest of this family\n  ({where}).'
+
+
+def _step(trial: Trial) -> str:
+    if trial.losses is None:
+        return 'Training step: none was tried, no inputs can be made up for this kind of model.'
+    losses = 'losses are finite'
+    if trial.report is not None:
+        losses = ', '.join(f'{name} {value:.3g}' for name, value in trial.losses.items())
+    return f'Training step: {losses}; all {trial.gradients} trainable tensors of the backbone got a gradient.'

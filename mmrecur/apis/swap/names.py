@@ -1,0 +1,100 @@
+"""The backbones of this package by the names that their classes declare."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from fnmatch import fnmatch
+from typing import Any
+
+from mmengine.registry import DefaultScope
+
+from mmrecur.apis.runner import ToolError
+from mmrecur.apis.specs import parse_module
+from mmrecur.models.backbones import Backbone
+from mmrecur.registry import MODELS
+
+
+def _families() -> list[type[Backbone]]:
+    MODELS.import_from_location()
+    return sorted(
+        (c for c in set(MODELS.module_dict.values()) if inspect.isclass(c) and issubclass(c, Backbone)),
+        key=lambda c: c.__name__,
+    )
+
+
+def _named() -> dict[str, tuple[type[Backbone], dict[str, Any]]]:
+    found: dict[str, tuple[type[Backbone], dict[str, Any]]] = {}
+    for family in _families():
+        for name, args in vars(family).get('architectures', {}).items():
+            if name in found:
+                raise RuntimeError(f'{found[name][0].__name__} and {family.__name__} both declare {name!r}')
+            found[name] = (family, args)
+    return found
+
+
+def list_backbones(pattern: str = '*') -> list[str]:
+    """Names that :func:`mmrecur.apis.swap_backbone` takes.
+
+    Args:
+        pattern (str): Shell pattern, or a part of the name. Defaults to all.
+
+    Returns:
+        list[str]: Names in alphabetical order. Those without a depth, such as ``'rla-resnet'``, keep that
+        of the backbone they replace.
+
+    Example:
+        >>> from mmrecur.apis import list_backbones
+        >>> list_backbones('rla-eca-*')
+        ['rla-eca-resnet', 'rla-eca-resnet101', 'rla-eca-resnet152', 'rla-eca-resnet50']
+    """
+    if not any(character in pattern for character in '*?['):
+        pattern = f'*{pattern}*'
+    return sorted(name for name in _named() if fnmatch(name, pattern))
+
+
+def find_backbone(name: str | dict[str, Any]) -> tuple[type[Backbone], dict[str, Any]]:
+    """The class and the arguments that a name stands for.
+
+    Args:
+        name (str or dict): One of :func:`list_backbones`, a module as in
+            ``"mmrecur.RLAResNet(depth=50)"``, or its config.
+
+    Returns:
+        tuple[type, dict]: The backbone's class and the arguments that are fixed.
+
+    Raises:
+        ToolError: If there is no such backbone; similar names are in the message.
+    """
+    named = _named()
+    if isinstance(name, str) and name in named:
+        family, args = named[name]
+        return family, dict(args)
+    module = dict(name) if isinstance(name, dict) else parse_module(name)
+    if module is None or module.keys() == {'type'} and '.' not in str(module['type']):
+        near = difflib.get_close_matches(str(name), named, n=4, cutoff=0.5) or sorted(named)
+        raise ToolError(
+            f'backbone {name!r}; allowed: {", ".join(near)}{", ..." if len(near) < len(named) else ""}, or a '
+            'module such as "mmrecur.RLAResNet(depth=50)"'
+        )
+    kind = module.pop('type', None)
+    if isinstance(kind, str):
+        with DefaultScope.overwrite_default_scope('mmrecur'):
+            kind = MODELS.get(kind)
+    if kind not in _families():
+        names = ', '.join(f'mmrecur.{family.__name__}' for family in _families())
+        raise ToolError(f'backbone {name!r} is none of this package; allowed: {names}, or a name')
+    return kind, module
+
+
+def signature(family: type[Backbone]) -> dict[str, Any]:
+    """Arguments of a backbone's class.
+
+    Args:
+        family (type): The class.
+
+    Returns:
+        dict[str, Any]: Default of each argument, ``inspect.Parameter.empty`` for those without one.
+    """
+    parameters = list(inspect.signature(family.__init__).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}

@@ -1,0 +1,144 @@
+"""The block of MobileNetV2, with and without a hidden state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import ChannelGate
+from .fuse import fold_norm, fold_norm_of_sum
+from .norm_readout import norm_readout
+from .residual import NormLayer
+
+
+class InvertedResidual(nn.Module):
+    """Inverted residual block, 1x1 - depthwise 3x3 - 1x1, that can also read a hidden state.
+
+    `Sandler et al. 2018 <https://arxiv.org/abs/1801.04381>`_: ReLU6 after the first two convolutions,
+    nothing after the last; the input is added where the block keeps its shape. With ``hidden_channels``
+    the depthwise and the last convolution see ``cat(expanded x, h)`` (Zhao et al. 2021, Recurrence along
+    Depth, Appendix B.2.1). A depthwise convolution and a norm treat each channel alone and the last
+    convolution sums over channels, so the state has layers of its own, ``conv2_hidden``,
+    ``bn2_hidden`` and ``conv3_hidden``, whose result is added: nothing is copied to concatenate, and the
+    others have the shapes of the plain network's.
+
+    Names are those of :class:`Bottleneck`, whose three convolutions these are with other widths.
+
+    Args:
+        in_channels (int): Channels of the input.
+        inner_channels (int): Channels of the depthwise convolution. The first convolution is left out
+            where they equal ``in_channels``.
+        out_channels (int): Channels of the output.
+        stride (int): Stride of the depthwise convolution. Defaults to 1.
+        hidden_channels (int): Channels of the hidden state, 0 for none. Defaults to 0.
+        attention (ChannelGate, optional): Channel attention on the residual. Defaults to None.
+        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+
+    Example:
+        >>> import torch
+        >>> block = InvertedResidual(16, 96, 24, stride=2, hidden_channels=32)
+        >>> output, residual = block(torch.rand(1, 16, 8, 8), torch.rand(1, 32, 8, 8))
+        >>> output.shape
+        torch.Size([1, 24, 4, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        inner_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        hidden_channels: int = 0,
+        attention: ChannelGate | None = None,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.has_shortcut = stride == 1 and in_channels == out_channels
+        expands = inner_channels != in_channels
+        self.conv1 = nn.Conv2d(in_channels, inner_channels, 1, bias=False) if expands else None
+        self.bn1 = norm_layer(inner_channels) if expands else None
+        self.conv2 = _depthwise(inner_channels, stride)
+        self.bn2 = norm_layer(inner_channels)
+        self.conv3 = nn.Conv2d(inner_channels, out_channels, 1, bias=False)
+        self.bn3 = norm_layer(out_channels)
+        self.conv2_hidden = self.bn2_hidden = self.conv3_hidden = None
+        if hidden_channels:
+            self.conv2_hidden = _depthwise(hidden_channels, stride)
+            self.bn2_hidden = norm_layer(hidden_channels)
+            self.conv3_hidden = nn.Conv2d(hidden_channels, out_channels, 1, bias=False)
+        self.relu = nn.ReLU6(inplace=True)
+        self.attention = attention
+
+    def forward(
+        self, x: Tensor, h: Tensor | None = None, readout: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the block.
+
+        Args:
+            x (Tensor): Shape (N, in_channels, H, W).
+            h (Tensor, optional): Hidden state, shape (N, hidden_channels, H, W); None stands for zeros.
+            readout (nn.Module, optional): Applied to the residual; what it gives is returned in the
+                residual's place. Defaults to None.
+
+        Returns:
+            tuple[Tensor, Tensor]: The output, shape (N, out_channels, H / stride, W / stride), and what
+            was read from the residual (after attention); without ``readout`` the output again.
+        """
+        inner = x if self.conv1 is None else self.relu(self.bn1(self.conv1(x)))
+        inner = self.relu(self.bn2(self.conv2(inner)))
+        residual = self.conv3(inner)
+        if self.conv3_hidden is not None:
+            residual += self._zeros_read(x) if h is None else self._state_read(h)
+        read = None
+        if readout is not None and self.attention is None:
+            both = norm_readout(self.bn3, readout, residual)
+            if both is not None:
+                residual, read = both
+                return (residual.add_(x) if self.has_shortcut else residual), read
+        residual = self.bn3(residual)
+        if self.attention is not None:
+            residual = self.attention(residual)
+        if readout is not None:
+            read = readout(residual)
+        # a sum in place would change what the readout keeps for its gradient
+        output = residual + x if self.has_shortcut else residual
+        return output, output if read is None else read
+
+    def _state_read(self, h: Tensor) -> Tensor:
+        """The state's part of the last convolution's sum."""
+        return self.conv3_hidden(self.relu(self.bn2_hidden(self.conv2_hidden(h))))
+
+    def _zeros_read(self, like: Tensor) -> Tensor:
+        """The part of a state of zeros, shape (1, out_channels, 1, 1).
+
+        The norm shifts zeros, so it is not zero, but the same in every place: two are enough, the least
+        from which batch norms take statistics.
+        """
+        channels = self.conv2_hidden.in_channels
+        zeros = like.new_zeros((1, channels, 2 * self.stride, 1))
+        return self._state_read(zeros)[:, :, :1]
+
+    def switch_to_deploy(self, reads_zeros: bool = False) -> None:
+        """Fold the norms into the convolutions; outputs in evaluation stay the same.
+
+        Args:
+            reads_zeros (bool): Whether the block's state is always zeros, as in a network's first
+                block; its part is then a bias. Defaults to False.
+        """
+        if self.conv1 is not None:
+            self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
+        if self.conv3_hidden is not None:
+            self.conv2_hidden, self.bn2_hidden = fold_norm(self.conv2_hidden, self.bn2_hidden)
+        self.conv3, self.conv3_hidden, self.bn3 = fold_norm_of_sum(
+            self.conv3, self.conv3_hidden, self.bn3
+        )
+        if reads_zeros and self.conv3_hidden is not None and self.conv3.bias is not None:
+            with torch.no_grad():
+                self.conv3.bias += self._zeros_read(self.conv3.weight).flatten()
+            self.conv2_hidden = self.bn2_hidden = self.conv3_hidden = None
+
+
+def _depthwise(channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
