@@ -11,6 +11,7 @@ from mmrecur.registry import MODELS
 
 from ..layers.checks import check_choice
 from ..layers.fuse import fold_norm
+from ..layers.inverted_residual import InvertedResidual
 from ..layers.residual import NormLayer
 from .base import make_norm_layer
 from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share_convolutions
@@ -19,18 +20,17 @@ from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share
 SHARES = {None: (), 'single': ('conv1',), 'double': ('conv1', 'conv3')}
 
 
-class InvertedResidual(nn.Module):
-    """Inverted residual block, 1x1 - depthwise 3x3 - 1x1.
+class SharingInvertedResidual(InvertedResidual):
+    """Inverted residual block without a recurrent state, as the authors of the shared bases have it.
 
-    `Sandler et al. 2018 <https://arxiv.org/abs/1801.04381>`_. The last convolution is linear; there is a
-    shortcut where input and output have one shape.
+    It begins with a 1x1 convolution whatever its ratio.
 
     Args:
         in_channels (int): Channels of the input.
         out_channels (int): Channels of the output.
         stride (int): Stride of the depthwise convolution.
         expansion (int): The hidden maps have ``expansion * in_channels`` channels.
-        act (str): ``'relu'``, or ``'prelu'`` with one slope for both activations.
+        act (str): ``'relu'``, or ``'prelu'`` with one slope for both activations. Defaults to 'relu'.
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
     """
 
@@ -43,16 +43,12 @@ class InvertedResidual(nn.Module):
         act: str = 'relu',
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
-        super().__init__()
         hidden = in_channels * expansion
-        self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
-        self.bn1 = norm_layer(hidden)
-        self.conv2 = nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)
-        self.bn2 = norm_layer(hidden)
-        self.conv3 = nn.Conv2d(hidden, out_channels, 1, bias=False)
-        self.bn3 = norm_layer(out_channels)
-        self.act = nn.ReLU(inplace=True) if act == 'relu' else nn.PReLU()
-        self.has_shortcut = stride == 1 and in_channels == out_channels
+        super().__init__(in_channels, hidden, out_channels, stride, norm_layer=norm_layer)
+        if self.conv1 is None:
+            self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
+            self.bn1 = norm_layer(hidden)
+        self.relu = nn.ReLU(inplace=True) if act == 'relu' else nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block.
@@ -63,18 +59,7 @@ class InvertedResidual(nn.Module):
         Returns:
             Tensor: Shape (N, out_channels, H / stride, W / stride).
         """
-        out = self.act(self.bn1(self.conv1(x)))
-        out = self.act(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        if self.has_shortcut:
-            out += x
-        return out
-
-    def switch_to_deploy(self) -> None:
-        """Fold the norms into the convolutions; outputs in evaluation stay the same."""
-        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
-        self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
-        self.conv3, self.bn3 = fold_norm(self.conv3, self.bn3)
+        return super().forward(x)[0]
 
 
 @MODELS.register_module()
@@ -187,7 +172,7 @@ class MobileNetV2Shared(SharedBasisBackbone):
     ) -> SharedStage:
         expansion, _, num_blocks, stride = self.arch_settings[index]
         blocks = [
-            InvertedResidual(
+            SharingInvertedResidual(
                 in_channels if i == 0 else out_channels,
                 out_channels,
                 stride if i == 0 else 1,
