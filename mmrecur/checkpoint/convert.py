@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 from ..models.layers.checks import check_choice
 from .layouts import why_absent
+from .net_rl2 import convert_net_rl2
 from .report import Report, Transfer, TransferError
 from .rlanet_mobilenet import convert_rlanet_mobilenet
 
@@ -25,7 +26,8 @@ def convert(
             ``'state_dict'`` or ``'model'``. Prefixes ``module.`` are taken off.
         source (str): Whose layout it is: ``'rlanet'``, the code of *Recurrence along Depth*
             (classification networks with ``fc``, and the backbone of its MMDetection 1.x detectors,
-            with or without the prefix ``backbone.``).
+            with or without the prefix ``backbone.``); ``'net_rl2'``, the code of *Deeply Shared Filter
+            Bases* (classification networks).
         model (nn.Module): A backbone of this package, or a model with one as ``backbone``, such as an
             mmpretrain classifier (whose ``head.fc`` is filled too) or an mmdet detector (whose other
             parts are left as they are: MMDetection 1.x numbered classes otherwise).
@@ -153,4 +155,7 @@ def _convert_rlanet(transfer: Transfer) -> None:
 
 
 #: Layout -> rule. A family adds its authors' layout here.
-CONVERTERS: dict[str, Callable[[Transfer], None]] = {'rlanet': _convert_rlanet}
+CONVERTERS: dict[str, Callable[[Transfer], None]] = {
+    'rlanet': _convert_rlanet,
+    'net_rl2': convert_net_rl2,
+}

@@ -114,6 +114,8 @@ def why_absent(name: str, backbone: nn.Module) -> str | None:
     with_hidden = getattr(backbone, 'with_hidden', False)
     if name.startswith('hidden_norm.') and not with_hidden:
         return 'the model does not return its state (with_hidden=False)'
+    if hasattr(backbone, 'basis_groups') and re.match(r'(transition\d|norm|conv2|bn2)\.', name):
+        return 'stands between or behind stages that are not built, they lie behind the last of out_indices'
     if match := re.match(r'layer(\d+)\.', name):
         stage = int(match[1])
         if stage > backbone.num_stages:

@@ -220,7 +220,7 @@ def test_half_precision_weights_run(name: str, deploy: bool) -> None:
     assert_close(outputs, expected, 0.1)
 
 
-@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-hidden', 'rla-eca-r50', 'rla-eca-mobilenet'])
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-hidden', 'rla-eca-mobilenet', 'shared-r18', 'shared-x50'])
 def test_syncbn_conversion_keeps_the_function(name: str) -> None:
     model = build(name).eval()
     x = image(2, 3, 64, 64)
@@ -245,7 +245,7 @@ def test_fx_traces_features(name: str, deploy: bool) -> None:
         assert_close(traced(x), model(x), 1e-6)
 
 
-@pytest.mark.parametrize('name', ['rla-eca-r50', 'rla-eca-mobilenet'])
+@pytest.mark.parametrize('name', ['rla-eca-r50', 'rla-eca-mobilenet', 'shared-r18', 'shared-r50-all'])
 @pytest.mark.parametrize('deploy', [False, True])
 def test_onnx_export_gives_the_same_features(tmp_path: Path, name: str, deploy: bool) -> None:
     pytest.importorskip('onnxscript')
@@ -261,7 +261,7 @@ def test_onnx_export_gives_the_same_features(tmp_path: Path, name: str, deploy: 
         assert_close([torch.from_numpy(output) for output in outputs], model(x), 1e-4)
 
 
-@pytest.mark.parametrize('name, last', [('rla-r50', 0), ('rla-mobilenet', 1)])
+@pytest.mark.parametrize('name, last', [('rla-r50', 0), ('rla-mobilenet', 1), ('shared-r18', 0)])
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_torch_compile_traces_training(name: str, last: int, with_cp: bool) -> None:
     model = build(name, with_cp=with_cp, norm_eval=True, out_indices=(last,)).train()

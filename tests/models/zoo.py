@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SMALL = dict(base_channels=8, rla_channels=4)
+SMALL_BASIS = dict(base_channels=8, shared_rank=5, unique_rank=1)
 LIGHT = dict(width_mult=0.25, rla_channels=4)
 PLAIN = dict(base_channels=8, rla_channels=0)
 #: Small models, one for each option that changes the computation.
@@ -140,6 +141,34 @@ BACKBONES: dict[str, dict] = {
     'se-r50-d': dict(
         type='mmrecur.RLAResNet', depth=50, attention='se', deep_stem=True, avg_down=True, **PLAIN
     ),
+    'shared-r18': dict(type='mmrecur.ResNetShared', depth=18, **SMALL_BASIS),
+    'shared-r34-one': dict(type='mmrecur.ResNetShared', depth=34, bases=1, **SMALL_BASIS),
+    'shared-r18-bare': dict(
+        type='mmrecur.ResNetShared', depth=18, basis_norm=False, loss_ortho=None, **SMALL_BASIS
+    ),
+    'shared-r18-gn': dict(
+        type='mmrecur.ResNetShared', depth=18, norm_cfg=dict(type='GN', num_groups=2), **SMALL_BASIS
+    ),
+    'shared-r20': dict(type='mmrecur.ResNetShared', depth=20, shared_rank=8, base_channels=8),
+    'shared-r50': dict(type='mmrecur.ResNetShared', depth=50, base_channels=8),
+    'shared-r50-all': dict(type='mmrecur.ResNetShared', depth=50, share='all', base_channels=8),
+    'shared-r50-c4': dict(
+        type='mmrecur.ResNetShared', depth=50, share='double', base_channels=8, out_indices=(1, 2)
+    ),
+    'shared-r50-plain': dict(type='mmrecur.ResNetShared', depth=50, share=None, base_channels=8),
+    'shared-mobilenet': dict(type='mmrecur.MobileNetV2Shared', widen_factor=0.25, out_indices=(1, 4, 7)),
+    'shared-mobilenet-double': dict(
+        type='mmrecur.MobileNetV2Shared', share='double', act='prelu', widen_factor=0.25
+    ),
+    'shared-densenet': dict(
+        type='mmrecur.DenseNetShared', growth=4, stem_channels=8, shared_rank=4, out_indices=(0, 3)
+    ),
+    'shared-densenet-third': dict(
+        type='mmrecur.DenseNetShared', growth=4, stem_channels=8, shared_rank=4, last_basis='third'
+    ),
+    'shared-x50': dict(
+        type='mmrecur.ResNeXtShared', depth=50, base_channels=8, groups=4, base_width=4, shared_rank=8
+    ),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = [
@@ -163,6 +192,15 @@ DISTINCT = [
     'dpn',
     'rla-mobilenet',
     'rla-eca-mobilenet',
+    'shared-r18',
+    'shared-r18-gn',
+    'shared-r50-all',
+    'shared-mobilenet',
+    'shared-densenet',
+    'shared-x50',
 ]
 #: Batch norms of states and sums, by class: they have no convolution to be folded into.
-FOLLOW_NO_CONVOLUTION = {'RLAPreActResNet': r'hidden_norm|final_norm|layer\d\.\d+\.bn1(_hidden)?'}
+FOLLOW_NO_CONVOLUTION = {
+    'RLAPreActResNet': r'hidden_norm|final_norm|layer\d\.\d+\.bn1(_hidden)?',
+    'DenseNetShared': r'norm',
+}

@@ -5,6 +5,7 @@ from .attention import CBAM, ECA, SqueezeExcite
 from .checks import check_choice, check_flag, check_int
 from .dense import DenseBlock
 from .dual_path import DualPathBlock
+from .filter_basis import FactorizedConv2d, FilterBasis, SharedConv2d, orthogonality_penalty
 from .fuse import fold_norm
 from .inverted_residual import InvertedResidual
 from .preact_fold import fold_preactivation
@@ -21,10 +22,13 @@ __all__ = [
     'DeepStem',
     'DenseBlock',
     'DualPathBlock',
+    'FactorizedConv2d',
+    'FilterBasis',
     'InvertedResidual',
     'MultiWidthRLACell',
     'RLACell',
     'SeparableConv',
+    'SharedConv2d',
     'SqueezeExcite',
     'XceptionBlock',
     'check_choice',
@@ -34,4 +38,5 @@ __all__ = [
     'fold_norm',
     'fold_preactivation',
     'make_rla_cell',
+    'orthogonality_penalty',
 ]

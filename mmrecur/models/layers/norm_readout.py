@@ -27,18 +27,7 @@ def norm_readout(norm: nn.Module, readout: nn.Module, x: Tensor) -> tuple[Tensor
         brings nothing: outside training on a CPU in one precision, for other norms than plain batch
         norm with statistics, with hooks, under compilation and tracing. It has no second derivative.
     """
-    # the type check comes first: stand-ins of tracers are not to be asked further
-    if type(x) is not Tensor or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
-    if x.device.type != 'cpu' or torch.is_autocast_enabled('cpu') or torch.jit.is_tracing():
-        return None
-    if type(norm) is not nn.BatchNorm2d or type(readout) is not nn.Conv2d or norm.weight is None:
-        return None
-    if not x.dtype == norm.weight.dtype == readout.weight.dtype in (torch.float32, torch.float64):
-        return None
-    if not _is_pointwise(readout) or _has_hooks(norm) or _has_hooks(readout):
-        return None
-    if not norm.track_running_stats or x.numel() == x.size(1):
+    if not takes_own_backward(norm, readout, x):
         return None
     batch_statistics = norm.training or norm.running_mean is None
     momentum = norm.momentum
@@ -57,6 +46,32 @@ def norm_readout(norm: nn.Module, readout: nn.Module, x: Tensor) -> tuple[Tensor
         momentum,
         norm.eps,
     )
+
+
+def takes_own_backward(norm: nn.Module, conv: nn.Module, x: Tensor) -> bool:
+    """Whether a norm and a 1x1 convolution of its output may be differentiated by hand.
+
+    Args:
+        norm (nn.Module): Norm of x.
+        conv (nn.Module): Convolution of what it gives.
+        x (Tensor): Shape (N, C, H, W).
+
+    Returns:
+        bool: True for a plain batch norm with statistics and a 1x1 convolution without bias and hooks,
+        when gradients are recorded on a CPU in one precision, not compiled and not traced.
+    """
+    # the type check comes first: stand-ins of tracers are not to be asked further
+    if type(x) is not Tensor or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if x.device.type != 'cpu' or torch.is_autocast_enabled('cpu') or torch.jit.is_tracing():
+        return False
+    if type(norm) is not nn.BatchNorm2d or type(conv) is not nn.Conv2d or norm.weight is None:
+        return False
+    if not x.dtype == norm.weight.dtype == conv.weight.dtype in (torch.float32, torch.float64):
+        return False
+    if not _is_pointwise(conv) or _has_hooks(norm) or _has_hooks(conv):
+        return False
+    return norm.track_running_stats and x.numel() != x.size(1)
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:

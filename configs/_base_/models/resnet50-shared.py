@@ -1,0 +1,15 @@
+custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
+# The backbone's objective, which keeps its filter bases orthonormal, becomes part of the loss.
+custom_hooks = [dict(type='mmrecur.AuxiliaryLossHook')]
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='mmrecur.ResNetShared', depth=50, out_indices=(3,)),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=1000,
+        in_channels=2048,
+        loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+        topk=(1, 5),
+    ),
+)

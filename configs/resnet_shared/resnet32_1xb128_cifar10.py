@@ -1,0 +1,3 @@
+_base_ = './resnet32-s16u1-double_1xb128_cifar10.py'
+
+model = dict(backbone=dict(share=None))

@@ -1,0 +1,3 @@
+_base_ = './resnet34-s32u1_1xb128_cifar100.py'
+
+model = dict(backbone=dict(loss_ortho=None))

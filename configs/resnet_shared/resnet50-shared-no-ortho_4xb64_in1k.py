@@ -1,0 +1,3 @@
+_base_ = './resnet50-shared_4xb64_in1k.py'
+
+model = dict(backbone=dict(loss_ortho=None))

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/resnet50-shared.py',
+    'mmpretrain::_base_/datasets/imagenet_bs64.py',
+    '../_base_/schedules/imagenet_bs256_150e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]

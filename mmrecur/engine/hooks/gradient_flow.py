@@ -1,0 +1,96 @@
+"""Recording of the gradients that reach shared filter bases."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from mmrecur.analysis.gradient_flow import GradientRecord, shared_filters
+from mmrecur.models.layers.checks import check_int
+from mmrecur.registry import HOOKS
+
+
+@HOOKS.register_module()
+class GradientFlowHook(Hook):
+    """Record the largest and the mean absolute gradient of every shared filter basis.
+
+    As for Figure 3 of Kang and Kim, *Deeply Shared Filter Bases*: every ``interval`` iterations, a line in
+    ``gradient_flow.jsonl`` in the folder of the run's logs, drawn by
+    ``tools/analysis_tools/plot_gradient_flow.py``. The gradient of the whole loss is recorded, that of the
+    first process where there are several, without the scale of mixed precision.
+
+    Args:
+        interval (int): Iterations from one record to the next. Defaults to 10.
+
+    Example:
+        >>> custom_hooks = [dict(type='mmrecur.GradientFlowHook', interval=10)]  # in a config
+    """
+
+    def __init__(self, interval: int = 10) -> None:
+        check_int('interval', interval, 1)
+        self.interval = interval
+        self._gradients: dict[str, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        self._path: Path | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Begin to listen.
+
+        Args:
+            runner (Runner): The runner of the training.
+
+        Raises:
+            ValueError: If the model shares no filter bases.
+        """
+        model = runner.model
+        while is_model_wrapper(model):
+            model = model.module
+        self.after_train(runner)
+        filters = {name: weight for name, weight in shared_filters(model).items() if weight.requires_grad}
+        if runner.rank == 0:
+            self._path = Path(runner.log_dir) / 'gradient_flow.jsonl'
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._handles = [
+                weight.register_hook(partial(self._listen, runner, name)) for name, weight in filters.items()
+            ]
+
+    def _listen(self, runner: Runner, name: str, grad: Tensor) -> None:
+        if self.every_n_train_iters(runner, self.interval):
+            self._gradients[name] = grad
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Write down what the backward pass gave.
+
+        Args:
+            runner (Runner): The runner of the training.
+            batch_idx (int): Unused.
+            data_batch (Any): Unused. Defaults to None.
+            outputs (Any): Unused. Defaults to None.
+        """
+        if not self._gradients:
+            return
+        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        gradients = {name: grad / scale for name, grad in self._gradients.items()}
+        self._gradients = {}
+        with self._path.open('a') as file:
+            file.write(GradientRecord.of(gradients, runner.epoch, runner.iter).to_json() + '\n')
+
+    def after_train(self, runner: Runner) -> None:
+        """Stop listening.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []

@@ -1,0 +1,223 @@
+"""MobileNetV2-Shared: MobileNetV2 whose blocks share 1x1 convolutions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from mmrecur.registry import MODELS
+
+from ..layers.checks import check_choice
+from ..layers.fuse import fold_norm
+from ..layers.inverted_residual import InvertedResidual
+from ..layers.residual import NormLayer
+from .base import make_norm_layer
+from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share_convolutions
+
+#: What blocks share: 1x1 convolutions of each block but a stage's first.
+SHARES = {None: (), 'single': ('conv1',), 'double': ('conv1', 'conv3')}
+
+
+class SharingInvertedResidual(InvertedResidual):
+    """Inverted residual block without a recurrent state, as the authors of the shared bases have it.
+
+    It begins with a 1x1 convolution whatever its ratio.
+
+    Args:
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of the output.
+        stride (int): Stride of the depthwise convolution.
+        expansion (int): The hidden maps have ``expansion * in_channels`` channels.
+        act (str): ``'relu'``, or ``'prelu'`` with one slope for both activations. Defaults to 'relu'.
+        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        expansion: int,
+        act: str = 'relu',
+        norm_layer: NormLayer = nn.BatchNorm2d,
+    ) -> None:
+        hidden = in_channels * expansion
+        super().__init__(in_channels, hidden, out_channels, stride, norm_layer=norm_layer)
+        if self.conv1 is None:
+            self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
+            self.bn1 = norm_layer(hidden)
+        self.relu = nn.ReLU(inplace=True) if act == 'relu' else nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the block.
+
+        Args:
+            x (Tensor): Shape (N, in_channels, H, W).
+
+        Returns:
+            Tensor: Shape (N, out_channels, H / stride, W / stride).
+        """
+        return super().forward(x)[0]
+
+
+@MODELS.register_module()
+class MobileNetV2Shared(SharedBasisBackbone):
+    """MobileNetV2 whose blocks share 1x1 convolutions.
+
+    Kang and Kim, *Deeply Shared Filter Bases for Parameter-Efficient Convolutional Neural Networks*, NeurIPS
+    2021, https://arxiv.org/abs/2006.05066. In the stages 3 to 6 all blocks but the first share the
+    expansion (``share='single'``) or the expansion and the projection (``'double'``, marked with a double
+    dagger in the paper). As in the authors' network, stem and head have biases and ReLU6, blocks ReLU, and
+    the first stage has an expansion convolution too, of ratio 1.
+
+    Args:
+        share (str, optional): See above; None for a plain network. Defaults to 'single'.
+        act (str): Activation in the blocks: ``'relu'``, or ``'prelu'``, a ReLU with a learned slope for
+            each block. The authors' Shared++ has 17 parameters more than its convolutions and norms, as
+            many as blocks, which such slopes would be. Defaults to 'relu'.
+        widen_factor (float): Factor of all widths; the products are rounded to multiples of 8. Defaults
+            to 1.0.
+        loss_ortho (Mapping, optional): See :class:`ResNetShared`. Defaults to
+            ``dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0)``.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (Sequence[int]): Stages to return, from 0 to 6, and 7 for the last 1x1 convolution.
+            Defaults to (7,).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their bases.
+            Defaults to -1.
+        norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
+        norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
+        with_cp (bool): Recompute activations in the backward pass. Defaults to False.
+        init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong.
+
+    Example:
+        >>> import torch
+        >>> from mmrecur.models.backbones import MobileNetV2Shared
+        >>> model = MobileNetV2Shared(out_indices=(1, 2, 4, 6)).eval()
+        >>> [tuple(feature.shape) for feature in model(torch.rand(1, 3, 64, 64))]
+        [(1, 24, 16, 16), (1, 32, 8, 8), (1, 96, 4, 4), (1, 320, 2, 2)]
+    """
+
+    #: Expansion, channels, blocks, stride of each stage (Sandler et al., Table 2).
+    arch_settings = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
+    sharing_stages = (2, 3, 4, 5)
+
+    def __init__(
+        self,
+        share: str | None = 'single',
+        act: str = 'relu',
+        widen_factor: float = 1.0,
+        loss_ortho: Mapping | None = ORTHOGONALITY,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (7,),
+        frozen_stages: int = -1,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            len(self.arch_settings) + 1,
+            loss_ortho,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_cfg=norm_cfg,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
+        check_choice('share', share, SHARES)
+        check_choice('act', act, ['relu', 'prelu'])
+        if not isinstance(widen_factor, (int, float)) or not widen_factor > 0:
+            raise ValueError(f'widen_factor={widen_factor!r}, allowed: a positive number')
+        self.share = share
+        self.act = act
+        norm_layer = make_norm_layer(self.norm_cfg)
+        channels = _rounded(32 * widen_factor)
+        self.conv1 = nn.Conv2d(self.in_channels, channels, 3, stride=2, padding=1)
+        self.bn1 = norm_layer(channels)
+        self.relu6 = nn.ReLU6(inplace=True)
+
+        widths = [_rounded(width * widen_factor) for _, width, _, _ in self.arch_settings]
+        self.stages = []
+        for i, width in enumerate(widths[: self.num_stages]):
+            self.stages.append(f'layer{i + 1}')
+            self.add_module(self.stages[-1], self._make_stage(i, channels, width, norm_layer))
+            channels = width
+        self.has_head = self.num_stages > len(widths)
+        widths.append(max(1280, _rounded(1280 * widen_factor)))
+        if self.has_head:
+            self.conv2 = nn.Conv2d(channels, widths[-1], 1)
+            self.bn2 = norm_layer(widths[-1])
+        self.out_channels = tuple(widths[i] for i in self.out_indices)
+        strides = [stride for _, _, _, stride in self.arch_settings] + [1]
+        self.out_strides = tuple(2 * math.prod(strides[: i + 1]) for i in self.out_indices)
+        self._finish()
+
+    def _make_stage(
+        self, index: int, in_channels: int, out_channels: int, norm_layer: NormLayer
+    ) -> SharedStage:
+        expansion, _, num_blocks, stride = self.arch_settings[index]
+        blocks = [
+            SharingInvertedResidual(
+                in_channels if i == 0 else out_channels,
+                out_channels,
+                stride if i == 0 else 1,
+                expansion,
+                self.act,
+                norm_layer,
+            )
+            for i in range(num_blocks)
+        ]
+        names = SHARES[self.share] if index in self.sharing_stages else ()
+        return SharedStage(blocks, share_convolutions(blocks[1:], names), self.with_cp)
+
+    def stage_modules(self, stage: int) -> Iterable[nn.Module]:
+        """See :meth:`Backbone.stage_modules`."""
+        if stage in (0, len(self.arch_settings) + 1):
+            return [self.conv1, self.bn1] if stage == 0 else [self.conv2, self.bn2]
+        return [getattr(self, self.stages[stage - 1])]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the features.
+
+        Args:
+            x (Tensor): Images, shape (N, in_channels, H, W).
+
+        Returns:
+            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
+            (N, C_i, H / stride_i, W / stride_i), sizes rounded up.
+        """
+        x = self.relu6(self.bn1(self.conv1(x)))
+        outputs = []
+        for i, name in enumerate(self.stages):
+            x = getattr(self, name)(x)
+            if i in self.out_indices:
+                outputs.append(x)
+        if self.has_head:
+            outputs.append(self.relu6(self.bn2(self.conv2(x))))
+        return tuple(outputs)
+
+    def _deploy_rest(self) -> None:
+        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        if self.has_head:
+            self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
+
+
+def _rounded(channels: float, divisor: int = 8) -> int:
+    """The multiple of ``divisor`` next to a width, but not more than a tenth below it."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded

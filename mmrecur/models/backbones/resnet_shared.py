@@ -1,0 +1,300 @@
+"""ResNet-Shared: ResNets whose blocks share filter bases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from mmrecur.registry import MODELS
+
+from ..layers.checks import check_choice, check_flag, check_int
+from ..layers.filter_basis import FactorizedConv2d, FilterBasis
+from ..layers.fuse import fold_norm
+from ..layers.residual import Bottleneck, NormLayer
+from ..layers.residual_basic import BasicBlock, conv3x3
+from .base import make_norm_layer
+from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share_convolutions
+
+#: What bottlenecks share: convolutions of each block but a stage's first.
+SHARES = {None: (), 'single': ('conv2',), 'double': ('conv2', 'conv3'), 'all': ('conv1', 'conv2', 'conv3')}
+
+
+class ResidualBottleneck(Bottleneck):
+    """A bottleneck without a recurrent state: one map in, one out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the block.
+
+        Args:
+            x (Tensor): Shape (N, in_channels, H, W).
+
+        Returns:
+            Tensor: Shape (N, out_channels, H / stride, W / stride).
+        """
+        return super().forward(x)[0]
+
+
+@MODELS.register_module()
+class ResNetShared(SharedBasisBackbone):
+    """ResNet whose blocks share filter bases.
+
+    Kang and Kim, *Deeply Shared Filter Bases for Parameter-Efficient Convolutional Neural Networks*, NeurIPS
+    2021, https://arxiv.org/abs/2006.05066. The first block of each stage is a plain one. In the others
+
+    - basic blocks (depth 18, 34 and the CIFAR-10 depths) have factorised convolutions
+      (:class:`FactorizedConv2d`) over ``shared_rank * 2**i`` filters that the blocks of stage i share and
+      ``unique_rank * 2**i`` of their own: ResNet34-S48U1 has 48 and 1;
+    - bottlenecks (depth 50, 101, 152) share whole convolutions: the 3x3 (``share='single'``), also the
+      last 1x1 (``'double'``) or all three (``'all'``). Norms are never shared.
+
+    Parameters are named as in torchvision's ResNet; bases are ``layer1.basis.conv2.weight`` and the like,
+    in a basic block ``layer1.1.conv1.unique``, ``.norm`` and ``.coefficients``. Without sharing
+    (``share=None``) it is the plain ResNet.
+
+    Args:
+        depth (int): 18, 34, 50, 101, 152, or a CIFAR-10 network of three stages of 16, 32, 64 channels
+            with parameter-free shortcuts: 20, 32, 44, 56, 110.
+        shared_rank (int, optional): Shared filters of a basic block's basis in the first stage; 0 for a
+            plain network. Defaults to None, what the paper has: 48; 32 for depth 18 and 34 with the
+            CIFAR stem, 16 for the CIFAR-10 networks.
+        unique_rank (int, optional): Filters of its own of each basic block's convolution in the first
+            stage. Defaults to None, the paper's 1.
+        bases (int, optional): 1 for one basis a stage, 2 for one of the blocks' first and one of their
+            second convolutions (marked with a double dagger in the paper). Defaults to None, what the
+            paper has: 1 for depth 18 and 34 with the CIFAR stem, else 2.
+        share (str, optional): What bottlenecks share, see above; ``'single'`` for basic blocks. None for
+            a plain network. Defaults to 'single'.
+        stem (str): ``'imagenet'``, a 7x7 convolution and pooling, both of stride 2, or ``'cifar'``, a 3x3
+            convolution of stride 1. Defaults to None, 'cifar' for the CIFAR-10 depths, else 'imagenet'.
+        basis_norm (bool): Batch norms between basis and coefficients. Defaults to True.
+        loss_ortho (Mapping, optional): Objective that keeps the bases orthonormal; it needs
+            ``custom_hooks=[dict(type='mmrecur.AuxiliaryLossHook')]``. None for none. Defaults to
+            ``dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0)``.
+        base_channels (int, optional): Channels of the stem; stage i has ``base_channels * 2**i``, four
+            times as many with bottlenecks. Defaults to None, 16 for the CIFAR-10 depths, else 64.
+        strides (Sequence[int], optional): Stride of each stage's first block. Defaults to None, 1 for the
+            first stage and 2 for the others.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (Sequence[int], optional): Stages to return. Stages behind the last are not built.
+            Defaults to None, all.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their bases.
+            Defaults to -1.
+        norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
+        norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
+        with_cp (bool): Recompute activations in the backward pass. Defaults to False.
+        init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. They leave the bases
+            alone, which start orthonormal. Defaults to None.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
+            allowed.
+
+    Example:
+        >>> import torch
+        >>> from mmrecur.models.backbones import ResNetShared
+        >>> model = ResNetShared(34, shared_rank=48, unique_rank=1, bases=2).eval()
+        >>> for feature in model(torch.rand(1, 3, 64, 64)):
+        ...     print(tuple(feature.shape))
+        (1, 64, 16, 16)
+        (1, 128, 8, 8)
+        (1, 256, 4, 4)
+        (1, 512, 2, 2)
+    """
+
+    #: Blocks in each stage.
+    arch_settings = {
+        18: (2, 2, 2, 2),
+        34: (3, 4, 6, 3),
+        50: (3, 4, 6, 3),
+        101: (3, 4, 23, 3),
+        152: (3, 8, 36, 3),
+        20: (3, 3, 3),
+        32: (5, 5, 5),
+        44: (7, 7, 7),
+        56: (9, 9, 9),
+        110: (18, 18, 18),
+    }
+
+    def __init__(
+        self,
+        depth: int,
+        shared_rank: int | None = None,
+        unique_rank: int | None = None,
+        bases: int | None = None,
+        share: str | None = 'single',
+        stem: str | None = None,
+        basis_norm: bool = True,
+        loss_ortho: Mapping | None = ORTHOGONALITY,
+        base_channels: int | None = None,
+        strides: Sequence[int] | None = None,
+        in_channels: int = 3,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        check_choice('depth', depth, self.arch_settings)
+        num_stages = len(self.arch_settings[depth])
+        super().__init__(
+            num_stages,
+            loss_ortho,
+            in_channels=in_channels,
+            out_indices=range(num_stages) if out_indices is None else out_indices,
+            frozen_stages=frozen_stages,
+            norm_cfg=norm_cfg,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
+        self.depth = depth
+        self.is_basic = depth in (18, 34) or num_stages == 3
+        self.expansion = 1 if self.is_basic else 4
+        self._choose_stem(stem, base_channels)
+        self._choose_sharing(share, shared_rank, unique_rank, bases)
+        check_flag(basis_norm=basis_norm)
+        self.basis_norm = basis_norm
+        strides = self._checked_strides(strides, num_stages)
+
+        norm_layer = make_norm_layer(self.norm_cfg)
+        width = self.base_channels
+        self._build_stem(width, norm_layer)
+        self.stages = [f'layer{i + 1}' for i in range(self.num_stages)]
+        channels = width
+        for i, name in enumerate(self.stages):
+            out_channels = width * 2**i * self.expansion
+            make = self._make_basic if self.is_basic else self._make_bottleneck
+            self.add_module(name, make(i, channels, out_channels, strides[i], norm_layer))
+            channels = out_channels
+        self.out_channels = tuple(width * 2**i * self.expansion for i in self.out_indices)
+        first = 4 if self.stem_kind == 'imagenet' else 1
+        self.out_strides = tuple(first * math.prod(strides[: i + 1]) for i in self.out_indices)
+        self._finish()
+
+    def _choose_stem(self, stem: str | None, base_channels: int | None) -> None:
+        is_small = len(self.arch_settings[self.depth]) == 3
+        stem = stem or ('cifar' if is_small else 'imagenet')
+        check_choice('stem', stem, ['imagenet', 'cifar'])
+        self.stem_kind = stem
+        self.base_channels = (16 if is_small else 64) if base_channels is None else base_channels
+        check_int('base_channels', self.base_channels, 1)
+
+    def _choose_sharing(
+        self, share: str | None, shared_rank: int | None, unique_rank: int | None, bases: int | None
+    ) -> None:
+        """Check what is shared and fill in the paper's choice."""
+        check_choice('share', share, SHARES)
+        given = dict(shared_rank=shared_rank, unique_rank=unique_rank, bases=bases)
+        if not self.is_basic:
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(
+                        f'{name}={value!r} with depth={self.depth}, allowed: None; bottlenecks share whole '
+                        'convolutions, see share'
+                    )
+            self.share = share
+            return
+        if share not in (None, 'single'):
+            raise ValueError(f"share={share!r} with depth={self.depth}, allowed: 'single', None")
+        is_cifar100 = self.stem_kind == 'cifar' and self.depth in (18, 34)
+        default = 32 if is_cifar100 else 16 if self.stem_kind == 'cifar' else 48
+        self.shared_rank = default if shared_rank is None else shared_rank
+        self.unique_rank = 1 if unique_rank is None else unique_rank
+        self.bases = (1 if is_cifar100 else 2) if bases is None else bases
+        check_int('shared_rank', self.shared_rank, 0)
+        check_int('unique_rank', self.unique_rank, 0)
+        check_choice('bases', self.bases, [1, 2])
+        self.share = share if self.shared_rank else None
+
+    @staticmethod
+    def _checked_strides(strides: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
+        if strides is None:
+            return (1,) + (2,) * (num_stages - 1)
+        ok = isinstance(strides, Sequence) and len(strides) == num_stages
+        if not ok or not all(type(stride) is int and stride in (1, 2) for stride in strides):
+            raise ValueError(f'strides={strides!r}, allowed: {num_stages} integers of 1 or 2')
+        return tuple(strides)
+
+    def _build_stem(self, channels: int, norm_layer: NormLayer) -> None:
+        if self.stem_kind == 'imagenet':
+            self.conv1 = nn.Conv2d(self.in_channels, channels, 7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(self.in_channels, channels, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = norm_layer(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def _make_basic(
+        self, index: int, in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer
+    ) -> SharedStage:
+        num_blocks = self.arch_settings[self.depth][index]
+        names = [] if not self.share or num_blocks == 1 else ['conv1', 'conv2'][: self.bases]
+        if len(names) == 1:
+            names = ['conv']  # of both convolutions
+        bases = {name: FilterBasis(self.shared_rank * 2**index, out_channels) for name in names}
+        by_place = [*bases.values()] * (2 // len(bases)) if bases else []
+
+        def factorized(place: int, cin: int, cout: int, _: int) -> nn.Module:
+            return FactorizedConv2d(
+                by_place[place - 1],
+                cout,
+                self.unique_rank * 2**index,
+                norm_layer=norm_layer if self.basis_norm else None,
+            )
+
+        block = partial(BasicBlock, padded_shortcut=self.has_three_stages, norm_layer=norm_layer)
+        blocks = [block(in_channels, out_channels, stride)]
+        for _ in range(1, num_blocks):
+            blocks.append(block(out_channels, out_channels, conv_layer=factorized if bases else conv3x3))
+        return SharedStage(blocks, bases, self.with_cp)
+
+    @property
+    def has_three_stages(self) -> bool:
+        """bool: Whether it is one of the CIFAR-10 networks, with parameter-free shortcuts."""
+        return len(self.arch_settings[self.depth]) == 3
+
+    def _make_bottleneck(
+        self, index: int, in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer
+    ) -> SharedStage:
+        num_blocks, inner = self.arch_settings[self.depth][index], out_channels // self.expansion
+        blocks = [
+            ResidualBottleneck(
+                in_channels if i == 0 else out_channels,
+                inner,
+                out_channels,
+                stride=stride if i == 0 else 1,
+                norm_layer=norm_layer,
+            )
+            for i in range(num_blocks)
+        ]
+        return SharedStage(blocks, share_convolutions(blocks[1:], SHARES[self.share]), self.with_cp)
+
+    def stage_modules(self, stage: int) -> Iterable[nn.Module]:
+        """See :meth:`Backbone.stage_modules`."""
+        return [self.conv1, self.bn1] if stage == 0 else [getattr(self, self.stages[stage - 1])]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the features.
+
+        Args:
+            x (Tensor): Images, shape (N, in_channels, H, W).
+
+        Returns:
+            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
+            (N, C_i, H / stride_i, W / stride_i), sizes rounded up.
+        """
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        outputs = []
+        for i, name in enumerate(self.stages):
+            x = getattr(self, name)(x)
+            if i in self.out_indices:
+                outputs.append(x)
+        return tuple(outputs)
+
+    def _deploy_rest(self) -> None:
+        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)

@@ -1,0 +1,171 @@
+"""ResNeXt-Shared: ResNeXts whose grouped convolutions share filter bases."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmrecur.registry import MODELS
+
+from ..layers.checks import check_choice, check_int
+from ..layers.filter_basis import FilterBasis, SharedConv2d
+from ..layers.fuse import is_foldable, norm_affine
+from ..layers.residual import NormLayer
+from .resnet_shared import ResidualBottleneck, ResNetShared
+from .shared_basis import SharedStage
+
+
+class GroupedBasisConv2d(nn.Module):
+    """The maps of a grouped basis: a convolution's own filters, then the shared ones.
+
+    The two have different groups, so they are two convolutions.
+
+    Args:
+        shared (FilterBasis): Shared filters; the module does not own them.
+        unique (FilterBasis): Its own.
+    """
+
+    def __init__(self, shared: FilterBasis, unique: FilterBasis) -> None:
+        super().__init__()
+        self.unique = unique
+        self.parts = nn.ModuleList([SharedConv2d(unique), SharedConv2d(shared)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x (Tensor): Shape (N, C, H, W).
+
+        Returns:
+            Tensor: Shape (N, U + S, H, W).
+        """
+        return torch.cat([part(x) for part in self.parts], 1)
+
+    def fold(self, norm: nn.Module) -> nn.Module:
+        """Turn into the inference form, with the norm that follows folded where it can be.
+
+        Args:
+            norm (nn.Module): The norm.
+
+        Returns:
+            nn.Module: What is left of the norm.
+        """
+        self.parts = nn.ModuleList(part.deployed() for part in self.parts)
+        del self.unique
+        if not is_foldable(norm):
+            return norm
+        sizes = [part.out_channels for part in self.parts]
+        for part, scale, shift in zip(self.parts, *(values.split(sizes) for values in norm_affine(norm))):
+            part.weight.mul_(scale.view(-1, 1, 1, 1))
+            part.bias = nn.Parameter(shift.clone())
+        return nn.Identity()
+
+
+class SharedResNeXtBlock(ResidualBottleneck):
+    """ResNeXt bottleneck whose 3x3 convolution is a basis and whose last 1x1 holds the coefficients.
+
+    Norm and ReLU stand between the two as in the plain block, so they are not one dense convolution in
+    evaluation.
+
+    Args:
+        channels (int): Channels of input and output.
+        inner_channels (int): Channels of what the basis is applied to.
+        shared (FilterBasis): Shared filters.
+        unique (FilterBasis): The block's own.
+        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        inner_channels: int,
+        shared: FilterBasis,
+        unique: FilterBasis,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__(channels, inner_channels, channels, norm_layer=norm_layer)
+        rank = len(shared.weight) + len(unique.weight)
+        self.conv2 = GroupedBasisConv2d(shared, unique)
+        self.bn2 = norm_layer(rank)
+        self.conv3 = nn.Conv2d(rank, channels, 1, bias=False)
+
+    def switch_to_deploy(self) -> None:
+        """Fold the norms into the convolutions; outputs in evaluation stay the same."""
+        self.bn2 = self.conv2.fold(self.bn2)
+        super().switch_to_deploy()
+
+
+@MODELS.register_module()
+class ResNeXtShared(ResNetShared):
+    """ResNeXt whose grouped convolutions share filter bases.
+
+    Kang and Kim, *Deeply Shared Filter Bases for Parameter-Efficient Convolutional Neural Networks*, NeurIPS
+    2021, https://arxiv.org/abs/2006.05066, Table 2: ResNeXt50-S64U4, 32x4d, in its CIFAR form. In the
+    blocks of stage i but the first, ``shared_rank * 2**i`` shared filters and ``unique_rank * 2**i`` of the
+    block's own take the place of the 3x3 convolution; the last 1x1 holds the coefficients. A group has as
+    many shared filters as filters in the plain network, or ``unique_rank`` unique ones: that gives the
+    parameters and multiply-adds that the paper reports.
+
+    Args:
+        depth (int): 50, 101 or 152. Defaults to 50.
+        shared_rank (int): Shared filters in the first stage, a multiple of ``base_width``; 0 for a plain
+            network. Defaults to 64.
+        unique_rank (int): Filters of its own of each block in the first stage, at least one. Defaults
+            to 4.
+        groups (int): Groups of the plain block's 3x3 convolution. Defaults to 32.
+        base_width (int): Channels of a group in the first stage. Defaults to 4.
+        stem (str): See :class:`ResNetShared`. Defaults to 'cifar'.
+        **kwargs: ``loss_ortho`` and the rest of :class:`ResNetShared`.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong.
+
+    Example:
+        >>> import torch
+        >>> from mmrecur.models.backbones import ResNeXtShared
+        >>> model = ResNeXtShared(50, shared_rank=64, unique_rank=4, out_indices=(3,)).eval()
+        >>> [tuple(feature.shape) for feature in model(torch.rand(1, 3, 32, 32))]
+        [(1, 2048, 4, 4)]
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        shared_rank: int = 64,
+        unique_rank: int = 4,
+        groups: int = 32,
+        base_width: int = 4,
+        stem: str = 'cifar',
+        **kwargs: object,
+    ) -> None:
+        check_choice('depth', depth, [50, 101, 152])
+        check_int('shared_rank', shared_rank, 0)
+        check_int('unique_rank', unique_rank, 1)
+        check_int('groups', groups, 1)
+        check_int('base_width', base_width, 1)
+        if shared_rank % base_width:
+            raise ValueError(f'shared_rank={shared_rank!r}, allowed: a multiple of base_width={base_width}')
+        self._grouping = (shared_rank, unique_rank, groups, base_width)
+        super().__init__(depth, share='single' if shared_rank else None, stem=stem, **kwargs)
+
+    def _make_bottleneck(
+        self, index: int, in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer
+    ) -> SharedStage:
+        shared_rank, unique_rank, groups, base_width = self._grouping
+        scale, inner = 2**index, groups * base_width * 2**index
+        bases = {}
+        if shared_rank:
+            bases['conv2'] = FilterBasis(shared_rank * scale, inner, groups=shared_rank // base_width)
+        blocks: list[nn.Module] = []
+        for i in range(self.arch_settings[self.depth][index]):
+            if i == 0 or not bases:
+                cin, block_stride = (in_channels, stride) if i == 0 else (out_channels, 1)
+                blocks.append(
+                    ResidualBottleneck(
+                        cin, inner, out_channels, block_stride, groups=groups, norm_layer=norm_layer
+                    )
+                )
+                continue
+            unique = FilterBasis(unique_rank * scale, inner, groups=scale)
+            blocks.append(SharedResNeXtBlock(out_channels, inner, bases['conv2'], unique, norm_layer))
+        return SharedStage(blocks, bases, self.with_cp)

@@ -1,0 +1,219 @@
+"""What backbones with shared filter bases have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from mmrecur.registry import MODELS
+
+from ..layers.activation_checkpoint import run_step
+from ..layers.checks import check_choice
+from ..layers.filter_basis import (
+    DEPLOY_FORMS,
+    FactorizedConv2d,
+    FilterBasis,
+    SharedConv2d,
+    orthogonal_init,
+)
+from ..losses import BasisGroup, CollectionWatch
+from .base import Backbone
+
+#: The paper's objective for the bases.
+ORTHOGONALITY: Mapping = MappingProxyType(dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0))
+
+
+class SharedStage(nn.Module):
+    """A stage: blocks, named ``0``, ``1``, ..., and under ``basis`` the filters they share.
+
+    A basis is named after the convolutions of the blocks that it serves: ``basis.conv2.weight``.
+
+    Args:
+        blocks (Sequence[nn.Module]): The blocks, which run one after the other.
+        bases (Mapping[str, FilterBasis]): The shared filters that the stage owns. Those with filters of
+            one shape start orthonormal to each other.
+        with_cp (bool): Recompute each block in the backward pass. Defaults to False.
+    """
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], bases: Mapping[str, FilterBasis], with_cp: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_blocks = len(blocks)
+        for i, block in enumerate(blocks):
+            self.add_module(str(i), block)
+        self.basis = nn.ModuleDict(bases) if bases else None
+        self.with_cp = with_cp
+        for group in by_length([*bases.values()]):
+            orthogonal_init(group)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """list[nn.Module]: The blocks in order."""
+        return [getattr(self, str(i)) for i in range(self.num_blocks)]
+
+    def factorized(self) -> Iterable[tuple[str, FactorizedConv2d]]:
+        """Factorised convolutions of the blocks, with their names in the stage."""
+        for name, module in self.named_modules():
+            if isinstance(module, FactorizedConv2d):
+                yield name, module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the stage.
+
+        Args:
+            x (Tensor): Shape (N, C_in, H, W).
+
+        Returns:
+            Tensor: The last block's output.
+        """
+        for block in self.blocks:
+            x = run_step(block, self.with_cp, block, x)
+        return x
+
+    def switch_to_deploy(self, form: str) -> None:
+        """Give the blocks filters of their own, folded.
+
+        Args:
+            form (str): Of factorised convolutions, see :meth:`FactorizedConv2d.deployed`.
+        """
+        for block in self.blocks:
+            for name, child in list(block.named_children()):
+                if isinstance(child, (SharedConv2d, FactorizedConv2d)):
+                    setattr(block, name, child.deployed(form))
+            block.switch_to_deploy()
+
+
+def share_convolutions(
+    blocks: Sequence[nn.Module], names: Iterable[str]
+) -> dict[str, FilterBasis]:
+    """Make blocks of one shape share convolutions.
+
+    Args:
+        blocks (Sequence[nn.Module]): The blocks; their convolutions are replaced.
+        names (Iterable[str]): Which, such as ``'conv2'``; all of stride 1.
+
+    Returns:
+        dict[str, FilterBasis]: The shared filters by name, for the blocks' stage to own.
+    """
+    bases = {}
+    for name in names if blocks else ():
+        filters, channels, size, _ = getattr(blocks[0], name).weight.shape
+        bases[name] = FilterBasis(filters, channels, size)
+        for block in blocks:
+            setattr(block, name, SharedConv2d(bases[name]))
+    return bases
+
+
+def by_length(bases: Sequence[FilterBasis]) -> list[list[FilterBasis]]:
+    """Put bases together whose filters have equally many entries and so can be compared."""
+    groups: dict[int, list[FilterBasis]] = {}
+    for basis in bases:
+        groups.setdefault(basis.matrix.size(1), []).append(basis)
+    return list(groups.values())
+
+
+class SharedBasisBackbone(Backbone):
+    """Base of the backbones whose blocks share filter bases.
+
+    A subclass calls :meth:`_finish` when all its stages are built.
+
+    Args:
+        num_stages (int): Stages after the stem that the architecture has.
+        loss_ortho (Mapping, optional): Objective that keeps the bases orthonormal, a loss that takes
+            :class:`BasisGroup` s; it needs :class:`AuxiliaryLossHook`. None for none. Defaults to
+            ``dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0)``.
+        **kwargs: See :class:`Backbone`.
+    """
+
+    #: Hooks that a runner needs to train the backbone as intended.
+    required_hooks: tuple[dict, ...] = (dict(type='mmrecur.AuxiliaryLossHook'),)
+    #: Rules for the optimizer; the bases decay like other weights.
+    paramwise_cfg: dict = {}
+
+    stages: list[str]
+
+    def __init__(
+        self, num_stages: int, loss_ortho: Mapping | None = ORTHOGONALITY, **kwargs: object
+    ) -> None:
+        super().__init__(num_stages, **kwargs)
+        if loss_ortho is not None and not (isinstance(loss_ortho, Mapping) and 'type' in loss_ortho):
+            raise TypeError(
+                f'loss_ortho={loss_ortho!r}, allowed: None, or a dict with a type, e.g. {dict(ORTHOGONALITY)}'
+            )
+        self.loss_ortho = None if loss_ortho is None else MODELS.build(dict(loss_ortho))
+        self._form = 'auto'
+
+    def _finish(self) -> None:
+        """Freeze what is to be frozen; drop an objective that has nothing to act on."""
+        self._freeze()
+        if not self.basis_groups() or (self.loss_ortho and not self.loss_ortho.loss_weight):
+            self.loss_ortho = None
+        if self.loss_ortho is not None:
+            self._watch = CollectionWatch('the orthogonality of its filter bases')
+            self.register_forward_pre_hook(self._watch)
+
+    def shared_stages(self) -> list[SharedStage]:
+        """list[SharedStage]: The stages that own bases."""
+        stages = [getattr(self, name) for name in self.stages]
+        return [stage for stage in stages if isinstance(stage, SharedStage) and stage.basis is not None]
+
+    def basis_groups(self) -> list[BasisGroup]:
+        """Filters that should be orthonormal to each other: for each stage those of one shape.
+
+        Returns:
+            list[BasisGroup]: The groups, as views of the weights.
+        """
+        groups = []
+        for stage in self.shared_stages():
+            for bases in by_length([*stage.basis.values()]):
+                convs = [conv for _, conv in stage.factorized() if conv.basis in bases]
+                unique = [conv.unique.matrix for conv in convs if conv.unique is not None]
+                groups.append(BasisGroup([basis.matrix for basis in bases], unique))
+        return groups
+
+    def auxiliary_losses(self) -> dict[str, Tensor]:
+        """The backbone's own objective.
+
+        Returns:
+            dict[str, Tensor]: ``loss_ortho``, a scalar; empty without shared bases or without weight.
+        """
+        if self.loss_ortho is None:
+            return {}
+        self._watch.collected()
+        return dict(loss_ortho=self.loss_ortho(self.basis_groups()))
+
+    def switch_to_deploy(
+        self, memory_format: torch.memory_format | None = None, form: str = 'auto'
+    ) -> None:
+        """Rewrite the model in place into its fastest exact form for inference.
+
+        Args:
+            memory_format (torch.memory_format, optional): See :meth:`Backbone.switch_to_deploy`.
+            form (str): What a factorised convolution becomes: ``'dense'``, one convolution;
+                ``'factorized'``, basis and coefficients; ``'auto'``, the second where it clearly needs
+                fewer multiply-adds. Defaults to 'auto'.
+
+        Raises:
+            ValueError: If ``form`` is another one.
+        """
+        check_choice('form', form, DEPLOY_FORMS)
+        self._form = form
+        super().switch_to_deploy(memory_format)
+
+    def _switch_to_deploy(self) -> None:
+        self._deploy_rest()
+        for name in self.stages:
+            stage = getattr(self, name)
+            if isinstance(stage, SharedStage):
+                stage.switch_to_deploy(self._form)
+        for stage in self.shared_stages():
+            stage.basis = None
+        self.loss_ortho = None
+
+    def _deploy_rest(self) -> None:
+        """Fold the norms outside the stages."""
+        raise NotImplementedError

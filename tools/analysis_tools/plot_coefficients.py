@@ -1,0 +1,126 @@
+"""Compare the coefficients and bases of networks with shared filter bases.
+
+CONFIG is a config or a module, as in "mmrecur.ResNetShared(depth=34)"; CHECKPOINT its weights, or
+TITLE=CHECKPOINT; several are drawn beside each other. --similarity draws the absolute cosine similarities
+of all coefficients of a stage (Figure 4 of the filter basis paper), --spectrum the eigenvalues of the bases'
+Gram matrices, which are 1 where a basis is orthonormal. Without a checkpoint the network is as built.
+
+    C=configs/resnet_shared/resnet34-s32u1_1xb128_cifar100.py
+    python tools/analysis_tools/plot_coefficients.py $C without=A.pth with=B.pth --stage layer2 \\
+        --similarity similarity.png --spectrum spectrum.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import DictAction
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mmrecur.analysis.coefficients import coefficients, cosine_similarity, gram_spectra, mean_similarity
+from mmrecur.analysis.plots import plot_similarity, plot_spectra, save_figure
+from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.apis.specs import build_model, read_model
+from mmrecur.checkpoint import TransferError
+from mmrecur.checkpoint.convert import unwrap
+from mmrecur.checkpoint.io import load_checkpoint
+
+SUFFIXES = ('.png', '.pdf', '.svg')
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config or module, see above')
+    parser.add_argument('checkpoints', nargs='*', metavar='CHECKPOINT', help='weights, or TITLE=weights')
+    parser.add_argument('--stage', default='layer2', help='stage whose coefficients are drawn')
+    parser.add_argument('--similarity', help='write the similarities to this file: png, pdf or svg')
+    parser.add_argument('--spectrum', help='write the eigenvalues to this file: png, pdf or svg')
+    parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+    )
+    args = parser.parse_args(argv)
+    for option in ('similarity', 'spectrum'):
+        path = getattr(args, option)
+        if path and Path(path).suffix not in SUFFIXES:
+            parser.error(f'argument --{option}: {path!r} given; allowed: {", ".join(SUFFIXES)}')
+    return args
+
+
+def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
+    """The network with each of the checkpoints, by title."""
+    models = {}
+    for item in args.checkpoints or ['as built=']:
+        title, _, path = item.rpartition('=')
+        model = build_model(*read_model(args.config, args.cfg_options))
+        if path:
+            try:
+                model.load_state_dict(unwrap(load_checkpoint(path)))
+            except (RuntimeError, TransferError) as error:
+                raise ToolError(f'{args.config} with {path}: {error}') from error
+        models[title or Path(path).stem] = model
+    return models
+
+
+def measure(models: dict[str, nn.Module]) -> dict[str, Any]:
+    """Mean similarity of the coefficients of each stage, range of each group's eigenvalues."""
+    result = {}
+    for title, model in models.items():
+        stages = {
+            name: mean_similarity(cosine_similarity(torch.cat([*rows.values()])))
+            for name, rows in coefficients(model).items()
+        }
+        spectra = [(values[-1].item(), values[0].item()) for values in gram_spectra(model)]
+        result[title] = dict(mean_similarity=stages, eigenvalues=spectra)
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    # The libraries log to stdout, which is for the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            models = load_models(args)
+            result = measure(models)
+            if args.similarity:
+                rows = {title: coefficients(model) for title, model in models.items()}
+                known = list(next(iter(rows.values())))
+                if args.stage not in known:
+                    raise ToolError(f'--stage {args.stage!r}, allowed: {", ".join(known)}')
+                matrices = {
+                    title: cosine_similarity(torch.cat([*stages[args.stage].values()])).numpy()
+                    for title, stages in rows.items()
+                }
+                save_figure(plot_similarity(matrices, args.stage), args.similarity)
+            if args.spectrum:
+                spectra = {t: [v.numpy() for v in gram_spectra(model)] for t, model in models.items()}
+                save_figure(plot_spectra(spectra), args.spectrum)
+        except ValueError as error:
+            raise ToolError(str(error)) from error
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return
+    table = Table('network', 'stage', 'mean |cos|', 'eigenvalues from', 'to', box=box.SIMPLE_HEAD)
+    for title, values in result.items():
+        stages = values['mean_similarity'].items()
+        for (stage, mean), (low, high) in zip(stages, values['eigenvalues']):
+            table.add_row(title, stage, f'{mean:.4f}', f'{low:.3g}', f'{high:.3g}')
+    Console(markup=False).print(table)
+
+
+if __name__ == '__main__':
+    with clean_errors():
+        main()
