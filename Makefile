@@ -13,6 +13,9 @@ TESTS      ?=
 ARGS       ?=
 
 PY := $(VENV)/bin/python
+# As many processes as cores, up to four, of one thread each: two threads in one would wait for each other.
+JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -lt 4 ] && echo $$n || echo 4)
+PYTEST  = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist worksteal --durations=5
 
 .DEFAULT_GOAL := help
 .PHONY: help env train test test-slow lint build clean clean-env
@@ -20,7 +23,7 @@ PY := $(VENV)/bin/python
 help:
 	@echo 'make train      train CONFIG; the default draws a small data set of shapes, trains a'
 	@echo '                Faster R-CNN on it and shows its detections (minutes on two cores)'
-	@echo 'make test       run the tests                       make test TESTS=tests/models ARGS=-x'
+	@echo 'make test       run the tests, in JOBS=$(JOBS) processes   make test TESTS=tests/models ARGS=-x'
 	@echo 'make test-slow  run the tests that take minutes'
 	@echo 'make lint       check the style (ruff)'
 	@echo 'make build      wheel and source distribution, in dist/'
@@ -52,10 +55,10 @@ endif
 	@$(PY) tools/train.py $(CONFIG) $(ARGS)
 
 test: env
-	@$(PY) -m pytest -q --durations=5 $(TESTS) $(ARGS)
+	@$(PYTEST) $(TESTS) $(ARGS)
 
 test-slow: env
-	@$(PY) -m pytest -q --durations=5 -m slow $(TESTS) $(ARGS)
+	@$(PYTEST) -m slow $(TESTS) $(ARGS)
 
 lint: env
 	@$(PY) -m ruff check $(ARGS) .
