@@ -193,7 +193,7 @@ def _freeze_what_is_trained(swap: Swap, args: dict[str, Any], fixed: Mapping[str
             args['frozen_stages'] = 0
             swap.changes.append(('backbone.frozen_stages', frozen, 0))
             swap.notes.append(
-                'frozen_stages: only the stem stays frozen, since what is new in a stage has to learn, such '
+                'frozen_stages: only the stem stays frozen, since what is new in a stage has to learn'
                 'as reading its recurrent state'
             )
         return

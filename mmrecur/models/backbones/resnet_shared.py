@@ -117,6 +117,12 @@ class ResNetShared(SharedBasisBackbone):
         56: (9, 9, 9),
         110: (18, 18, 18),
     }
+    architectures = {
+        'resnet-shared': {},
+        **{f'resnet{depth}-shared': dict(depth=depth) for depth in (18, 34, 50, 101, 152)},
+        **{f'resnet{depth}-shared++': dict(depth=depth, share='double') for depth in (50, 101, 152)},
+        **{f'resnet{depth}-shared-all': dict(depth=depth, share='all') for depth in (50, 101, 152)},
+    }
 
     def __init__(
         self,

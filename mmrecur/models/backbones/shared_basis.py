@@ -131,8 +131,6 @@ class SharedBasisBackbone(Backbone):
 
     #: Hooks that a runner needs to train the backbone as intended.
     required_hooks: tuple[dict, ...] = (dict(type='mmrecur.AuxiliaryLossHook'),)
-    #: Rules for the optimizer; the bases decay like other weights.
-    paramwise_cfg: dict = {}
 
     stages: list[str]
 
