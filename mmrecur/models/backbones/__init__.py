@@ -2,5 +2,10 @@
 
 from .base import Backbone
 from .rla_resnet import RLAResNet
+from .swrn import SWRN
 
-__all__ = ['Backbone', 'RLAResNet']
+__all__ = [
+    'SWRN',
+    'Backbone',
+    'RLAResNet',
+]

@@ -6,16 +6,24 @@ from .checks import check_choice, check_flag, check_int
 from .fuse import fold_norm
 from .residual import Bottleneck, DeepStem
 from .rla import RLACell
+from .soft_sharing import materialise_convs, share_convs, template_banks
+from .template_bank import SharedConv, TemplateBank, layer_similarity
 
 __all__ = [
     'ECA',
     'Bottleneck',
     'DeepStem',
     'RLACell',
+    'SharedConv',
     'SqueezeExcite',
+    'TemplateBank',
     'check_choice',
     'check_flag',
     'check_int',
     'checkpoint_step',
     'fold_norm',
+    'layer_similarity',
+    'materialise_convs',
+    'share_convs',
+    'template_banks',
 ]
