@@ -1,5 +1,6 @@
 """State dict to state dict: pure functions that report what became of every tensor."""
 
+from . import graft_swrn  # noqa: F401  (registers a rule)
 from .convert import convert
 from .graft import graft, register_graft
 from .initialize import GraftInit

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..models.layers.checks import check_choice
 from .layouts import why_absent
 from .report import Report, Transfer, TransferError
+from .soft_sharing import convert_soft_sharing
 
 
 def convert(
@@ -24,6 +25,7 @@ def convert(
         source (str): Whose layout it is: ``'rlanet'``, the code of *Recurrence along Depth*
             (classification networks with ``fc``, and the backbone of its MMDetection 1.x detectors,
             with or without the prefix ``backbone.``).
+            ``'soft_sharing'``, the code of *Learning Implicitly Recurrent CNNs*.
         model (nn.Module): A backbone of this package, or a model with one as ``backbone``, such as an
             mmpretrain classifier (whose ``head.fc`` is filled too) or an mmdet detector (whose other
             parts are left as they are: MMDetection 1.x numbered classes otherwise).
@@ -137,4 +139,7 @@ def _convert_rlanet(transfer: Transfer) -> None:
 
 
 #: Layout -> rule. A family adds its authors' layout here.
-CONVERTERS: dict[str, Callable[[Transfer], None]] = {'rlanet': _convert_rlanet}
+CONVERTERS: dict[str, Callable[[Transfer], None]] = {
+    'rlanet': _convert_rlanet,
+    'soft_sharing': convert_soft_sharing,
+}

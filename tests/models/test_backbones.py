@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmrecur.registry  # noqa: F401
 from mmrecur.models.backbones import Backbone
+from mmrecur.models.layers.preact_wide import PreactBlock
 from tests.models.test_rla import randomise_norms
 
 SMALL = dict(base_channels=8, rla_channels=4)
@@ -48,9 +49,34 @@ BACKBONES: dict[str, dict] = {
     'rla-r50-dc5': dict(
         type='mmrecur.RLAResNet', depth=50, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **SMALL
     ),
+    'swrn-22-2-2': dict(type='mmrecur.SWRN', depth=22, width=2, num_templates=2, base_channels=4),
+    'swrn-16-1': dict(type='mmrecur.SWRN', depth=16, width=1, base_channels=4),
+    'swrn-22-2-folded': dict(
+        type='mmrecur.SWRN',
+        depth=22,
+        width=2,
+        num_templates=2,
+        base_channels=4,
+        folding=dict(layer2=dict(bank=(0, 1, 0, 1)), layer3=dict(bank=(0, 0, 0, 0))),
+    ),
+    'swrn-16-2-c2': dict(
+        type='mmrecur.SWRN', depth=16, width=2, num_templates=1, base_channels=4, out_indices=(0, 1)
+    ),
+    'swrn-50-2': dict(type='mmrecur.SWRN', depth=50, width=2, base_channels=4),
+    'swrn-50-2-gn': dict(
+        type='mmrecur.SWRN',
+        depth=50,
+        width=2,
+        num_templates=2,
+        base_channels=4,
+        norm_cfg=dict(type='GN', num_groups=2),
+    ),
+    'wrn-10-2': dict(type='mmrecur.SWRN', depth=10, width=2, num_templates=None, base_channels=4),
+    'wrn-50-2': dict(type='mmrecur.SWRN', depth=50, width=2, num_templates=None, base_channels=4),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d', 'rla-r50-hidden', 'rla-r50-gn']
+DISTINCT += ['swrn-22-2-2', 'swrn-22-2-folded', 'swrn-50-2']
 
 
 def build(name: str, **overrides) -> Backbone:
@@ -112,9 +138,11 @@ def test_deployed_form_computes_the_same(name: str) -> None:
         model.switch_to_deploy()
         assert state.keys() == model.state_dict().keys()
         assert_close(model.train()(x), expected, 1e-4)
-    # batch norms are gone but for the one on the returned state, which follows no convolution
-    norms = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
-    assert set(norms) <= {'hidden_norm'}
+    # batch norms are gone but for those that follow no convolution: on a returned state or a sum
+    norms = {n for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    norms -= {'hidden_norm', 'final_norm'}
+    preactivated = {n for n, m in before.named_modules() if isinstance(m, PreactBlock)}
+    assert norms <= {f'{n}.bn1' for n in preactivated}
     # the form is a function of the configuration: its weights load into another one
     before.load_state_dict({k: v + 1 if v.is_floating_point() else v for k, v in before.state_dict().items()})
     before.switch_to_deploy()
@@ -139,11 +167,13 @@ def test_checkpointed_step_is_the_same_step(name: str) -> None:
 @pytest.mark.parametrize('name', DISTINCT)
 @pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
 def test_frozen_stages_neither_learn_nor_record(name: str, frozen: int) -> None:
+    last = build(name).num_stages
+    frozen = min(frozen, last)
     model = build(name, frozen_stages=frozen).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    stages = {stage: list(model.stage_modules(stage)) for stage in range(5)}
+    stages = {stage: list(model.stage_modules(stage)) for stage in range(last + 1)}
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or [], 0.1) if (
-        frozen < 4
+        frozen < last
     ) else None
     if optimiser:
         sum(output.mean() for output in model(image(2, 3, 64, 64))).backward()
@@ -202,7 +232,7 @@ def test_autocast_trains_in_bf16(name: str) -> None:
     assert torch.cosine_similarity(grads, exact, dim=0) > 0.9
 
 
-@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-v2', 'rla-r50-v3', 'rla-eca-r50'])
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-v2', 'rla-r50-v3', 'rla-eca-r50', 'swrn-22-2-2'])
 def test_deployed_form_has_the_gradients_of_the_other(name: str) -> None:
     """For saliency maps and attacks: both forms are the same function of the image."""
     model, grads = build(name).eval(), []
@@ -214,7 +244,7 @@ def test_deployed_form_has_the_gradients_of_the_other(name: str) -> None:
     assert_close(grads[1], grads[0], 1e-3)
 
 
-@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d'])
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d', 'swrn-22-2-2'])
 def test_training_takes_other_layouts_odd_sizes_and_single_images(name: str) -> None:
     model = build(name).train().double()
     x = image(1, 3, 97, 75).double()
@@ -244,7 +274,7 @@ def test_half_precision_weights_run(deploy: bool) -> None:
     assert_close(outputs, expected, 0.1)
 
 
-@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-hidden', 'rla-eca-r50'])
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-hidden', 'rla-eca-r50', 'swrn-22-2-2'])
 def test_syncbn_conversion_keeps_the_function(name: str) -> None:
     model = build(name).eval()
     x = image(2, 3, 64, 64)
