@@ -49,30 +49,30 @@ BACKBONES: dict[str, dict] = {
     'rla-r50-dc5': dict(
         type='mmrecur.RLAResNet', depth=50, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **SMALL
     ),
-    'swrn-22-2-2': dict(type='mmrecur.SWRN', depth=22, width=2, num_templates=2, base_channels=4),
-    'swrn-16-1': dict(type='mmrecur.SWRN', depth=16, width=1, base_channels=4),
+    'swrn-22-2-2': dict(type='mmrecur.SWRN', depth=22, width=2, num_templates=2, base_channels=8),
+    'swrn-16-1': dict(type='mmrecur.SWRN', depth=16, width=1, base_channels=16),
     'swrn-22-2-folded': dict(
         type='mmrecur.SWRN',
         depth=22,
         width=2,
         num_templates=2,
-        base_channels=4,
+        base_channels=8,
         folding=dict(layer2=dict(bank=(0, 1, 0, 1)), layer3=dict(bank=(0, 0, 0, 0))),
     ),
     'swrn-16-2-c2': dict(
-        type='mmrecur.SWRN', depth=16, width=2, num_templates=1, base_channels=4, out_indices=(0, 1)
+        type='mmrecur.SWRN', depth=16, width=2, num_templates=1, base_channels=8, out_indices=(0, 1)
     ),
-    'swrn-50-2': dict(type='mmrecur.SWRN', depth=50, width=2, base_channels=4),
+    'swrn-50-2': dict(type='mmrecur.SWRN', depth=50, width=2, base_channels=8),
     'swrn-50-2-gn': dict(
         type='mmrecur.SWRN',
         depth=50,
         width=2,
         num_templates=2,
-        base_channels=4,
+        base_channels=8,
         norm_cfg=dict(type='GN', num_groups=2),
     ),
-    'wrn-10-2': dict(type='mmrecur.SWRN', depth=10, width=2, num_templates=None, base_channels=4),
-    'wrn-50-2': dict(type='mmrecur.SWRN', depth=50, width=2, num_templates=None, base_channels=4),
+    'wrn-10-2': dict(type='mmrecur.SWRN', depth=10, width=2, num_templates=None, base_channels=8),
+    'wrn-50-2': dict(type='mmrecur.SWRN', depth=50, width=2, num_templates=None, base_channels=8),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d', 'rla-r50-hidden', 'rla-r50-gn']
