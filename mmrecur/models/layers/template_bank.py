@@ -337,7 +337,7 @@ class SharedConv(nn.Module):
         self.bias = bias
 
     @property
-    def bank(self) -> TemplateBank:
+    def template_bank(self) -> TemplateBank:
         """TemplateBank: Where the weight comes from."""
         return self._bank[0]
 
@@ -351,7 +351,7 @@ class SharedConv(nn.Module):
         Returns:
             Tensor: Shape (N, C_out, ...).
         """
-        weight = self.bank.weight(self.index) if weight is None else weight
+        weight = self.template_bank.weight(self.index) if weight is None else weight
         return self._rule[0]._conv_forward(x, weight, self.bias)
 
     @torch.no_grad()
@@ -361,13 +361,13 @@ class SharedConv(nn.Module):
         Returns:
             nn.Module: ``nn.Conv2d``, or the like of another dimension, in the same mode.
         """
-        weight = self.bank.weight(self.index)
+        weight = self.template_bank.weight(self.index)
         kind, has_bias = type(self._rule[0]), self.bias is not None
         with torch.device(weight.device):
             conv = kind(
                 self.in_channels, self.out_channels, tuple(self.kernel_size), bias=has_bias, **self.options
             )
-        conv.weight = nn.Parameter(weight.clone(), requires_grad=self.bank.templates.requires_grad)
+        conv.weight = nn.Parameter(weight.clone(), requires_grad=self.template_bank.templates.requires_grad)
         conv.bias = self.bias
         return conv.train(self.training)
 
