@@ -2,8 +2,18 @@
 
 from . import graft_swrn  # noqa: F401  (registers a rule)
 from .convert import convert
+from .fold import Folding, fold
 from .graft import graft, register_graft
 from .initialize import GraftInit
 from .report import Report, TransferError
 
-__all__ = ['GraftInit', 'Report', 'TransferError', 'convert', 'graft', 'register_graft']
+__all__ = [
+    'Folding',
+    'GraftInit',
+    'Report',
+    'TransferError',
+    'convert',
+    'fold',
+    'graft',
+    'register_graft',
+]

@@ -110,7 +110,7 @@ def convert_soft_sharing(transfer: Transfer) -> None:
     Args:
         transfer (Transfer): The transfer to fill.
     """
-    source, target, prefix = transfer.source, transfer.target, transfer.prefix
+    source, prefix = transfer.source, transfer.prefix
     bank_keys: dict[str, list[str]] = {}
     names: dict[str, str] = {}
     for key in source:

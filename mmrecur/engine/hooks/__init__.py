@@ -1,6 +1,11 @@
 """Hooks of the runner."""
 
 from .average_losses import AverageLossesHook
+from .layer_similarity import LayerSimilarityHook
 from .resumable_randomness import ResumableRandomnessHook
 
-__all__ = ['AverageLossesHook', 'ResumableRandomnessHook']
+__all__ = [
+    'AverageLossesHook',
+    'LayerSimilarityHook',
+    'ResumableRandomnessHook',
+]

@@ -247,8 +247,8 @@ class SWRN(Backbone):
         is_count = type(num_templates) is int and 1 <= num_templates <= most
         if not is_count and num_templates not in (None, 'per_layer'):
             raise ValueError(
-                f"num_templates={num_templates!r}, allowed: None, 'per_layer', an integer from 1 to {most}, the "
-                'layers of the largest group'
+                f"num_templates={num_templates!r}, allowed: None, 'per_layer', an integer from 1 to {most} "
+                '(the layers of the largest group)'
             )
 
     def _check_dropout(self, dropout: Any) -> None:

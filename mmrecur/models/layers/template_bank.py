@@ -52,8 +52,8 @@ def initial_coefficients(num_layers: int, num_templates: int, kind: str) -> Tens
     if kind == 'identity':
         if num_layers != num_templates:
             raise ValueError(
-                f"coefficient_init='identity' with {num_layers} layers and {num_templates} templates, allowed: "
-                "as many templates as layers, or 'orthogonal', 'sparse'"
+                f"coefficient_init='identity' with {num_layers} layers and {num_templates} templates, "
+                "allowed: as many templates as layers, or 'orthogonal', 'sparse'"
             )
         return torch.eye(num_layers)
     coefficients = torch.empty(num_layers, num_templates)
@@ -108,8 +108,9 @@ class TemplateBank(nn.Module):
     ``W_i = sum_j A_ij T_j``. All layers' weights come from one matrix product. In training this is done
     whenever it is asked for, since a graph serves one backward pass: a stage asks once per forward pass
     and hands the weights to its layers. In evaluation without gradients, and in frozen stages, the
-    weights are kept as long as neither the parameters nor the mode change (code that writes through ``parameter.data`` behind autograd's back must call ``eval()``
-    afterwards, as a runner does before it validates).
+    weights are kept as long as neither the parameters nor the mode change. (Code that writes through
+    ``parameter.data``, behind autograd's back, must call ``eval()`` afterwards, as a runner does before it
+    validates.)
 
     The templates hang together in one tensor of a convolution weight's rank, so that a change of the
     memory format reaches them.
@@ -169,8 +170,8 @@ class TemplateBank(nn.Module):
             return
         if len(self.rows) != self.num_layers or set(self.rows) != set(range(max(self.rows, default=0) + 1)):
             raise ValueError(
-                f'rows={rows!r}, allowed: None or {self.num_layers} integers that name rows 0, 1, ... without '
-                'a gap'
+                f'rows={rows!r}, allowed: None or {self.num_layers} integers that name rows 0, 1, ... '
+                'without a gap'
             )
         selection = F.one_hot(torch.tensor(self.rows)).to(self.templates)
         self.register_buffer('row_selection', selection, persistent=False)
