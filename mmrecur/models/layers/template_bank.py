@@ -173,7 +173,7 @@ class TemplateBank(nn.Module):
                 f'rows={rows!r}, allowed: None or {self.num_layers} integers that name rows 0, 1, ... '
                 'without a gap'
             )
-        selection = F.one_hot(torch.tensor(self.rows)).to(self.templates)
+        selection = torch.eye(max(self.rows) + 1)[list(self.rows)].to(self.templates)
         self.register_buffer('row_selection', selection, persistent=False)
         self.row_scales = nn.Parameter(self.templates.new_ones(self.num_layers))
 
