@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
@@ -17,6 +18,10 @@ FOLDER = ROOT / 'configs' / 'swrn'
 CIFAR = sorted(p.stem for p in FOLDER.glob('*_cifar10.py')) + sorted(
     p.stem for p in FOLDER.glob('*_cifar100.py')
 )
+METAFILE = {
+    model['Name']: model['Metadata']['Parameters']
+    for model in yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
+}
 COUNTS = json.loads((ROOT / 'tests/data/parameters.json').read_text())['swrn (author implementation)']
 
 
@@ -55,6 +60,7 @@ def test_names_say_what_the_configs_are(name: str) -> None:
 def test_parameters_are_the_authors(name: str) -> None:
     cfg = load(name)
     count = sum(p.numel() for p in build(cfg).parameters())
+    assert METAFILE[name] == count
     network = name.split('_')[0]
     classes = cfg.model.head.num_classes
     if network.startswith('wrn'):
@@ -72,8 +78,22 @@ def test_imagenet_network_has_69_million_parameters() -> None:
     coefficients = sum((n - 1) ** 2 + 2 * n**2 for n in (3, 4, 6, 3))
     cfg = load('swrn-50-2_4xb64_in1k')
     assert sum(p.numel() for p in build(cfg).parameters()) == 68_883_240 + coefficients
+    assert METAFILE['swrn-50-2_4xb64_in1k'] == 68_883_240 + coefficients
     assert cfg.train_dataloader.batch_size == 64 and cfg.auto_scale_lr.base_batch_size == 256
     assert cfg.train_cfg.max_epochs == 90 and cfg.param_scheduler.milestones == [30, 60]
+
+
+DETECTORS = sorted(p.stem for p in FOLDER.glob('*_coco.py'))
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detectors_start_from_torchvisions_network(name: str) -> None:
+    cfg = load(name)
+    assert cfg.model.backbone.init_cfg == dict(
+        type='mmrecur.Graft', checkpoint='torchvision://wide_resnet50_2'
+    )
+    assert cfg.model.backbone.get('num_templates', 'per_layer') == 'per_layer'  # so that it is exact
+    assert METAFILE[name] == sum(p.numel() for p in build(cfg).parameters())
 
 
 @pytest.mark.parametrize(

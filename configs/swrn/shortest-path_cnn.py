@@ -8,7 +8,6 @@ model = dict(type='mmrecur.ShortestPathNet')
 custom_hooks = [dict(type='mmrecur.CurriculumHook', epochs_per_phase=50)]
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
-    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=1),
+    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=1, save_param_scheduler=False),
 )
-log_processor = dict(by_epoch=True)
 randomness = dict(seed=0)
