@@ -103,7 +103,8 @@ def generate_shortest_paths(
         # a point lies on a shortest path if its two distances add up to the shortest
         there, back = grid_distances(blocked, points[:, 0]), grid_distances(blocked, points[:, 1])
         length = there[np.arange(len(missing)), points[:, 1, 0], points[:, 1, 1]]
-        labels[missing] = (there >= 0) & (there + back == length[:, None, None])
+        joined = (there >= 0) & (back >= 0)
+        labels[missing] = joined & (there + back == length[:, None, None])
         missing = missing[length < 0] if unreachable == 'redraw' else missing[:0]
     return inputs, labels
 
