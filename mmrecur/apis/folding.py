@@ -129,7 +129,8 @@ def fold_file(cfg: Config, source: str | Path, destination: str | Path, threshol
         raise ToolError(str(error)) from error
     if not any(bank.is_tied for bank in folding.banks.values()):
         highest = max(
-            (float(bank.similarity.clone().fill_diagonal_(0).max()) for bank in folding.banks.values()), default=0.0
+            (bank.similarity - torch.eye(len(bank.similarity))).max().item()
+            for bank in folding.banks.values()
         )
         raise ToolError(
             f'threshold={threshold}: no two layers are that similar, the highest is {highest:.4f}'
