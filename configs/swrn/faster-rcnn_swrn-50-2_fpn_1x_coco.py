@@ -1,7 +1,7 @@
 _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
+    '../_base_/schedules/swrn_coco_1x.py',
     'mmdet::_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
@@ -17,7 +17,4 @@ model = dict(
         # one template per layer: the network starts as the plain one
         init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://wide_resnet50_2'),
     )
-)
-optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys=dict(coefficients=dict(decay_mult=0.0), row_scales=dict(decay_mult=0.0))),
 )

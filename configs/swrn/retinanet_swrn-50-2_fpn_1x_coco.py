@@ -1,7 +1,7 @@
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
+    '../_base_/schedules/swrn_coco_1x.py',
     'mmdet::_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
@@ -18,7 +18,4 @@ model = dict(
         init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://wide_resnet50_2'),
     )
 )
-optim_wrapper = dict(
-    optimizer=dict(lr=0.01),
-    paramwise_cfg=dict(custom_keys=dict(coefficients=dict(decay_mult=0.0), row_scales=dict(decay_mult=0.0))),
-)
+optim_wrapper = dict(optimizer=dict(lr=0.01))

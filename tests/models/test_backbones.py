@@ -299,11 +299,12 @@ def test_fx_traces_features(name: str, deploy: bool) -> None:
         assert_close(traced(x), model(x), 1e-6)
 
 
+@pytest.mark.parametrize('name', ['rla-eca-r50', 'swrn-22-2-folded'])
 @pytest.mark.parametrize('deploy', [False, True])
-def test_onnx_export_gives_the_same_features(tmp_path: Path, deploy: bool) -> None:
+def test_onnx_export_gives_the_same_features(tmp_path: Path, name: str, deploy: bool) -> None:
     pytest.importorskip('onnxscript')
     runtime = pytest.importorskip('onnxruntime')
-    model = build('rla-eca-r50').eval()
+    model = build(name).eval()
     if deploy:
         model.switch_to_deploy()
     path, x = tmp_path / 'model.onnx', image(1, 3, 65, 96)
@@ -314,9 +315,10 @@ def test_onnx_export_gives_the_same_features(tmp_path: Path, deploy: bool) -> No
         assert_close([torch.from_numpy(output) for output in outputs], model(x), 1e-4)
 
 
+@pytest.mark.parametrize('name', ['rla-r50', 'swrn-22-2-2'])
 @pytest.mark.parametrize('with_cp', [False, True])
-def test_torch_compile_traces_training(with_cp: bool) -> None:
-    model = build('rla-r50', with_cp=with_cp, norm_eval=True, out_indices=(0,)).train()
+def test_torch_compile_traces_training(name: str, with_cp: bool) -> None:
+    model = build(name, with_cp=with_cp, norm_eval=True, out_indices=(0,)).train()
     x = image(2, 3, 64, 64)
     expected = gradients(model, x)
     grads = gradients(torch.compile(model, backend='aot_eager'), x)
@@ -332,7 +334,7 @@ def test_initialising_again_leaves_a_deployed_model_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['rla-r50', 'rla-eca-r50', 'rla-r50-hidden'])
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-eca-r50', 'rla-r50-hidden', 'swrn-22-2-2'])
 @pytest.mark.parametrize('deploy', [False, True])
 def test_torch_compile_gives_the_same_features(name: str, deploy: bool) -> None:
     model = build(name).eval()

@@ -15,11 +15,7 @@ val_dataloader = dict(
 )
 # the hardest phase
 test_dataloader = dict(
-    batch_size=100,
-    num_workers=0,
-    collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='mmrecur.ShortestPaths', num_examples=1000, split='test', phase=4),
+    val_dataloader, dataset=dict(type='mmrecur.ShortestPaths', num_examples=1000, split='test', phase=4)
 )
 val_evaluator = dict(type='mmrecur.PixelF1')
-test_evaluator = dict(type='mmrecur.PixelF1')
+test_evaluator = val_evaluator
