@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ RLA_CLASSIFIERS = [name for name in CLASSIFIERS if '/rla/' in name]
 PUBLISHED = sorted(
     {*DETECTORS, *CLASSIFIERS, *(n for n in CONFIGS if n.endswith(('_cifar10.py', '_cifar100.py')))}
 )
+#: What differs from another config in numbers or data only, and is wide, is trained by the slow tests.
+ALIKE = re.compile(r'_cifar100|-(dropout|cutout)_|-28-1[48]')
+TRAINED = [pytest.param(n, marks=pytest.mark.slow) if ALIKE.search(n) else n for n in CONFIGS]
 #: Counts of the authors' implementations; the last two have 19,232 more in the stem of ResNet-D.
 PARAMETERS = {
     'rla-resnet50_4xb64_in1k': 25_870_696,
@@ -151,7 +155,7 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def build_schedulers(cfg: Config, optim_wrapper: OptimWrapper) -> list:
-    found = cfg.param_scheduler
+    found = cfg.get('param_scheduler', [])
     schedulers = []
     for item in [found] if isinstance(found, dict) else found:
         item = dict(item, optimizer=optim_wrapper)
@@ -169,7 +173,7 @@ def test_no_key_is_unused(name: str) -> None:
     assert unused_keys(load(name)) == []
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', TRAINED)
 def test_trains_and_predicts(name: str, scope: Any) -> None:
     cfg = scope(load(name))
     model = build_model(cfg)
