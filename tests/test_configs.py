@@ -33,7 +33,7 @@ PUBLISHED = sorted(
     {*DETECTORS, *CLASSIFIERS, *(n for n in CONFIGS if n.endswith(('_cifar10.py', '_cifar100.py')))}
 )
 #: What differs from another config in numbers or data only, and is wide, is trained by the slow tests.
-ALIKE = re.compile(r'_cifar100|-(dropout|cutout)_|-28-1[48]')
+ALIKE = re.compile(r'/swrn/.*(_cifar100|-(dropout|cutout)_|-28-1[48])')
 TRAINED = [pytest.param(n, marks=pytest.mark.slow) if ALIKE.search(n) else n for n in CONFIGS]
 #: Counts of the authors' implementations; the last two have 19,232 more in the stem of ResNet-D.
 PARAMETERS = {
