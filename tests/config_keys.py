@@ -37,6 +37,9 @@ TOOL_KEYS = {'custom_imports', 'tta_model', 'tta_pipeline'}
 BUILDER_KEYS = {'type', '_scope_', 'priority', 'constructor', 'paramwise_cfg'}
 BUILDER_KEYS |= {'convert_to_iter_based'}
 HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}
+#: What MMEngine's optimizer constructor reads.
+PARAMWISE_KEYS = {'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult'}
+PARAMWISE_KEYS |= {'dcn_offset_lr_mult', 'flat_decay_mult', 'bypass_duplicate'}
 #: The library's config that shows what a detector's train_cfg and test_cfg may hold.
 DETECTORS = {
     'FasterRCNN': 'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
@@ -109,6 +112,10 @@ def places(cfg: Config) -> list[tuple[str, set[str]]]:
         ('env_cfg.mp_cfg', arguments(set_multi_processing)),
         ('optim_wrapper', _of('OptimWrapper')),
         ('optim_wrapper.clip_grad', arguments(torch.nn.utils.clip_grad_norm_)),
+        ('optim_wrapper.paramwise_cfg', PARAMWISE_KEYS),
+        # names of parameters: whether there are such, only the model knows
+        ('optim_wrapper.paramwise_cfg.custom_keys', set(_custom_keys(cfg))),
+        ('optim_wrapper.paramwise_cfg.custom_keys.*', {'lr_mult', 'decay_mult'}),
         ('randomness', arguments(set_random_seed)),
         ('train_cfg', arguments(EpochBasedTrainLoop) | {'by_epoch'}),
         ('val_cfg', _of('ValLoop')),
@@ -120,6 +127,10 @@ def places(cfg: Config) -> list[tuple[str, set[str]]]:
     for part in ('train_cfg', 'test_cfg'):
         known += [(place, set(keys)) for place, keys in dicts(library[part], f'model.{part}')]
     return known
+
+
+def _custom_keys(cfg: Config) -> dict:
+    return (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys', {})
 
 
 def _of(name: str) -> set[str]:

@@ -14,6 +14,7 @@ from .layouts import why_absent
 from .net_rl2 import convert_net_rl2
 from .report import Report, Transfer, TransferError
 from .rlanet_mobilenet import convert_rlanet_mobilenet
+from .soft_sharing import convert_soft_sharing
 
 
 def convert(
@@ -27,7 +28,8 @@ def convert(
         source (str): Whose layout it is: ``'rlanet'``, the code of *Recurrence along Depth*
             (classification networks with ``fc``, and the backbone of its MMDetection 1.x detectors,
             with or without the prefix ``backbone.``); ``'net_rl2'``, the code of *Deeply Shared Filter
-            Bases* (classification networks).
+            Bases* (classification networks); ``'soft_sharing'``, the code of *Learning
+            Implicitly Recurrent CNNs*.
         model (nn.Module): A backbone of this package, or a model with one as ``backbone``, such as an
             mmpretrain classifier (whose ``head.fc`` is filled too) or an mmdet detector (whose other
             parts are left as they are: MMDetection 1.x numbered classes otherwise).
@@ -158,4 +160,5 @@ def _convert_rlanet(transfer: Transfer) -> None:
 CONVERTERS: dict[str, Callable[[Transfer], None]] = {
     'rlanet': _convert_rlanet,
     'net_rl2': convert_net_rl2,
+    'soft_sharing': convert_soft_sharing,
 }

@@ -4,7 +4,9 @@ from .file_backend import AtomicLocalBackend, use_atomic_writes
 from .hooks import (
     AuxiliaryLossHook,
     AverageLossesHook,
+    CurriculumHook,
     GradientFlowHook,
+    LayerSimilarityHook,
     ResumableRandomnessHook,
 )
 from .optimizers import CPUAmpOptimWrapper
@@ -14,7 +16,9 @@ __all__ = [
     'AuxiliaryLossHook',
     'AverageLossesHook',
     'CPUAmpOptimWrapper',
+    'CurriculumHook',
     'GradientFlowHook',
+    'LayerSimilarityHook',
     'ResumableRandomnessHook',
     'use_atomic_writes',
 ]

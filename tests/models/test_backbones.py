@@ -173,7 +173,15 @@ def test_autocast_trains_in_bf16(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'name', ['rla-r50', 'rla-r50-v2', 'rla-r50-v3', 'rla-eca-r50', 'rla-eca-mobilenet']
+    'name',
+    [
+        'rla-r50',
+        'rla-r50-v2',
+        'rla-r50-v3',
+        'rla-eca-r50',
+        'rla-eca-mobilenet',
+        'swrn-22-2-2',
+    ],
 )
 def test_deployed_form_has_the_gradients_of_the_other(name: str) -> None:
     """For saliency maps and attacks: both forms are the same function of the image."""
@@ -187,7 +195,15 @@ def test_deployed_form_has_the_gradients_of_the_other(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'name', ['rla-r50', 'rla-r50-v4', 'rla-eca-r50', 'rla-r50-d', 'rla-eca-mobilenet']
+    'name',
+    [
+        'rla-r50',
+        'rla-r50-v4',
+        'rla-eca-r50',
+        'rla-r50-d',
+        'rla-eca-mobilenet',
+        'swrn-22-2-2',
+    ],
 )
 def test_training_takes_other_layouts_odd_sizes_and_single_images(name: str) -> None:
     model = build(name).train().double()
@@ -221,7 +237,16 @@ def test_half_precision_weights_run(name: str, deploy: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    'name', ['rla-r50', 'rla-r50-hidden', 'rla-eca-mobilenet', 'shared-r18', 'shared-x50']
+    'name',
+    [
+        'rla-r50',
+        'rla-r50-hidden',
+        'rla-eca-mobilenet',
+        'shared-r18',
+        'shared-x50',
+        'rla-eca-r50',
+        'swrn-22-2-2',
+    ],
 )
 def test_syncbn_conversion_keeps_the_function(name: str) -> None:
     model = build(name).eval()
@@ -247,7 +272,16 @@ def test_fx_traces_features(name: str, deploy: bool) -> None:
         assert_close(traced(x), model(x), 1e-6)
 
 
-@pytest.mark.parametrize('name', ['rla-eca-r50', 'rla-eca-mobilenet', 'shared-r18', 'shared-r50-all'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'rla-eca-r50',
+        'rla-eca-mobilenet',
+        'shared-r18',
+        'shared-r50-all',
+        'swrn-22-2-folded',
+    ],
+)
 @pytest.mark.parametrize('deploy', [False, True])
 def test_onnx_export_gives_the_same_features(tmp_path: Path, name: str, deploy: bool) -> None:
     pytest.importorskip('onnxscript')
@@ -263,7 +297,9 @@ def test_onnx_export_gives_the_same_features(tmp_path: Path, name: str, deploy: 
         assert_close([torch.from_numpy(output) for output in outputs], model(x), 1e-4)
 
 
-@pytest.mark.parametrize('name, last', [('rla-r50', 0), ('rla-mobilenet', 1), ('shared-r18', 0)])
+@pytest.mark.parametrize(
+    'name, last', [('rla-r50', 0), ('rla-mobilenet', 1), ('shared-r18', 0), ('swrn-22-2-2', 0)]
+)
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_torch_compile_traces_training(name: str, last: int, with_cp: bool) -> None:
     model = build(name, with_cp=with_cp, norm_eval=True, out_indices=(last,)).train()
@@ -282,7 +318,16 @@ def test_initialising_again_leaves_a_deployed_model_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['rla-r50', 'rla-eca-r50', 'rla-r50-hidden', 'rla-eca-mobilenet'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'rla-r50',
+        'rla-eca-r50',
+        'rla-r50-hidden',
+        'rla-eca-mobilenet',
+        'swrn-22-2-2',
+    ],
+)
 @pytest.mark.parametrize('deploy', [False, True])
 def test_torch_compile_gives_the_same_features(name: str, deploy: bool) -> None:
     model = build(name).eval()

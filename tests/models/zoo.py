@@ -169,6 +169,30 @@ BACKBONES: dict[str, dict] = {
     'shared-x50': dict(
         type='mmrecur.ResNeXtShared', depth=50, base_channels=8, groups=4, base_width=4, shared_rank=8
     ),
+    'swrn-22-2-2': dict(type='mmrecur.SWRN', depth=22, width=2, num_templates=2, base_channels=8),
+    'swrn-16-1': dict(type='mmrecur.SWRN', depth=16, width=1, base_channels=16),
+    'swrn-22-2-folded': dict(
+        type='mmrecur.SWRN',
+        depth=22,
+        width=2,
+        num_templates=2,
+        base_channels=8,
+        folding=dict(layer2=dict(bank=(0, 1, 0, 1)), layer3=dict(bank=(0, 0, 0, 0))),
+    ),
+    'swrn-16-2-c2': dict(
+        type='mmrecur.SWRN', depth=16, width=2, num_templates=1, base_channels=8, out_indices=(0, 1)
+    ),
+    'swrn-50-2': dict(type='mmrecur.SWRN', depth=50, width=2, base_channels=8),
+    'swrn-50-2-gn': dict(
+        type='mmrecur.SWRN',
+        depth=50,
+        width=2,
+        num_templates=2,
+        base_channels=8,
+        norm_cfg=dict(type='GN', num_groups=2),
+    ),
+    'wrn-10-2': dict(type='mmrecur.SWRN', depth=10, width=2, num_templates=None, base_channels=8),
+    'wrn-50-2': dict(type='mmrecur.SWRN', depth=50, width=2, num_templates=None, base_channels=8),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = [
@@ -198,9 +222,13 @@ DISTINCT = [
     'shared-mobilenet',
     'shared-densenet',
     'shared-x50',
+    'swrn-22-2-2',
+    'swrn-22-2-folded',
+    'swrn-50-2',
 ]
 #: Batch norms of states and sums, by class: they have no convolution to be folded into.
 FOLLOW_NO_CONVOLUTION = {
     'RLAPreActResNet': r'hidden_norm|final_norm|layer\d\.\d+\.bn1(_hidden)?',
     'DenseNetShared': r'norm',
+    'SWRN': r'hidden_norm|final_norm|layer\d\.\d+\.bn1',
 }

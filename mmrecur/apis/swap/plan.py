@@ -194,7 +194,6 @@ def _freeze_what_is_trained(swap: Swap, args: dict[str, Any], fixed: Mapping[str
             swap.changes.append(('backbone.frozen_stages', frozen, 0))
             swap.notes.append(
                 'frozen_stages: only the stem stays frozen, since what is new in a stage has to learn'
-                'as reading its recurrent state'
             )
         return
     changes = {}

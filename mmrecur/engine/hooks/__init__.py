@@ -2,12 +2,16 @@
 
 from .auxiliary_loss import AuxiliaryLossHook
 from .average_losses import AverageLossesHook
+from .curriculum import CurriculumHook
 from .gradient_flow import GradientFlowHook
+from .layer_similarity import LayerSimilarityHook
 from .resumable_randomness import ResumableRandomnessHook
 
 __all__ = [
     'AuxiliaryLossHook',
     'AverageLossesHook',
+    'CurriculumHook',
     'GradientFlowHook',
+    'LayerSimilarityHook',
     'ResumableRandomnessHook',
 ]

@@ -12,8 +12,10 @@ from .rla_preact_resnet import RLAPreActResNet
 from .rla_resnet import RLAResNet
 from .rla_xception import RLAXception
 from .shared_basis import SharedBasisBackbone
+from .swrn import SWRN
 
 __all__ = [
+    'SWRN',
     'Backbone',
     'DenseNetBC',
     'DenseNetShared',

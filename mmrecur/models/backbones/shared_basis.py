@@ -129,9 +129,6 @@ class SharedBasisBackbone(Backbone):
         **kwargs: See :class:`Backbone`.
     """
 
-    #: Hooks that a runner needs to train the backbone as intended.
-    required_hooks: tuple[dict, ...] = (dict(type='mmrecur.AuxiliaryLossHook'),)
-
     stages: list[str]
 
     def __init__(
@@ -172,6 +169,11 @@ class SharedBasisBackbone(Backbone):
                 unique = [conv.unique.matrix for conv in convs if conv.unique is not None]
                 groups.append(BasisGroup([basis.matrix for basis in bases], unique))
         return groups
+
+    @property
+    def required_hooks(self) -> tuple[dict, ...]:
+        """tuple[dict]: See :class:`Backbone`."""
+        return () if self.loss_ortho is None else (dict(type='mmrecur.AuxiliaryLossHook'),)
 
     def auxiliary_losses(self) -> dict[str, Tensor]:
         """The backbone's own objective.

@@ -14,6 +14,8 @@ from .rla import RLACell
 from .rla_cells import make_rla_cell
 from .rla_widths import MultiWidthRLACell
 from .separable import SeparableConv, XceptionBlock
+from .soft_sharing import materialise_convs, share_convs, template_banks
+from .template_bank import SharedConv, TemplateBank, layer_similarity
 
 __all__ = [
     'CBAM',
@@ -28,8 +30,10 @@ __all__ = [
     'MultiWidthRLACell',
     'RLACell',
     'SeparableConv',
+    'SharedConv',
     'SharedConv2d',
     'SqueezeExcite',
+    'TemplateBank',
     'XceptionBlock',
     'check_choice',
     'check_flag',
@@ -37,6 +41,10 @@ __all__ = [
     'checkpoint_step',
     'fold_norm',
     'fold_preactivation',
+    'layer_similarity',
     'make_rla_cell',
+    'materialise_convs',
     'orthogonality_penalty',
+    'share_convs',
+    'template_banks',
 ]

@@ -1,6 +1,7 @@
-"""Objectives of modules themselves, beside a head's losses."""
+"""Objectives of modules themselves, beside a head's losses; ``AuxiliaryLossHook`` collects them."""
 
 from .collection import CollectionWatch
 from .orthogonality import BasisGroup, OrthogonalityLoss
+from .recurrence import RecurrenceLoss
 
-__all__ = ['BasisGroup', 'CollectionWatch', 'OrthogonalityLoss']
+__all__ = ['BasisGroup', 'CollectionWatch', 'OrthogonalityLoss', 'RecurrenceLoss']

@@ -1,0 +1,3 @@
+_base_ = './swrn-28-10_1xb128-cutout_cifar10.py'
+
+model = dict(backbone=dict(num_templates=4))

@@ -1,0 +1,9 @@
+_base_ = [
+    '../_base_/models/swrn-28-10_cifar.py',
+    '../_base_/datasets/cifar100_bs128.py',
+    '../_base_/schedules/swrn_cifar_bs128_200e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
+
+model = dict(head=dict(num_classes=100, topk=(1, 5)))

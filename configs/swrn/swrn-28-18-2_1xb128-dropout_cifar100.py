@@ -1,0 +1,3 @@
+_base_ = './swrn-28-10_1xb128_cifar100.py'
+
+model = dict(backbone=dict(width=18, num_templates=2, dropout=0.3), head=dict(in_channels=1152))

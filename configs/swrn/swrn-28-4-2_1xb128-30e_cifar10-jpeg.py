@@ -1,0 +1,15 @@
+"""A short run: 30 epochs, the steps of the learning rate at the same shares of them as in 200."""
+
+_base_ = [
+    '../_base_/models/swrn-28-10_cifar.py',
+    '../_base_/datasets/cifar10_jpeg_bs128.py',
+    '../_base_/schedules/swrn_cifar_bs128_200e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
+
+model = dict(backbone=dict(width=4, num_templates=2), head=dict(in_channels=256))
+train_cfg = dict(max_epochs=30)
+param_scheduler = dict(milestones=[9, 18, 24])
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
+custom_hooks = [dict(type='mmrecur.LayerSimilarityHook')]

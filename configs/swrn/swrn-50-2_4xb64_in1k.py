@@ -1,0 +1,11 @@
+_base_ = [
+    'mmpretrain::_base_/models/wide-resnet50.py',
+    'mmpretrain::_base_/datasets/imagenet_bs64.py',
+    '../_base_/schedules/swrn_imagenet_bs256_90e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(_delete_=True, type='mmrecur.SWRN', depth=50, width=2, out_indices=(3,)),
+)

@@ -1,0 +1,3 @@
+_base_ = './swrn-28-10_1xb128_cifar10.py'
+
+model = dict(backbone=dict(num_templates=None))

@@ -1,0 +1,58 @@
+"""Which layers of a network do the same: similarity matrices of its banks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..models.layers.soft_sharing import template_banks
+from ..models.layers.template_bank import layer_similarity
+
+
+@torch.no_grad()
+def similarity_matrices(
+    model: nn.Module, state_dict: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Layer similarity matrices of a model, Savarese and Maire 2019, Section 3.2.
+
+    Args:
+        model (nn.Module): A network with template banks.
+        state_dict (Mapping[str, Tensor], optional): Weights to use in place of the model's own.
+            Defaults to None.
+
+    Returns:
+        dict[str, Tensor]: By the bank's name a matrix of shape (L, L) on the CPU.
+
+    Raises:
+        ValueError: If the model has no bank.
+    """
+    banks = template_banks(model)
+    if not banks:
+        raise ValueError('the model has no template bank, allowed: one that shares weights, not yet deployed')
+    matrices = {}
+    for name, bank in banks.items():
+        if state_dict is None:
+            coefficients = bank.layer_coefficients()
+        else:
+            coefficients = state_dict[f'{name}.coefficients']
+            if bank.rows is not None:
+                coefficients = state_dict[f'{name}.row_scales'].unsqueeze(1) * coefficients[list(bank.rows)]
+        matrices[name] = layer_similarity(coefficients.float()).cpu()
+    return matrices
+
+
+def mean_similarity(matrix: Tensor) -> float:
+    """Mean similarity of two different layers.
+
+    Args:
+        matrix (Tensor): Shape (L, L).
+
+    Returns:
+        float: From 0 to 1; 0 for a single layer.
+    """
+    count = len(matrix)
+    if count == 1:
+        return 0.0
+    return ((matrix.sum() - matrix.diagonal().sum()) / (count * (count - 1))).item()

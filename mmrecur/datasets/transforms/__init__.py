@@ -1,0 +1,5 @@
+"""Transforms the libraries lack."""
+
+from .cutout import CenteredCutout
+
+__all__ = ['CenteredCutout']

@@ -1,0 +1,111 @@
+"""How the layers of a network become alike while it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from mmengine.dist import master_only
+from mmengine.fileio import get_file_backend
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmrecur.analysis.layer_similarity import mean_similarity, similarity_matrices
+from mmrecur.models.layers.checks import check_int
+from mmrecur.registry import HOOKS
+
+
+@HOOKS.register_module()
+class LayerSimilarityHook(Hook):
+    """Record the layer similarity matrices of the model's template banks.
+
+    Before training and after every ``interval`` epochs the matrices go to a file of the work directory,
+    one JSON object a line, ``{"epoch": 5, "matrices": {"backbone.layer1.bank": [[1.0, ...], ...]}}``, and
+    their means off the diagonal to the log, as ``layer_similarity/backbone.layer1.bank``. A resumed run goes
+    on with the file. After training the recorded epochs are drawn side by side (Figure 8 of Savarese and
+    Maire 2019), a few of them evenly chosen if they are many.
+
+    Args:
+        interval (int): Epochs between two records. Defaults to 1.
+        file_name (str): In the work directory. Defaults to 'layer_similarity.jsonl'; the picture has the
+            same name with ``.png``.
+        max_columns (int): Epochs to draw at most. Defaults to 8.
+
+    Raises:
+        ValueError: If ``interval`` or ``max_columns`` is less than 1.
+    """
+
+    # before the logger, which takes what is in the message hub
+    priority = 'NORMAL'
+
+    def __init__(
+        self, interval: int = 1, file_name: str = 'layer_similarity.jsonl', max_columns: int = 8
+    ) -> None:
+        check_int('interval', interval, 1)
+        check_int('max_columns', max_columns, 1)
+        self.interval = interval
+        self.file_name = file_name
+        self.max_columns = max_columns
+
+    def before_train(self, runner: Runner) -> None:
+        """Record the start.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        if runner.epoch == 0:
+            self._record(runner, 0, [])
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Record the epoch.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        epoch = runner.epoch + 1
+        # an interrupted run may have recorded more than the checkpoint that it resumes from
+        if self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner):
+            self._record(runner, epoch, [r for r in self._read(runner) if r['epoch'] < epoch])
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        """Draw.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        # nothing but this needs the drawing library
+        from mmrecur.analysis.sharing_figures import draw_similarity
+
+        records = self._read(runner)
+        step = max(-(-len(records) // self.max_columns), 1)
+        chosen = records[-1::-step][::-1]
+        columns = {
+            f'epoch {record["epoch"]}': {k: torch.tensor(m) for k, m in record['matrices'].items()}
+            for record in chosen
+        }
+        if columns:
+            draw_similarity(columns, self._path(runner).with_suffix('.png'))
+
+    def _path(self, runner: Runner) -> Path:
+        return Path(runner.work_dir) / self.file_name
+
+    def _read(self, runner: Runner) -> list[dict]:
+        path = self._path(runner)
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+    @master_only
+    def _record(self, runner: Runner, epoch: int, before: list[dict]) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        matrices = similarity_matrices(model)
+        for name, matrix in matrices.items():
+            runner.message_hub.update_scalar(f'train/layer_similarity/{name}', mean_similarity(matrix))
+        rounded = {k: [[round(v, 5) for v in row] for row in m.tolist()] for k, m in matrices.items()}
+        records = [*before, dict(epoch=epoch, matrices=rounded)]
+        path = self._path(runner)
+        text = '\n'.join(map(json.dumps, records)) + '\n'
+        get_file_backend(path).put_text(text, path)

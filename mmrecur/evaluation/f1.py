@@ -1,0 +1,52 @@
+"""F1 score of a class of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.evaluator import BaseMetric
+
+from mmrecur.registry import METRICS
+
+
+@METRICS.register_module()
+class PixelF1(BaseMetric):
+    """F1 score, precision and recall of marked pixels, over the pixels of all examples together.
+
+    Args:
+        collect_device (str): As in MMEngine. Defaults to 'cpu'.
+        prefix (str, optional): In front of the names. Defaults to None.
+    """
+
+    def __init__(self, collect_device: str = 'cpu', prefix: str | None = None) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Count.
+
+        Args:
+            data_batch (Any): Unused.
+            data_samples (Sequence[dict]): Each with ``prediction`` and ``target``, of one shape, not zero
+                where a pixel is marked.
+        """
+        for sample in data_samples:
+            found, wanted = sample['prediction'].bool(), sample['target'].bool()
+            hits = (found & wanted).sum().item()
+            self.results.append((hits, found.sum().item(), wanted.sum().item()))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Compute the scores, which are 0 where nothing was marked.
+
+        Args:
+            results (list): Counts of hits, marked and wanted pixels.
+
+        Returns:
+            dict[str, float]: ``f1``, ``precision`` and ``recall``, from 0 to 1.
+        """
+        hits, found, wanted = (sum(column) for column in zip(*results))
+        return dict(
+            f1=2 * hits / max(found + wanted, 1),
+            precision=hits / max(found, 1),
+            recall=hits / max(wanted, 1),
+        )

@@ -1,0 +1,149 @@
+"""Soft parameter sharing for the convolutions of any network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from .checks import check_flag, check_int
+from .template_bank import SharedConv, TemplateBank, fit_templates
+
+_SHAREABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Groups = Sequence[str | Sequence[str]]
+
+
+def share_convs(
+    module: nn.Module,
+    num_templates: int | str,
+    groups: Groups | None = None,
+    from_weights: bool = False,
+    coefficient_init: str = 'orthogonal',
+) -> dict[str, TemplateBank]:
+    """Make convolutions of a network draw their weights from template banks, in place.
+
+    Any convolutions of equal shape can share; strides, paddings, dilations, groups and biases stay each
+    layer's own (Savarese and Maire 2019, Section 3). The first layer of a group holds the bank, so that
+    the state dict has ``NAME.bank.templates`` and ``NAME.bank.coefficients`` under that layer's name and
+    no more weights under the others'. Give the coefficients no weight decay.
+
+    Args:
+        module (nn.Module): Any network; it must not be a convolution itself.
+        num_templates (int or str): Templates of each group, in a group of fewer layers one per layer;
+            ``'per_layer'`` for one per layer in every group.
+        groups (Sequence, optional): Layers that share: for each group a shell pattern over module names,
+            ``'layer3.*.conv2'``, or several in a list. Defaults to None: all layers of equal shape, where
+            there are two or more.
+        from_weights (bool): Start from the network's weights, exactly with one template per layer, else by
+            their best approximation; otherwise from new ones, as in the paper. Defaults to False.
+        coefficient_init (str): See :func:`initial_coefficients`. Defaults to 'orthogonal'.
+
+    Returns:
+        dict[str, TemplateBank]: The banks by the name of the layer that holds them.
+
+    Raises:
+        ValueError: If a pattern matches no convolution, one convolution is in two groups, or shapes in a
+            group differ.
+
+    Example:
+        >>> import torchvision  # doctest: +SKIP
+        >>> model = torchvision.models.resnet18()  # doctest: +SKIP
+        >>> banks = share_convs(model, 2, groups=['layer1.*.conv?', 'layer2.1.conv?'])  # doctest: +SKIP
+    """
+    if num_templates != 'per_layer':
+        check_int('num_templates', num_templates, 1)
+    check_flag(from_weights=from_weights)
+    convs = {name: m for name, m in module.named_modules() if name and type(m) in _SHAREABLE}
+    found = _by_shape(convs) if groups is None else [_matching(convs, group) for group in groups]
+    _check_disjoint(found)
+    banks = {}
+    for names in found:
+        layers = [convs[name] for name in names]
+        count = len(layers) if num_templates == 'per_layer' else min(num_templates, len(layers))
+        weight = layers[0].weight
+        with torch.device(weight.device):
+            bank = TemplateBank(len(layers), count, weight.shape, coefficient_init).to(weight.dtype)
+        if from_weights:
+            stacked = torch.stack([layer.weight.detach() for layer in layers])
+            coefficients, templates, _ = fit_templates(stacked, count, bank.coefficients)
+            bank.coefficients.data.copy_(coefficients)
+            bank.templates.data.copy_(templates.flatten(0, 1))
+        bank.train(module.training)
+        for index, layer in enumerate(layers):
+            options = {key: getattr(layer, key) for key in ('stride', 'padding', 'dilation', 'groups')}
+            shared = SharedConv(
+                bank, index, **options, padding_mode=layer.padding_mode, bias=layer.bias
+            ).train(layer.training)
+            if index == 0:
+                shared.add_module('bank', bank)
+            _replace(module, layer, shared)
+        banks[names[0]] = bank
+    return banks
+
+
+def materialise_convs(module: nn.Module) -> nn.Module:
+    """Make every convolution that draws from a bank a plain one with the same weight, in place.
+
+    Args:
+        module (nn.Module): A network, or a part of one.
+
+    Returns:
+        nn.Module: The network, for inference.
+    """
+    for layer in [m for m in module.modules() if isinstance(m, SharedConv)]:
+        _replace(module, layer, layer.materialise())
+    return module
+
+
+def template_banks(module: nn.Module) -> dict[str, TemplateBank]:
+    """Banks of a network.
+
+    Args:
+        module (nn.Module): Any network.
+
+    Returns:
+        dict[str, TemplateBank]: The banks by name, in order.
+    """
+    return {name: m for name, m in module.named_modules() if isinstance(m, TemplateBank)}
+
+
+def _by_shape(convs: dict[str, nn.Module]) -> list[list[str]]:
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name, conv in convs.items():
+        shapes.setdefault(tuple(conv.weight.shape), []).append(name)
+    return [names for names in shapes.values() if len(names) > 1]
+
+
+def _matching(convs: dict[str, nn.Module], group: str | Sequence[str]) -> list[str]:
+    patterns = [group] if isinstance(group, str) else list(group)
+    names = [name for name in convs if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not names:
+        raise ValueError(f'groups: {group!r} matches no convolution, allowed: patterns over {_some(convs)}')
+    shapes = {name: tuple(convs[name].weight.shape) for name in names}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f'groups: {group!r} matches layers of different shapes, {shapes}')
+    return names
+
+
+def _check_disjoint(groups: Iterable[Sequence[str]]) -> None:
+    seen: set[str] = set()
+    for names in groups:
+        if twice := seen.intersection(names):
+            raise ValueError(f'groups: {", ".join(sorted(twice))} in two groups, allowed: in one')
+        seen.update(names)
+
+
+def _some(names: Iterable[str]) -> str:
+    """Names that differ in numbers only, once."""
+    return ', '.join(dict.fromkeys(re.sub(r'\b\d+\b', '*', name) for name in names))
+
+
+def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module everywhere where another one is."""
+    for parent in list(root.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[name] = new

@@ -1,0 +1,378 @@
+"""Soft parameter sharing: layers whose weights are combinations of templates from one bank.
+
+Savarese and Maire, *Learning Implicitly Recurrent CNNs Through Parameter Sharing*, ICLR 2019,
+https://arxiv.org/abs/1902.09701.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import check_choice, check_int
+
+COEFFICIENT_INITS = ('orthogonal', 'identity', 'sparse')
+
+
+def layer_similarity(coefficients: Tensor) -> Tensor:
+    """Layer similarity matrix, Section 3.2: ``S_ij = |<a_i, a_j>| / (|a_i| |a_j|)``.
+
+    Args:
+        coefficients (Tensor): Coefficients of each layer, shape (L, k).
+
+    Returns:
+        Tensor: Shape (L, L), values from 0 to 1.
+    """
+    directions = F.normalize(coefficients, dim=1)
+    return (directions @ directions.t()).abs()
+
+
+def initial_coefficients(num_layers: int, num_templates: int, kind: str) -> Tensor:
+    """Coefficients to start from, Appendix B.
+
+    Args:
+        num_layers (int): Layers L.
+        num_templates (int): Templates k.
+        kind (str): ``'orthogonal'``: of the matrix of all coefficients the rows are orthonormal, or, with
+            fewer templates than layers, the columns. ``'identity'``: each layer its own template.
+            ``'sparse'``: normal, half of a layer's entries zero, in the mean of length 1.
+
+    Returns:
+        Tensor: Shape (L, k).
+
+    Raises:
+        ValueError: For another ``kind``, or for ``'identity'`` if L and k differ.
+    """
+    check_choice('coefficient_init', kind, COEFFICIENT_INITS)
+    if kind == 'identity':
+        if num_layers != num_templates:
+            raise ValueError(
+                f"coefficient_init='identity' with {num_layers} layers and {num_templates} templates, "
+                "allowed: as many templates as layers, or 'orthogonal', 'sparse'"
+            )
+        return torch.eye(num_layers)
+    coefficients = torch.empty(num_layers, num_templates)
+    if kind == 'orthogonal':
+        return nn.init.orthogonal_(coefficients)
+    kept = num_templates - num_templates // 2
+    nn.init.normal_(coefficients, std=1 / math.sqrt(kept))
+    order = torch.rand(num_layers, num_templates).argsort(dim=1)
+    return coefficients * (order < kept)
+
+
+def fit_templates(
+    weights: Tensor, num_templates: int, coefficients: Tensor | None = None
+) -> tuple[Tensor, Tensor, float]:
+    """Coefficients and templates that come nearest to given weights.
+
+    With as many templates as layers the weights are met exactly, with the coefficients given. With fewer,
+    the result is the best approximation of that rank, from a singular value decomposition; its
+    coefficients have orthonormal columns.
+
+    Args:
+        weights (Tensor): Weights of the layers, shape (L, ...).
+        num_templates (int): Templates k.
+        coefficients (Tensor, optional): Shape (L, k), used if ``k >= L`` and they have full rank.
+            Defaults to None.
+
+    Returns:
+        tuple[Tensor, Tensor, float]: Coefficients, shape (L, k), templates, shape (k, ...), and the
+        relative error ``||W - A T|| / ||W||``.
+    """
+    flat = weights.detach().double().flatten(1)
+    num_layers = len(flat)
+    if num_templates >= num_layers:
+        chosen = torch.eye(num_layers, num_templates) if coefficients is None else coefficients.detach()
+        chosen = chosen.to(flat)
+        if torch.linalg.matrix_rank(chosen) < num_layers:
+            chosen = torch.eye(num_layers, num_templates).to(flat)
+        templates = torch.linalg.pinv(chosen) @ flat
+    else:
+        # the left singular vectors are the eigenvectors of the small matrix W W^T
+        vectors = torch.linalg.eigh(flat @ flat.t()).eigenvectors
+        chosen = vectors[:, -num_templates:].flip(1)
+        templates = chosen.t() @ flat
+    chosen, templates = chosen.to(weights.dtype), templates.to(weights.dtype)
+    error = (flat - chosen.double() @ templates.double()).norm() / flat.norm().clamp(min=1e-30)
+    return chosen, templates.unflatten(1, weights.shape[1:]), error.item()
+
+
+class TemplateBank(nn.Module):
+    """Weights of a group of layers of equal shape as combinations of templates, Equation 1.
+
+    ``W_i = sum_j A_ij T_j``. All layers' weights come from one matrix product. In training this is done
+    whenever it is asked for, since a graph serves one backward pass: a stage asks once per forward pass
+    and hands the weights to its layers. In evaluation without gradients, and in frozen stages, the
+    weights are kept as long as neither the parameters nor the mode change. (Code that writes through
+    ``parameter.data``, behind autograd's back, must call ``eval()`` afterwards, as a runner does before it
+    validates.)
+
+    The templates hang together in one tensor of a convolution weight's rank, so that a change of the
+    memory format reaches them.
+
+    Args:
+        num_layers (int): Layers L that draw from the bank.
+        num_templates (int): Templates k.
+        weight_shape (Sequence[int]): Shape of a layer's weight, (C_out, C_in / groups, ...).
+        coefficient_init (str): See :func:`initial_coefficients`. Defaults to 'orthogonal'.
+        rows (Sequence[int], optional): Row of coefficients that each layer uses, where layers are tied (a
+            folded network): layer i computes with ``row_scales[i]`` times that row's weight, the scale
+            being negative where the sign differs. Defaults to None: a row for each layer.
+
+    Attributes:
+        templates (Parameter): Shape (k * C_out, C_in / groups, ...), template after template.
+        coefficients (Parameter): Shape (L, k), or (R, k) with R rows.
+        row_scales (Parameter): Shape (L,), only with ``rows``.
+
+    Raises:
+        ValueError: If an argument is wrong.
+
+    Example:
+        >>> bank = TemplateBank(6, 2, (64, 64, 3, 3))
+        >>> weights = bank()
+        >>> len(weights), tuple(weights[0].shape)
+        (6, (64, 64, 3, 3))
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_templates: int,
+        weight_shape: Sequence[int],
+        coefficient_init: str = 'orthogonal',
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        check_int('num_layers', num_layers, 1)
+        check_int('num_templates', num_templates, 1)
+        self.num_layers = num_layers
+        self.num_templates = num_templates
+        self.weight_shape = tuple(weight_shape)
+        self._cache: tuple[Any, tuple[Tensor, ...]] | None = None
+        channels, *rest = self.weight_shape
+        self.templates = nn.Parameter(torch.empty(num_templates * channels, *rest))
+        # as a plain convolution of the first template's size would start
+        nn.init.normal_(self.templates, std=math.sqrt(2 / (channels * math.prod(rest[1:]))))
+        self._set_rows(rows)
+        num_rows = num_layers if self.rows is None else max(self.rows) + 1
+        initial = initial_coefficients(num_rows, num_templates, coefficient_init)
+        self.coefficients = nn.Parameter(initial)
+
+    def _set_rows(self, rows: Sequence[int] | None) -> None:
+        """Tie layers: what each row is used by, as a matrix of zeros and ones."""
+        self.rows = None if rows is None else tuple(rows)
+        if self.rows is None:
+            return
+        if len(self.rows) != self.num_layers or set(self.rows) != set(range(max(self.rows, default=0) + 1)):
+            raise ValueError(
+                f'rows={rows!r}, allowed: None or {self.num_layers} integers that name rows 0, 1, ... '
+                'without a gap'
+            )
+        selection = torch.eye(max(self.rows) + 1)[list(self.rows)].to(self.templates)
+        self.register_buffer('row_selection', selection, persistent=False)
+        self.row_scales = nn.Parameter(self.templates.new_ones(self.num_layers))
+
+    @torch.no_grad()
+    def tie(self, rows: Sequence[int], scales: Tensor, coefficients: Tensor, templates: Tensor) -> None:
+        """Make the bank that of a folded network, in place.
+
+        Args:
+            rows (Sequence[int]): Row of each layer.
+            scales (Tensor): Factor of each layer, shape (L,).
+            coefficients (Tensor): Shape (R, k).
+            templates (Tensor): Shape (k * C_out, C_in / groups, ...).
+        """
+        self.num_templates = coefficients.size(1)
+        self.coefficients = nn.Parameter(coefficients.to(self.coefficients))
+        self.templates = nn.Parameter(templates.to(self.templates))
+        self._set_rows(rows)
+        self.row_scales.copy_(scales)
+        self._cache = None
+
+    def layer_coefficients(self) -> Tensor:
+        """Coefficients that each layer computes with.
+
+        Returns:
+            Tensor: Shape (L, k).
+        """
+        if self.rows is None:
+            return self.coefficients
+        return (self.row_scales.unsqueeze(1) * self.row_selection) @ self.coefficients
+
+    def similarity(self) -> Tensor:
+        """Layer similarity matrix, see :func:`layer_similarity`.
+
+        Returns:
+            Tensor: Shape (L, L).
+        """
+        return layer_similarity(self.layer_coefficients())
+
+    def forward(self) -> tuple[Tensor, ...]:
+        """Weights of all layers.
+
+        Returns:
+            tuple[Tensor, ...]: For each layer a tensor of shape ``weight_shape``.
+        """
+        key = self._cache_key()
+        if key is None:
+            return self._combine(slice(None))
+        if self._cache is None or self._cache[0] != key:
+            # ordinary tensors, whose use outside inference mode is allowed
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache = key, self._combine(slice(None))
+        return self._cache[1]
+
+    def weight(self, index: int) -> Tensor:
+        """Weight of one layer, for layers of a network that does not hand out the weights.
+
+        Args:
+            index (int): The layer.
+
+        Returns:
+            Tensor: Shape ``weight_shape``.
+        """
+        if self._cache_key() is not None:
+            return self()[index]
+        return self._combine(slice(index, index + 1))[0]
+
+    def _combine(self, layers: slice) -> tuple[Tensor, ...]:
+        templates = self.templates
+        is_tensor = isinstance(templates, Tensor)  # else a tracer's stand-in
+        device = templates.device.type if is_tensor else 'cpu'
+        if not is_tensor or device == 'meta' or not torch.is_autocast_enabled(device):
+            return self._product(layers)
+        # in full precision and rounded once, like a plain layer's weight
+        with torch.autocast(device, enabled=False):
+            weights = self._product(layers)
+        dtype = torch.get_autocast_dtype(device)
+        return tuple(weight.to(dtype) for weight in weights)
+
+    def _product(self, layers: slice) -> tuple[Tensor, ...]:
+        coefficients, templates, k = self.layer_coefficients()[layers], self.templates, self.num_templates
+        channels, *rest = self.weight_shape
+        if isinstance(templates, Tensor) and templates.dim() == 4 and not templates.is_contiguous():
+            # in channels last, and so will be the weights; neither is copied
+            flat = templates.permute(0, 2, 3, 1).reshape(k, -1)
+            weights = (coefficients @ flat).view(-1, channels, *rest[1:], rest[0]).permute(0, 1, 4, 2, 3)
+        else:
+            weights = (coefficients @ templates.reshape(k, -1)).view(-1, channels, *rest)
+        return weights.unbind(0)
+
+    def _cache_key(self) -> tuple | None:
+        """What the weights depend on; None if they must be computed anew."""
+        if self.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        sources = [self.templates, self.coefficients] + ([] if self.rows is None else [self.row_scales])
+        if any(type(p) is not nn.Parameter or p.is_inference() for p in sources):
+            return None
+        if torch.is_grad_enabled() and any(p.requires_grad for p in sources):
+            return None
+        device = sources[0].device.type
+        autocast = device != 'meta' and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        state = [(id(p), p._version, p.data_ptr(), p.dtype, p.stride()) for p in sources]
+        return autocast, device, *state
+
+    def train(self, mode: bool = True) -> TemplateBank:
+        """Set the mode; kept weights are dropped."""
+        self._cache = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> TemplateBank:
+        self._cache = None
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_cache': None}
+
+    def extra_repr(self) -> str:
+        """Layers, templates and shape."""
+        tied = '' if self.rows is None else f', rows={self.rows}'
+        return f'{self.num_layers}, {self.num_templates}, {self.weight_shape}{tied}'
+
+
+class SharedConv(nn.Module):
+    """Convolution whose weight comes from a bank; stride, padding, dilation and groups are its own.
+
+    Args:
+        bank (TemplateBank): The bank. It belongs to whatever registers it, not to this layer.
+        index (int): Which of the bank's layers this is.
+        stride (int or Sequence[int]): As in ``nn.Conv2d``. Defaults to 1.
+        padding (int, Sequence[int] or str): As in ``nn.Conv2d``. Defaults to 0.
+        dilation (int or Sequence[int]): As in ``nn.Conv2d``. Defaults to 1.
+        groups (int): As in ``nn.Conv2d``. Defaults to 1.
+        padding_mode (str): As in ``nn.Conv2d``. Defaults to 'zeros'.
+        bias (Parameter, optional): The layer's own bias. Defaults to None.
+    """
+
+    _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+
+    def __init__(
+        self,
+        bank: TemplateBank,
+        index: int,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        padding_mode: str = 'zeros',
+        bias: nn.Parameter | None = None,
+    ) -> None:
+        super().__init__()
+        self._bank = (bank,)  # in a tuple: no submodule
+        self.index = index
+        channels, in_channels, *self.kernel_size = bank.weight_shape
+        self.in_channels, self.out_channels = in_channels * groups, channels
+        self.options = dict(
+            stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode
+        )
+        with torch.device('meta'):  # without memory: it knows how to convolve
+            kind = self._CONVOLUTIONS[len(bank.weight_shape)]
+            rule = kind(self.in_channels, channels, tuple(self.kernel_size), bias=False, **self.options)
+        rule.weight = None
+        self._rule = (rule,)
+        self.bias = bias
+
+    @property
+    def template_bank(self) -> TemplateBank:
+        """TemplateBank: Where the weight comes from."""
+        return self._bank[0]
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Convolve.
+
+        Args:
+            x (Tensor): Shape (N, C_in, ...).
+            weight (Tensor, optional): The layer's weight if it was generated already. Defaults to None.
+
+        Returns:
+            Tensor: Shape (N, C_out, ...).
+        """
+        weight = self.template_bank.weight(self.index) if weight is None else weight
+        return self._rule[0]._conv_forward(x, weight, self.bias)
+
+    @torch.no_grad()
+    def materialise(self) -> nn.Module:
+        """The plain convolution that computes the same.
+
+        Returns:
+            nn.Module: ``nn.Conv2d``, or the like of another dimension, in the same mode.
+        """
+        weight = self.template_bank.weight(self.index)
+        kind, has_bias = type(self._rule[0]), self.bias is not None
+        with torch.device(weight.device):
+            conv = kind(
+                self.in_channels, self.out_channels, tuple(self.kernel_size), bias=has_bias, **self.options
+            )
+        conv.weight = nn.Parameter(weight.clone(), requires_grad=self.template_bank.templates.requires_grad)
+        conv.bias = self.bias
+        return conv.train(self.training)
+
+    def extra_repr(self) -> str:
+        """As of a convolution."""
+        options = ', '.join(f'{key}={value}' for key, value in self.options.items())
+        return f'{self.in_channels}, {self.out_channels}, kernel_size={tuple(self.kernel_size)}, {options}'

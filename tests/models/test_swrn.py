@@ -1,0 +1,215 @@
+"""SWRN beyond what every backbone is checked for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmrecur.models import ShortestPathNet
+from mmrecur.models.backbones import SWRN
+from mmrecur.models.layers import TemplateBank, layer_similarity, template_banks
+from tests.models.test_backbones import assert_close, gradients, image
+from tests.models.test_rla import randomise_norms
+
+SMALL = dict(depth=22, width=2, base_channels=8)
+
+
+def build(**kwargs) -> SWRN:
+    torch.manual_seed(0)
+    model = SWRN(**{**SMALL, 'num_templates': 2, **kwargs})
+    randomise_norms(model)
+    return model
+
+
+def reference_forward(model: SWRN, x: Tensor) -> list[Tensor]:
+    """Section 3 and Figure 1 layer by layer: each layer makes its own weight, and norms as configured."""
+    x, outputs = F.conv2d(x, model.conv1.weight, padding=1), []
+    for name in model.stages:
+        stage, layer = getattr(model, name), 0
+        for index, block in enumerate(stage.blocks):
+            inner = F.relu(block.bn1(x))
+            shortcut = x if block.downsample is None else block.downsample(inner)
+            for norm, conv in ((None, block.conv1), (block.bn2, block.conv2)):
+                inner = inner if norm is None else F.relu(norm(inner))
+                if index == 0:
+                    inner = conv(inner)
+                    continue
+                templates = stage.bank.templates.chunk(stage.bank.num_templates)
+                weight = sum(a * t for a, t in zip(stage.bank.coefficients[layer], templates))
+                inner, layer = F.conv2d(inner, weight, padding=1), layer + 1
+            x = inner + shortcut
+        outputs.append(x)
+    outputs[-1] = F.relu(model.final_norm(x))
+    return outputs
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_network_and_gradients_are_those_of_the_paper(with_cp: bool) -> None:
+    model = build(with_cp=with_cp).double().train()
+    x = image(2, 3, 16, 16).double()
+    ours = gradients(model, x)
+    reference = build().double().train()
+    outputs = reference_forward(reference, x)
+    assert_close(build().double().train()(x), outputs, 1e-9)
+    sum((output * output).mean() for output in outputs).backward()
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, msg=name)
+
+
+def test_weights_are_generated_once_per_pass_and_once_in_evaluation(monkeypatch) -> None:
+    counts = []
+    product = TemplateBank._product
+    monkeypatch.setattr(TemplateBank, '_product', lambda *args: counts.append(1) or product(*args))
+    for with_cp in (False, True):
+        model = build(with_cp=with_cp).train()
+        counts.clear()
+        gradients(model, image(2, 3, 16, 16))
+        assert len(counts) == 3  # a product for each stage, none for what is recomputed
+    model.eval()
+    counts.clear()
+    with torch.no_grad():
+        for _ in range(3):
+            model(image(1, 3, 16, 16))
+    assert len(counts) == 3
+
+
+def test_accumulated_gradients_are_those_of_both_batches() -> None:
+    model, x = build(norm_eval=True).train(), image(4, 3, 16, 16)
+    halves = [sum((o * o).mean() for o in model(part)) / 2 for part in x.chunk(2)]  # both graphs at once
+    sum(halves).backward()
+    together = {name: p.grad.clone() for name, p in model.named_parameters()}
+    for name, grad in gradients(model, x).items():
+        torch.testing.assert_close(together[name], grad, rtol=1e-3, atol=1e-5)
+
+
+def test_dropout_is_between_the_convolutions_and_for_training_only() -> None:
+    model, x = build(dropout=0.5), image(2, 3, 16, 16)
+    expected = build().eval()(x)
+    assert_close(model.eval()(x), expected, 1e-6)
+    model.train()
+    torch.manual_seed(0)
+    first = model(x)[0]
+    assert not torch.allclose(first, model(x)[0])
+    dropped = []
+    block = model.layer1.blocks[1]
+    block.conv2.register_forward_pre_hook(lambda module, args: dropped.append(args[0]))
+    block.conv1.register_forward_pre_hook(lambda module, args: dropped.append(args[0]))
+    block.bn2.register_forward_hook(lambda module, args, output: output.fill_(1.0))
+    model(x)
+    assert (dropped[1] == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    checkpointed = [gradients(build(dropout=0.5, with_cp=cp).train(), x) for cp in (False, False)]
+    assert checkpointed[0].keys() == checkpointed[1].keys()
+
+
+def test_recurrence_loss_is_minus_the_sum_of_similarities() -> None:
+    cfg = dict(type='mmrecur.RecurrenceLoss', loss_weight=0.25)
+    model = build(loss_recurrence=cfg)
+    expected = -0.25 * sum(layer_similarity(b.coefficients).sum() for b in template_banks(model).values())
+    losses = model.auxiliary_losses()
+    assert list(losses) == ['loss_recurrence']
+    torch.testing.assert_close(losses['loss_recurrence'], expected)
+    optimiser = torch.optim.SGD([b.coefficients for b in template_banks(model).values()], 0.5)
+    for _ in range(60):
+        optimiser.zero_grad()
+        model.auxiliary_losses()['loss_recurrence'].backward()
+        optimiser.step()
+    # at the extreme all layers are one
+    assert all(bank.similarity().min() > 0.99 for bank in template_banks(model).values())
+    assert build().auxiliary_losses() == {}
+    model.switch_to_deploy()
+    assert model.auxiliary_losses() == {}
+    net = ShortestPathNet(5, num_layers=5, channels=4, loss_recurrence=cfg)
+    # orthonormal coefficients: each layer is like itself only
+    assert net.auxiliary_losses()['loss_recurrence'].item() == pytest.approx(-0.25 * 5, abs=1e-4)
+
+
+def test_what_configs_need_is_declared() -> None:
+    keys = SWRN.required_paramwise_cfg['custom_keys']
+    model = build(folding=dict(layer1=dict(bank=[0, 1, 0, 1])))
+    for key in keys:
+        assert any(key in name for name, _ in model.named_parameters())
+    assert model.required_hooks == ()
+    regularised = build(loss_recurrence=dict(type='mmrecur.RecurrenceLoss'))
+    assert regularised.required_hooks == (dict(type='mmrecur.AuxiliaryLossHook'),)
+
+
+def test_a_compiled_model_follows_its_weights() -> None:
+    model, x = build(out_indices=(0,)).eval(), image(1, 3, 16, 16)
+    compiled = torch.compile(model, backend='aot_eager')
+    with torch.no_grad():
+        for _ in range(2):
+            assert_close(compiled(x), copy.deepcopy(model)(x), 1e-5)
+            model.layer1.bank.coefficients.mul_(2)
+
+
+def test_a_train_step_after_an_evaluation_uses_the_new_weights() -> None:
+    model, x = build().eval(), image(2, 3, 16, 16)
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    with torch.no_grad():
+        before = model(x)
+    model.train()
+    sum(output.square().mean() for output in model(x)).backward()
+    optimiser.step()
+    model.eval()
+    with torch.no_grad():
+        assert_close(model(x), reference_forward(model, x), 1e-5)
+        assert not torch.allclose(model(x)[0], before[0])
+
+
+WRONG = [
+    (dict(depth=20), r'depth=20, allowed: 16, 22, \.\.\. \(6 n \+ 4\), or 50, 101, 152'),
+    (dict(depth=10), 'depth=10, allowed: 16'),
+    (dict(depth=4, num_templates=None), 'depth=4, allowed: 10'),
+    (dict(width=0), 'width=0, allowed: an integer of at least 1'),
+    (dict(num_templates=5), r"num_templates=5, allowed: None, 'per_layer', an integer from 1 to 4"),
+    (dict(num_templates=0), 'num_templates=0, allowed'),
+    (dict(num_templates=True), 'num_templates=True, allowed'),
+    (dict(dropout=1.0), 'dropout=1.0, allowed: a number from 0 to below 1'),
+    (dict(dropout=True), 'dropout=True, allowed'),
+    (dict(depth=50, dropout=0.3), 'dropout=0.3 with bottleneck blocks, allowed: 0'),
+    (dict(coefficient_init='ones'), "coefficient_init='ones', allowed"),
+    (dict(coefficient_init='identity'), 'with 4 layers and 2 templates'),
+    (dict(base_channels=0), 'base_channels=0, allowed'),
+    (dict(folding=[1]), r'folding=\[1\], allowed: a dict of layer1, layer2, layer3'),
+    (dict(folding=dict(layer4=dict(bank=[0]))), 'folding=.*allowed: a dict of layer1'),
+    (dict(folding=dict(layer1=dict(bank1=[0]))), 'folding of bank1, allowed: bank'),
+    (dict(folding=dict(layer1=dict(bank=[0, 1]))), r'rows=\[0, 1\], allowed: None or 4 integers'),
+    (dict(out_indices=(3,)), r'out_indices=\(3,\), allowed: .* from 0 to 2'),
+    (dict(frozen_stages=4), 'frozen_stages=4, allowed: an integer from -1 to 3'),
+    (dict(num_templates=None, loss_recurrence=dict(type='mmrecur.RecurrenceLoss')), 'loss_recurrence with'),
+    (dict(loss_recurrence=dict(type='mmrecur.RecurrenceLoss', loss_weight=-1)), 'loss_weight=-1, allowed'),
+]
+
+
+@pytest.mark.parametrize('arguments, message', WRONG)
+def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        MODELS.build({'type': 'mmrecur.SWRN', **SMALL, 'num_templates': 2, **arguments})
+
+
+def test_shortest_path_network_is_the_papers() -> None:
+    plain, shared = ShortestPathNet(), ShortestPathNet(num_templates=20)
+    convolutions, norms = 20 * 32 * 32 * 9, 20 * 64
+    ends = (2 * 32 + 32) + (32 + 1)
+    assert sum(p.numel() for p in plain.parameters()) == convolutions + norms + ends
+    assert sum(p.numel() for p in shared.parameters()) == convolutions + norms + ends + 400
+    model = ShortestPathNet(2, num_layers=3, channels=4).eval()
+    x = torch.rand(2, 2, 9, 9)
+    y = model.conv1(x)
+    for index, norm in enumerate(model.norms):
+        y = y + F.relu(norm(F.conv2d(y, model.bank.weight(index), padding=1)))
+    torch.testing.assert_close(model(x), model.conv2(y)[:, 0])
+    targets = (torch.rand(2, 9, 9) > 0.5).float()
+    loss = model(x, targets, mode='loss')['loss_path']
+    probability = torch.sigmoid(model(x))
+    torch.testing.assert_close(loss, -torch.where(targets > 0, probability, 1 - probability).log().mean())
+    predictions = model(x, targets, mode='predict')
+    assert torch.equal(predictions[1]['prediction'], probability[1] > 0.5)
+    with pytest.raises(ValueError, match='num_templates=None with loss_recurrence'):
+        ShortestPathNet(loss_recurrence=dict(type='mmrecur.RecurrenceLoss'))
+    assert isinstance(plain.convs[0], nn.Conv2d)

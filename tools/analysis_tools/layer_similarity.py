@@ -1,0 +1,82 @@
+"""Print and draw which layers of a network with shared weights do the same.
+
+    python tools/analysis_tools/layer_similarity.py CONFIG work_dirs/NAME/epoch_200.pth
+    python tools/analysis_tools/layer_similarity.py CONFIG work_dirs/NAME/epoch_*.pth --out evolution.png
+
+CONFIG is a config or a module as in "mmrecur.SWRN(depth=16, width=2)". Of one checkpoint every bank's
+matrix is printed; several, such as a run's epochs or runs of several seeds, are drawn side by side in the
+order of the numbers in their names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from mmengine.config import DictAction
+from torch import Tensor
+
+from mmrecur.analysis.layer_similarity import mean_similarity, similarity_matrices
+from mmrecur.analysis.sharing_figures import draw_similarity
+from mmrecur.apis.folding import load_model, read_whole_config
+from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.apis.summary import print_results
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config or module, see above')
+    parser.add_argument('checkpoints', nargs='+', help='weights of the model')
+    parser.add_argument(
+        '--out', default='layer_similarity.png', help='picture to write (default: layer_similarity.png)'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+    )
+    return parser.parse_args(argv)
+
+
+def natural(path: Path) -> list:
+    """Sorts epoch_10 behind epoch_9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', str(path))]
+
+
+def print_matrix(name: str, matrix: Tensor) -> None:
+    """Prints a matrix with the layers' numbers."""
+    count = len(matrix)
+    print(f'{name}: {count} layers, mean similarity of two of them {mean_similarity(matrix):.3f}')
+    print('      ' + ' '.join(f'{i:>5}' for i in range(1, count + 1)))
+    for i, row in enumerate(matrix.tolist(), start=1):
+        print(f'{i:>5} ' + ' '.join(f'{value:5.2f}' for value in row))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    cfg = read_whole_config(args.config, args.cfg_options)
+    paths = sorted(map(Path, args.checkpoints), key=natural)
+    columns = {}
+    for path in paths:
+        try:
+            matrices = similarity_matrices(load_model(cfg, path))
+        except ValueError as error:
+            raise ToolError(str(error)) from error
+        # runs in several directories often have files of one name
+        label = path.stem if len({p.stem for p in paths}) == len(paths) else f'{path.parent.name}/{path.stem}'
+        columns[label] = matrices
+        if len(paths) == 1:
+            for name, matrix in matrices.items():
+                print_matrix(name, matrix)
+        else:
+            means = ', '.join(f'{name} {mean_similarity(matrix):.3f}' for name, matrix in matrices.items())
+            print(f'{label}: {means}')
+    print_results({'picture': str(draw_similarity(columns, args.out))})
+
+
+if __name__ == '__main__':
+    with clean_errors():
+        main()

@@ -1,0 +1,93 @@
+"""Train the three networks of the shortest path task through the curriculum and draw their F1 scores.
+
+    python tools/shortest_paths.py                                     # 5 phases of 50 epochs each
+    python tools/shortest_paths.py --epochs 5 --examples 500 --models cnn scnn
+
+Each network's run is one of tools/train.py with configs/swrn/shortest-path_MODEL.py in WORK_DIR/MODEL; a
+command that was interrupted goes on where it was. Afterwards WORK_DIR/curves.png shows the F1 score on new
+examples of the phase after every epoch (Figure 5b of the SWRN paper), and curves.json has the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mmrecur.analysis.sharing_figures import draw_curves
+from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.apis.summary import print_results
+from mmrecur.datasets.shortest_path import CURRICULUM
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = {'cnn': 'CNN', 'scnn': 'SCNN', 'scnn-r': 'SCNN-R'}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--models', nargs='+', choices=MODELS, default=list(MODELS), help='default: all')
+    parser.add_argument('--work-dir', default='work_dirs/shortest-path', help='default: %(default)s')
+    parser.add_argument('--epochs', type=int, default=50, help='of each phase (default: %(default)s)')
+    parser.add_argument('--examples', type=int, default=5000, help='of each phase (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+    args = parser.parse_args(argv)
+    for name in ('epochs', 'examples'):
+        if getattr(args, name) < 1:
+            parser.error(f'argument --{name}: {getattr(args, name)} given; allowed: 1 or more')
+    return args
+
+
+def train(model: str, work_dir: Path, args: argparse.Namespace) -> None:
+    """Runs a network through the curriculum, or the rest of it."""
+    config = ROOT / 'configs' / 'swrn' / f'shortest-path_{model}.py'
+    # a list is replaced as a whole, an item of it by its number
+    curriculum = {'cnn': 0, 'scnn': 0, 'scnn-r': 1}[model]
+    options = [
+        f'train_cfg.max_epochs={len(CURRICULUM) * args.epochs}',
+        f'custom_hooks.{curriculum}.epochs_per_phase={args.epochs}',
+        f'train_dataloader.dataset.num_examples={args.examples}',
+        f'randomness.seed={args.seed}',
+    ]
+    command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir)]
+    command += ['--resume', 'auto', '--num-pictures', '0', '--cfg-options', *options]
+    if subprocess.run(command).returncode:
+        raise ToolError(f'the training in {work_dir} failed; the same command goes on with it')
+
+
+def read_curve(work_dir: Path) -> list[float]:
+    """F1 score after each epoch; of an epoch that was run again after a kill, the last one."""
+    scores = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            values = json.loads(line)
+            if 'f1' in values:
+                scores[values['step']] = values['f1']
+    return [scores[step] for step in sorted(scores)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    work_dir = Path(args.work_dir)
+    curves = {}
+    for model in args.models:
+        train(model, work_dir / model, args)
+        curves[MODELS[model]] = read_curve(work_dir / model)
+    marks = [args.epochs * phase for phase in range(1, len(CURRICULUM))]
+    picture = draw_curves(curves, work_dir / 'curves.png', marks)
+    numbers = work_dir / 'curves.json'
+    numbers.write_text(json.dumps(dict(epochs_per_phase=args.epochs, f1=curves), indent=2))
+    for name, curve in curves.items():
+        ends = ', '.join(f'{curve[mark - 1]:.3f}' for mark in (*marks, len(curve)))
+        print(f'{name}: F1 at the end of each phase {ends}')
+    print_results({'curves': str(picture), 'numbers': str(numbers)})
+
+
+if __name__ == '__main__':
+    with clean_errors():
+        main()
