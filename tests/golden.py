@@ -5,14 +5,16 @@ Weights and inputs are functions of the keys' names, so a fixture stores outputs
 
 from __future__ import annotations
 
+import copy
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DATA = Path(__file__).parent / 'data' / 'golden'
 
@@ -79,3 +81,70 @@ def load(name: str) -> Golden:
 def relative_error(value: Tensor, reference: Tensor) -> float:
     """Largest deviation relative to the reference's largest value."""
     return ((value - reference).abs().max() / reference.abs().max()).item()
+
+
+@dataclass
+class Step:
+    """A training step: outputs, loss, norms of the gradients by the authors' keys."""
+
+    outputs: list[Tensor]
+    loss: float
+    norms: dict[str, float]
+
+    @classmethod
+    def of(cls, model: nn.Module, image: Tensor, norms: Callable[[nn.Module], dict[str, float]]) -> Step:
+        """Take the step; ``norms`` reads the gradients."""
+        outputs = model.train()(image)
+        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+        loss = sum(output.square().mean() for output in outputs)
+        loss.backward()
+        return cls([o.detach() for o in outputs], loss.item(), norms(model))
+
+    @classmethod
+    def stored(cls, fixture: Golden) -> Step:
+        """The authors' step."""
+        outputs = [v for key, v in sorted(fixture.outputs.items()) if key.startswith('train_')]
+        # None where nothing read what a parameter gave
+        norms = {key: norm for key, norm in fixture.grad_norms.items() if norm is not None}
+        return cls(outputs, fixture.loss, norms)
+
+    def distance(self, reference: Step) -> tuple[float, float]:
+        """Largest relative deviations of an output and of a gradient from another step's."""
+        pairs = zip(self.outputs, reference.outputs, strict=True)
+        outputs = max(relative_error(mine.double(), theirs) for mine, theirs in pairs)
+        # gradients that vanish in exact arithmetic are rounding noise on both sides
+        floor = 1e-3 * max(reference.norms.values())
+        # of a tensor with several names the authors' step gives the gradient under one of them
+        common = {key: norm for key, norm in reference.norms.items() if norm and key in self.norms}
+        return outputs, max(abs(self.norms[k] - norm) / max(norm, floor) for k, norm in common.items())
+
+
+def replay(fixture: Golden, model: nn.Module, norms: Callable[[nn.Module], dict[str, float]]) -> None:
+    """Compare a model's outputs and its training step with a fixture.
+
+    Args:
+        fixture (Golden): The authors' outputs and gradients.
+        model (nn.Module): Ours, with the fixture's weights.
+        norms (Callable): From a model to the norms of its gradients by the authors' keys.
+    """
+    model.eval()
+    with torch.no_grad():
+        outputs = model(fixture.input)
+        for i, output in enumerate([outputs] if isinstance(outputs, Tensor) else outputs):
+            assert relative_error(output, fixture.outputs[f'eval_{i}']) < 1e-4, f'eval_{i}'
+    theirs, images = Step.stored(fixture), fixture.input
+    step = Step.of(copy.deepcopy(model), images, norms)
+    assert abs(step.loss - fixture.loss) < 1e-3 * fixture.loss
+    assert {key for key, norm in theirs.norms.items() if norm} <= step.norms.keys()
+    outputs, gradients = step.distance(theirs)
+    if outputs < 1e-4 and gradients < 1e-3:
+        return
+    # Batch statistics over a few pixels amplify rounding layer by layer, until the order of a sum shows in
+    # the fourth digit. No other difference is let pass: from the same step in double precision the
+    # fixture must be no further away than what float32 does to images one unit in the last place apart.
+    exact = Step.of(copy.deepcopy(model).double(), images.double(), norms)
+    near = [Step.of(copy.deepcopy(model), images * scale, norms) for scale in (1 - 1e-7, 1 + 1e-7)]
+    rounding = [own.distance(exact) for own in (step, *near)]
+    assert all(outputs < 1e-3 and gradients < 5e-2 for outputs, gradients in rounding)
+    for fixture_error, own_errors in zip(theirs.distance(exact), zip(*rounding)):
+        assert fixture_error < 3 * max(own_errors)

@@ -272,6 +272,7 @@ def test_the_runner_takes_the_config(name: str, scope: Any, tmp_path: Path) -> N
     cfg.model = dict(type='BaseDataPreprocessor', _scope_='mmengine')
     cfg.pop('data_preprocessor', None)
     cfg.update(work_dir=str(tmp_path), experiment_name=Path(name).stem, log_level='WARNING')
+    cfg.visualizer.name = str(tmp_path)  # which another test has not made
     runner = Runner.from_cfg(cfg)
     hooks = {type(hook).__name__: hook for hook in runner.hooks}
     assert {hook['type'] for hook in cfg.default_hooks.values()} <= set(hooks)

@@ -95,9 +95,9 @@ def print_summaries(summaries: Sequence[Summary], metric: str, parameters: Mappi
         parameters (Mapping[str, int]): Number of parameters by config name.
     """
     table = Table(title=metric, box=box.SIMPLE, title_justify='left')
-    table.add_column('config')
+    table.add_column('config', no_wrap=True)
     for column in ('parameters', 'final, each seed', 'mean', 'std', 'to the first'):
-        table.add_column(column, justify='right')
+        table.add_column(column, justify='right', no_wrap=True)
     for summary in summaries:
         table.add_row(
             summary.name,
@@ -107,7 +107,7 @@ def print_summaries(summaries: Sequence[Summary], metric: str, parameters: Mappi
             f'{summary.spread:.2f}',
             '' if summary is summaries[0] else f'{summary.mean - summaries[0].mean:+.2f}',
         )
-    Console(soft_wrap=True, markup=False).print(table)
+    Console(width=160, markup=False).print(table)
 
 
 def plot_curves(runs: Mapping[str, Sequence[Curve]], metric: str, path: str | Path) -> None:

@@ -17,6 +17,8 @@ def test_every_config_of_a_family_has_a_name() -> None:
         path.stem
         for path in (ROOT / 'configs').rglob('*.py')
         if not {'_base_', 'demo'} & set(path.parts)
+        # but for what is there to try things out
+        and not path.stem.startswith('shortest-path') and 'jpeg' not in path.stem
     }
     assert set(list_models()) == configs
     assert list_models('rla-eca-resnet50') == [

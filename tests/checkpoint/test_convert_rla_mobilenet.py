@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmrecur.checkpoint import Report, TransferError, convert
 from mmrecur.models.backbones import RLAMobileNetV2
 from tests import golden
-from tests.checkpoint.test_convert_rlanet import Step, replay
+from tests.checkpoint.test_convert_rlanet import gradient_norms, replay
 from tests.models.test_rla_mobilenet import reference_forward
 
 W_R = [f'recurrent_dsconvs.{stage}.weight' for stage in range(5)]
@@ -69,7 +69,9 @@ def test_training_step_equals_the_authors_where_rounding_is_no_matter() -> None:
     concatenated = copy.deepcopy(model).double()
     concatenated.backbone.forward = partial(reference_forward, concatenated.backbone)
     images = fixture.input.double()
-    ours, theirs = (Step.of(m, images, report) for m in (model.double(), concatenated))
+    ours, theirs = (
+        golden.Step.of(m, images, lambda m: gradient_norms(m, report)) for m in (model.double(), concatenated)
+    )
     torch.testing.assert_close(ours.outputs[0], theirs.outputs[0])
     assert ours.norms == pytest.approx(theirs.norms, rel=1e-6, abs=1e-9)
 

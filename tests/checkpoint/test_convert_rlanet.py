@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -55,58 +53,8 @@ def gradient_norms(model: nn.Module, report) -> dict[str, float]:
     return {source: math.sqrt(square) for source, square in squares.items()}
 
 
-@dataclass
-class Step:
-    """A training step: outputs, loss, norms of the gradients by the authors' keys."""
-
-    outputs: list[Tensor]
-    loss: float
-    norms: dict[str, float]
-
-    @classmethod
-    def of(cls, model: nn.Module, image: Tensor, report) -> Step:
-        outputs = model.train()(image)
-        loss = sum(output.square().mean() for output in outputs)
-        loss.backward()
-        return cls([o.detach() for o in outputs], loss.item(), gradient_norms(model, report))
-
-    @classmethod
-    def stored(cls, fixture: golden.Golden) -> Step:
-        outputs = [v for key, v in sorted(fixture.outputs.items()) if key.startswith('train_')]
-        # None where nothing read what a parameter gave
-        norms = {key: norm for key, norm in fixture.grad_norms.items() if norm is not None}
-        return cls(outputs, fixture.loss, norms)
-
-    def distance(self, reference: Step) -> tuple[float, float]:
-        """Largest relative deviations of an output and of a gradient from another step's."""
-        pairs = zip(self.outputs, reference.outputs, strict=True)
-        outputs = max(golden.relative_error(mine.double(), theirs) for mine, theirs in pairs)
-        # gradients that vanish in exact arithmetic are rounding noise on both sides
-        floor = 1e-3 * max(reference.norms.values())
-        gradients = max(abs(self.norms[k] - n) / max(n, floor) for k, n in reference.norms.items() if n)
-        return outputs, gradients
-
-
 def replay(fixture: golden.Golden, model: nn.Module, report) -> None:
-    model.eval()
-    with torch.no_grad():
-        for i, output in enumerate(model(fixture.input)):
-            assert golden.relative_error(output, fixture.outputs[f'eval_{i}']) < 1e-4, f'eval_{i}'
-    theirs, images = Step.stored(fixture), fixture.input
-    step = Step.of(copy.deepcopy(model), images, report)
-    assert step.loss == pytest.approx(fixture.loss, rel=1e-3)
-    outputs, gradients = step.distance(theirs)
-    if outputs < 1e-4 and gradients < 1e-3:
-        return
-    # Batch statistics over a few pixels amplify rounding layer by layer, until the order of a sum shows in
-    # the fourth digit. No other difference is let pass: from the same step in double precision the
-    # fixture must be no further away than what float32 does to images one unit in the last place apart.
-    exact = Step.of(copy.deepcopy(model).double(), images.double(), report)
-    near = [Step.of(copy.deepcopy(model), images * scale, report) for scale in (1 - 1e-7, 1 + 1e-7)]
-    rounding = [own.distance(exact) for own in (step, *near)]
-    assert all(outputs < 1e-3 and gradients < 5e-2 for outputs, gradients in rounding)
-    for fixture_error, own_errors in zip(theirs.distance(exact), zip(*rounding)):
-        assert fixture_error < 3 * max(own_errors)
+    golden.replay(fixture, model, lambda model: gradient_norms(model, report))
 
 
 @pytest.mark.parametrize('name', CLASSIFIERS)
