@@ -220,7 +220,10 @@ def test_half_precision_weights_run(name: str, deploy: bool) -> None:
     assert_close(outputs, expected, 0.1)
 
 
-@pytest.mark.parametrize('name', ['rla-r50', 'rla-r50-hidden', 'rla-eca-mobilenet', 'shared-r18', 'shared-x50'])
+SYNCED = ['rla-r50', 'rla-r50-hidden', 'rla-eca-r50', 'rla-eca-mobilenet', 'shared-r18', 'shared-x50']
+
+
+@pytest.mark.parametrize('name', SYNCED)
 def test_syncbn_conversion_keeps_the_function(name: str) -> None:
     model = build(name).eval()
     x = image(2, 3, 64, 64)
