@@ -31,16 +31,16 @@ BACKBONE = dict(
 
 def classifier(**backbone: Any) -> nn.Module:
     pytest.importorskip('mmpretrain')
-    head = dict(type='mmpretrain.LinearClsHead', num_classes=5, in_channels=64)
-    return MODELS.build(
-        dict(
-            type='mmpretrain.ImageClassifier',
-            backbone={**BACKBONE, **backbone},
-            neck=dict(type='mmpretrain.GlobalAveragePooling'),
-            head=head,
-            data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor', num_classes=5),
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(
+            dict(
+                type='ImageClassifier',
+                backbone={**BACKBONE, **backbone},
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=5, in_channels=64),
+                data_preprocessor=dict(type='ClsDataPreprocessor', num_classes=5),
+            )
         )
-    )
 
 
 def detector(**backbone: Any) -> nn.Module:
