@@ -3,6 +3,7 @@
 from .base import Backbone
 from .densenet_bc import DenseNetBC
 from .dual_path_resnet import DualPathResNet
+from .recnet import RecNet
 from .rla_mobilenet_v2 import RLAMobileNetV2
 from .rla_preact_resnet import RLAPreActResNet
 from .rla_resnet import RLAResNet
@@ -16,4 +17,5 @@ __all__ = [
     'RLAPreActResNet',
     'RLAResNet',
     'RLAXception',
+    'RecNet',
 ]

@@ -2,11 +2,13 @@
 
 from .activation_checkpoint import checkpoint_step
 from .attention import CBAM, ECA, SqueezeExcite
+from .channel_recurrent import ChannelRecurrentConv, RecurrentModule
 from .checks import check_choice, check_flag, check_int
 from .dense import DenseBlock
 from .dual_path import DualPathBlock
 from .fuse import fold_norm
 from .inverted_residual import InvertedResidual
+from .pointwise_sum import pointwise_sum
 from .preact_fold import fold_preactivation
 from .residual import Bottleneck, DeepStem
 from .rla import RLACell
@@ -18,12 +20,14 @@ __all__ = [
     'CBAM',
     'ECA',
     'Bottleneck',
+    'ChannelRecurrentConv',
     'DeepStem',
     'DenseBlock',
     'DualPathBlock',
     'InvertedResidual',
     'MultiWidthRLACell',
     'RLACell',
+    'RecurrentModule',
     'SeparableConv',
     'SqueezeExcite',
     'XceptionBlock',
@@ -34,4 +38,5 @@ __all__ = [
     'fold_norm',
     'fold_preactivation',
     'make_rla_cell',
+    'pointwise_sum',
 ]
