@@ -43,13 +43,13 @@ def reference(layer: ChannelRecurrentConv, x: Tensor) -> Tensor:
 
 def make(steps: int = 5, seed: int = 0, **options) -> ChannelRecurrentConv:
     torch.manual_seed(seed)
-    layer = ChannelRecurrentConv(3, 4, steps, **options)
+    layer = ChannelRecurrentConv(3, 4, steps, **options).double()
     randomise_norms(layer)
     return layer
 
 
 def make_module(**options) -> RecurrentModule:
-    module = RecurrentModule(make(**options), out_channels=7)
+    module = RecurrentModule(make(**options), out_channels=7).double()
     randomise_norms(module)
     return module
 
@@ -62,13 +62,12 @@ def outputs_and_gradients(function, x: Tensor, parameters: dict[str, nn.Paramete
     return dict(zip(['output', 'x', *parameters], [output.detach(), *grads]))
 
 
-def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-9) -> None:
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert actual[name].shape == value.shape
-        # a gradient that vanishes in exact arithmetic is rounding noise, on the scale of all the others
-        scale = max(value.abs().max().item(), 1.0)
-        assert (actual[name] - value).abs().max() <= tolerance * scale, name
+        # in double precision: some gradients vanish in exact arithmetic, in others all is rounding noise
+        assert torch.allclose(actual[name], value, rtol=tolerance, atol=tolerance), name
 
 
 @pytest.mark.parametrize('activation', ACTIVATIONS)
@@ -78,7 +77,7 @@ def test_layer_computes_the_papers_equations(activation: str, kernels: tuple, tr
     kx, kh = kernels
     layer = make(activation=activation, kernel_size_x=kx, kernel_size_h=kh).train(training)
     twin = copy.deepcopy(layer)
-    x = torch.randn(2, 15, 7, 6)
+    x = torch.randn(2, 15, 7, 6, dtype=torch.float64)
     actual = outputs_and_gradients(layer, x, dict(layer.named_parameters()))
     assert_same(
         actual, outputs_and_gradients(lambda x: reference(twin, x), x, dict(twin.named_parameters()))
@@ -93,7 +92,7 @@ def test_module_computes_layer_and_transition(activation: str, training: bool) -
     """Equation 7 against Equation 6: the sum of the steps against the convolution of them all."""
     module = make_module(activation=activation).train(training)
     twin = copy.deepcopy(module)
-    x = torch.randn(2, 15, 7, 6)
+    x = torch.randn(2, 15, 7, 6, dtype=torch.float64)
     actual = outputs_and_gradients(module, x, dict(module.named_parameters()))
     expected = outputs_and_gradients(
         lambda x: torch.relu(twin.norm(twin.conv(reference(twin.crc, x)))), x, dict(twin.named_parameters())
@@ -112,11 +111,11 @@ def test_inference_form_is_exact(activation: str, kernels: tuple, recurrent: boo
     # a norm that does nothing but shift, and one that turns its input
     for norm in module.crc.norms:
         norm.weight.data[:2] = torch.tensor([0.0, -1.0])
-    x = torch.randn(2, 3 * steps, 9, 5)
+    x = torch.randn(2, 3 * steps, 9, 5, dtype=torch.float64)
     with torch.no_grad():
         expected = module(x)
         module.switch_to_deploy()
-        assert torch.allclose(module(x), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+        assert torch.allclose(module(x), expected, rtol=1e-8, atol=1e-8)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
 
 
@@ -135,8 +134,9 @@ def grouped_reference(layer: ChannelRecurrentConv, x: Tensor) -> Tensor:
             s = s + layer.conv_x.bias.view(-1, 1, 1)
         elif layer.activation == 'linear':
             s = s + layer.conv_h.bias.view(-1, 1, 1)
-        norm = {'relu': lambda s: s, 'shared_bn': layer.norms[0] if len(layer.norms) else None}
-        outputs.append(torch.relu(norm.get(layer.activation, layer.norms[i] if len(layer.norms) > 1 else None)(s)))
+        if layer.activation != 'relu':
+            s = layer.norms[0 if layer.activation == 'shared_bn' else i](s)
+        outputs.append(torch.relu(s))
     return torch.cat(outputs, dim=1)
 
 
@@ -148,7 +148,7 @@ def test_grouped_counterpart(activation: str, kernels: tuple) -> None:
     shapes = {name: p.shape for name, p in make(**options).named_parameters()}
     assert {name: p.shape for name, p in layer.named_parameters()} == shapes
     twin = copy.deepcopy(layer)
-    x = torch.randn(2, 15, 8, 6)
+    x = torch.randn(2, 15, 8, 6, dtype=torch.float64)
     actual = outputs_and_gradients(layer, x, dict(layer.named_parameters()))
     assert_same(
         actual, outputs_and_gradients(lambda x: grouped_reference(twin, x), x, dict(twin.named_parameters()))
@@ -174,21 +174,21 @@ def unrolled(layer: ChannelRecurrentConv, x: Tensor) -> Tensor:
 def test_equation_5_is_the_linear_layer_away_from_the_border(kernel_size_h: int) -> None:
     layer = make(activation='linear', kernel_size_h=kernel_size_h, steps=4).eval()
     layer.conv_h.bias.data.zero_()
-    x = torch.randn(1, 12, 17, 17)
+    x = torch.randn(1, 12, 17, 17, dtype=torch.float64)
     with torch.no_grad():
         difference = (layer(x) - unrolled(layer, x)).abs()
     if kernel_size_h == 1:
-        assert difference.max() < 1e-5
+        assert difference.max() < 1e-9
         return
-    # the last step has read three times over 3x3 windows of states that were padded with zeros
-    assert difference[..., 4:-4, 4:-4].max() < 1e-5
+    # three times a 3x3 window of a state that was padded with zeros, and one of the input
+    assert difference[..., 4:-4, 4:-4].max() < 1e-9
     assert difference.max() > 1e-2
 
 
 def test_a_segment_sees_those_before_it_only() -> None:
     """The imbalance of Section 2.2, and that the transition mends it."""
     module = make_module(steps=4).eval()
-    x = torch.randn(1, 12, 7, 7, requires_grad=True)
+    x = torch.randn(1, 12, 7, 7, dtype=torch.float64, requires_grad=True)
     for i, h in enumerate(module.crc(x).chunk(4, dim=1)):
         (grad,) = torch.autograd.grad(h.sum(), x, retain_graph=True)
         seen = [part.abs().sum().item() > 0 for part in grad.chunk(4, dim=1)]
@@ -236,11 +236,12 @@ class MergedModule(WideModule):
 
 
 def test_module_never_holds_the_wide_map() -> None:
-    """Peak memory beyond weights and input, from the allocator: independent of the number of steps."""
+    """Peak memory beyond weights and input, from the allocator's events."""
     torch.manual_seed(0)
     module = RecurrentModule(ChannelRecurrentConv(4, 16, steps=12), out_channels=48)
-    x = torch.randn(1, 48, 32, 32).contiguous(memory_format=torch.channels_last)
-    cpu, map_bytes = torch.device('cpu'), 32 * 32 * 4
+    # so large that torch leaves the convolutions to oneDNN, not to its own, which copies windows
+    x = torch.randn(2, 48, 48, 48).contiguous(memory_format=torch.channels_last)
+    cpu, map_bytes = torch.device('cpu'), 2 * 48 * 48 * 4
     wide = peak_memory(evaluation_call(WideModule(module), x), cpu)
     merged = peak_memory(evaluation_call(MergedModule(module), x), cpu)
     module.eval()
@@ -253,8 +254,8 @@ def test_module_never_holds_the_wide_map() -> None:
     assert peak_memory(training_call(MergedModule(module), x), cpu) < 0.8 * wide_step
 
 
-#: Table 3: arguments, and what the paper prints (thousands), and what it exceeds Table 1 by besides the
-#: hidden layer that its counts suggest.
+#: Table 3: channels of the segments, steps, parameters as the paper prints them (thousands) and what these
+#: exceed Table 1 by besides a hidden layer of 160 units, which would explain the other rows.
 TABLE_3 = {
     '60-640': ((4, 8, 16), (10, 10, 10), 471, 0),
     '90-960': ((4, 8, 16), (15, 15, 15), 863, 0),
@@ -264,10 +265,10 @@ TABLE_3 = {
     '120-2560': ((8, 16, 32), (20, 20, 20), 5444, 0),
     '60-480': ((8, 8, 8), (5, 10, 15), 316, 6.4),
     '90-640': ((8, 8, 8), (10, 15, 20), 537, 12.8),
-    '120-960': ((8, 8, 8), (10, 20, 30), 930, None),
-    '60-960': ((16, 16, 16), (5, 10, 15), 1137, None),
+    '120-960': ((8, 8, 8), (10, 20, 30), 930, 0),
+    '60-960': ((16, 16, 16), (5, 10, 15), 1137, 0),
     '90-1280': ((16, 16, 16), (10, 15, 20), 2028, 51.2),
-    '120-1920': ((16, 16, 16), (10, 20, 30), 3569, None),
+    '120-1920': ((16, 16, 16), (10, 20, 30), 3569, 0),
 }
 
 
@@ -290,7 +291,7 @@ def by_hand(e: int, s: tuple, d: tuple, classes: int = 100) -> int:
 
 @pytest.mark.parametrize('name', TABLE_3)
 def test_named_networks_are_table_3(name: str) -> None:
-    segments, steps, printed, _ = TABLE_3[name]
+    segments, steps, printed, beyond = TABLE_3[name]
     expansion, *settings = RecNet.arch_settings[name]
     assert settings == [segments, steps, 'cifar'] and expansion == 4
     width = expansion * max(s * d for s, d in zip(segments, steps))
@@ -299,7 +300,9 @@ def test_named_networks_are_table_3(name: str) -> None:
     assert count == by_hand(4, segments, steps) == classifier_parameters(
         expansion=4, segments=segments, steps=steps
     )
-    assert count < 1000 * printed
+    hidden = 160 * (segments[-1] * steps[-1] + 1) + 100 * 161
+    linear = 100 * (segments[-1] * steps[-1] + 1)
+    assert (count - linear + hidden) / 1000 + beyond == pytest.approx(printed, abs=1)
 
 
 def test_counts_are_those_of_table_1() -> None:
