@@ -26,8 +26,10 @@ CONFIGS = sorted(
     if '_base_' not in path.parts
 )
 MOBILE = [name for name in CONFIGS if 'mobilenetv2' in name]
-DETECTORS = [name for name in CONFIGS if '_fpn_1x_coco' in name and name not in MOBILE]
-CLASSIFIERS = [name for name in CONFIGS if '_in1k' in name and name not in MOBILE]
+RECNET = [name for name in CONFIGS if name.startswith('configs/recnet/')]
+OTHERS = [*MOBILE, *RECNET]
+DETECTORS = [name for name in CONFIGS if '_fpn_1x_coco' in name and name not in OTHERS]
+CLASSIFIERS = [name for name in CONFIGS if '_in1k' in name and name not in OTHERS]
 CIFAR = [name for name in CONFIGS if '_1xb128_cifar10' in name]
 #: All but the ablations, which change a few arguments of another config's model and nothing else.
 RECIPES = [name for name in CONFIGS if 'ablations' not in name]
@@ -230,7 +232,10 @@ def test_trains_and_predicts(name: str, scope: Any) -> None:
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name not in RECIPES])
 def test_ablations_change_the_model_only(name: str) -> None:
-    cfg, base = load(name), load('configs/rla/rla-resnet50_4xb64_in1k.py')
+    base = 'configs/rla/rla-resnet50_4xb64_in1k.py'
+    if name in RECNET:
+        base = f'configs/recnet/recnet-60-1280_{name.split("_", 1)[1]}'
+    cfg, base = load(name), load(base)
     assert cfg.model.pop('backbone') != base.model.pop('backbone')
     cfg.model.head.pop('in_channels')
     base.model.head.pop('in_channels')
@@ -340,7 +345,7 @@ def test_mobile_classifiers_follow_the_paper(name: str) -> None:
     assert schedule.by_epoch
 
 
-@pytest.mark.parametrize('name', [name for name in CONFIGS if '_in1k' in name or name in CIFAR])
+@pytest.mark.parametrize('name', [name for name in CONFIGS if '_in1k' in name and name not in RECNET or name in CIFAR])
 def test_classifiers_have_the_exact_number_of_parameters(name: str, scope: Any) -> None:
     cfg = scope(load(name))
     with torch.device('meta'):
@@ -412,9 +417,10 @@ def test_the_model_index_lists_every_published_config(monkeypatch: Any) -> None:
     index = load_index(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
     models = {model.config: model for model in index.models}
-    assert sorted(models) == sorted(DETECTORS + CLASSIFIERS + CIFAR + MOBILE)
+    assert sorted(models) == sorted(DETECTORS + CLASSIFIERS + CIFAR + MOBILE + RECNET)
     for name, model in models.items():
         collection = 'RLA-MobileNetV2' if name in MOBILE else 'RLA-ResNet'
+        collection = 'RecNet' if name in RECNET else collection
         assert model.name == Path(name).stem and model.in_collection == collection
         for result in model.results:
             # nothing here was measured with this package
