@@ -31,10 +31,13 @@ MOBILE = [name for name in RLA if 'mobilenetv2' in name]
 DETECTORS = [name for name in RLA if '_fpn_1x_coco' in name and name not in MOBILE]
 CLASSIFIERS = [name for name in RLA if '_in1k' in name and name not in MOBILE]
 CIFAR = [name for name in RLA if '_1xb128_cifar10' in name]
+RECNET = [name for name in CONFIGS if '/recnet/' in name]
 #: All but the ablations, which change a few arguments of another config's model and nothing else.
 RECIPES = [name for name in CONFIGS if 'ablations' not in name]
 #: What differs from another config in numbers or data only, and is wide, is trained by the slow tests.
-ALIKE = re.compile(r'/swrn/.*(_cifar100|-(dropout|cutout)_|-28-1[48])')
+ALIKE = re.compile(
+    r'/swrn/.*(_cifar100|-(dropout|cutout)_|-28-1[48])|/recnet/.*(_cifar100|-(90|120)-|-1280|mask|large)'
+)
 TRAINED = [pytest.param(n, marks=pytest.mark.slow) if ALIKE.search(n) else n for n in CONFIGS]
 #: Counts of the authors' implementations. The ResNet-Ds have 19,232 more in their stem; the MobileNetV2s
 #: one depthwise 3x3 convolution for each of five stages, where the authors' code has one for all; CBAM's is
@@ -243,7 +246,10 @@ def test_trains_and_predicts(name: str, scope: Any) -> None:
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name not in RECIPES])
 def test_ablations_change_the_model_only(name: str) -> None:
-    cfg, base = load(name), load('configs/rla/rla-resnet50_4xb64_in1k.py')
+    base = 'configs/rla/rla-resnet50_4xb64_in1k.py'
+    if name in RECNET:
+        base = f'configs/recnet/recnet-60-1280_{name.split("_", 1)[1]}'
+    cfg, base = load(name), load(base)
     assert cfg.model.pop('backbone') != base.model.pop('backbone')
     cfg.model.head.pop('in_channels')
     base.model.head.pop('in_channels')
@@ -426,10 +432,11 @@ def test_the_model_index_lists_every_published_config(monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)
     index = load_index(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
-    models = {model.config: model for model in index.models if '/rla/' in model.config}
-    assert sorted(models) == sorted(DETECTORS + CLASSIFIERS + CIFAR + MOBILE)
+    models = {model.config: model for model in index.models if re.search('/(rla|recnet)/', model.config)}
+    assert sorted(models) == sorted(DETECTORS + CLASSIFIERS + CIFAR + MOBILE + RECNET)
     for name, model in models.items():
         collection = 'RLA-MobileNetV2' if name in MOBILE else 'RLA-ResNet'
+        collection = 'RecNet' if name in RECNET else collection
         assert model.name == Path(name).stem and model.in_collection == collection
         for result in model.results:
             # nothing here was measured with this package

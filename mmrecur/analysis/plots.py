@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from .effective_receptive_field import SegmentView
 from .gradient_flow import GradientRecord
 from .lag_weights import LagWeights
 
@@ -43,6 +44,35 @@ def plot_lag_weights(blocks: Sequence[LagWeights], title: str = '') -> Figure:
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(fontsize='small', frameon=False)
     axes.set_title(title)
+    return figure
+
+
+def plot_segment_views(views: Sequence[SegmentView]) -> Figure:
+    """Draw what the output segments of CRC layers see: shares of the input segments, and radii.
+
+    Args:
+        views (Sequence[SegmentView]): One layer each.
+
+    Returns:
+        Figure: A column for each layer; no window is opened.
+    """
+    figure = Figure(figsize=(max(3.2 * len(views), 4.0), 5.2), layout='constrained')
+    grid = figure.subplots(2, len(views), squeeze=False)
+    for view, (shares, radii) in zip(views, grid.T):
+        # squared gradients fall fast: their root shows more
+        shares.imshow(view.influence**0.5, cmap='viridis', vmin=0)
+        shares.set_title(view.name, fontsize='medium')
+        shares.set_xlabel('input segment')
+        radii.plot(np.arange(len(view.radius)), view.radius, 'o-', color=COLOURS[0], markersize=4)
+        radii.set_xlabel('output segment')
+        radii.set_ylim(bottom=0)
+        radii.grid(alpha=0.3)
+        radii.spines[['top', 'right']].set_visible(False)
+        for axes in (shares, radii):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[0, 0].set_ylabel('output segment')
+    grid[1, 0].set_ylabel('radius in pixels')
+    figure.suptitle('Root of the share in the squared gradient; radius of the effective receptive field')
     return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 SMALL = dict(base_channels=8, rla_channels=4)
 SMALL_BASIS = dict(base_channels=8, shared_rank=5, unique_rank=1)
 LIGHT = dict(width_mult=0.25, rla_channels=4)
+NARROW = dict(expansion=2, segments=(2, 4, 4), steps=(4, 3, 2))
 PLAIN = dict(base_channels=8, rla_channels=0)
 #: Small models, one for each option that changes the computation.
 BACKBONES: dict[str, dict] = {
@@ -193,6 +194,26 @@ BACKBONES: dict[str, dict] = {
     ),
     'wrn-10-2': dict(type='mmrecur.SWRN', depth=10, width=2, num_templates=None, base_channels=8),
     'wrn-50-2': dict(type='mmrecur.SWRN', depth=50, width=2, num_templates=None, base_channels=8),
+    'recnet': dict(type='mmrecur.RecNet', **NARROW),
+    'recnet-relu': dict(type='mmrecur.RecNet', activation='relu', **NARROW),
+    'recnet-shared-bn': dict(type='mmrecur.RecNet', activation='shared_bn', **NARROW),
+    'recnet-linear': dict(type='mmrecur.RecNet', activation='linear', kernel_size_x=1, **NARROW),
+    'recnet-grouped': dict(type='mmrecur.RecNet', recurrent=False, **NARROW),
+    'recnet-grouped-linear': dict(
+        type='mmrecur.RecNet', recurrent=False, activation='linear', kernel_size_h=1, **NARROW
+    ),
+    'recnet-single-step': dict(
+        type='mmrecur.RecNet', expansion=2, segments=(4, 8), steps=(1, 1), activation='linear'
+    ),
+    'recnet-gn': dict(type='mmrecur.RecNet', norm_cfg=dict(type='GN', num_groups=2), **NARROW),
+    'recnet-imagenet': dict(
+        type='mmrecur.RecNet',
+        arch='small',
+        expansion=2,
+        segments=(2, 4, 6, 8),
+        steps=(3, 2, 2, 2),
+        out_indices=(1, 3),
+    ),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = [
@@ -225,6 +246,11 @@ DISTINCT = [
     'swrn-22-2-2',
     'swrn-22-2-folded',
     'swrn-50-2',
+    'recnet',
+    'recnet-shared-bn',
+    'recnet-linear',
+    'recnet-grouped',
+    'recnet-imagenet',
 ]
 #: Batch norms of states and sums, by class: they have no convolution to be folded into.
 FOLLOW_NO_CONVOLUTION = {

@@ -5,6 +5,7 @@ from .densenet_bc import DenseNetBC
 from .densenet_shared import DenseNetShared
 from .dual_path_resnet import DualPathResNet
 from .mobilenet_v2_shared import MobileNetV2Shared
+from .recnet import RecNet
 from .resnet_shared import ResNetShared
 from .resnext_shared import ResNeXtShared
 from .rla_mobilenet_v2 import RLAMobileNetV2
@@ -25,6 +26,7 @@ __all__ = [
     'RLAPreActResNet',
     'RLAResNet',
     'RLAXception',
+    'RecNet',
     'ResNeXtShared',
     'ResNetShared',
     'SharedBasisBackbone',

@@ -2,12 +2,14 @@
 
 from .activation_checkpoint import checkpoint_step
 from .attention import CBAM, ECA, SqueezeExcite
+from .channel_recurrent import ChannelRecurrentConv, RecurrentModule
 from .checks import check_choice, check_flag, check_int
 from .dense import DenseBlock
 from .dual_path import DualPathBlock
 from .filter_basis import FactorizedConv2d, FilterBasis, SharedConv2d, orthogonality_penalty
 from .fuse import fold_norm
 from .inverted_residual import InvertedResidual
+from .pointwise_sum import pointwise_sum
 from .preact_fold import fold_preactivation
 from .residual import Bottleneck, DeepStem
 from .rla import RLACell
@@ -21,6 +23,7 @@ __all__ = [
     'CBAM',
     'ECA',
     'Bottleneck',
+    'ChannelRecurrentConv',
     'DeepStem',
     'DenseBlock',
     'DualPathBlock',
@@ -29,6 +32,7 @@ __all__ = [
     'InvertedResidual',
     'MultiWidthRLACell',
     'RLACell',
+    'RecurrentModule',
     'SeparableConv',
     'SharedConv',
     'SharedConv2d',
@@ -45,6 +49,7 @@ __all__ = [
     'make_rla_cell',
     'materialise_convs',
     'orthogonality_penalty',
+    'pointwise_sum',
     'share_convs',
     'template_banks',
 ]

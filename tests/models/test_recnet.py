@@ -1,0 +1,363 @@
+"""RecNet: channel-wise recurrent convolutions against loops written from the paper's equations."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmrecur.analysis.benchmark import evaluation_call, peak_memory, training_call
+from mmrecur.models.backbones import RecNet
+from mmrecur.models.layers import ChannelRecurrentConv, RecurrentModule, pointwise_sum
+from tests.models.test_rla import randomise_norms
+
+ACTIVATIONS = ['relu', 'shared_bn', 'separate_bn', 'linear']
+KERNELS = [(3, 3), (1, 3), (3, 1), (1, 1)]
+
+
+def reference(layer: ChannelRecurrentConv, x: Tensor) -> Tensor:
+    """Equations 2 to 4 as they stand, with the layer's parameters."""
+    wx, wh = layer.conv_x.weight, layer.conv_h.weight
+    px, ph = wx.shape[-1] // 2, wh.shape[-1] // 2
+    h: list[Tensor] = []
+    for i, xi in enumerate(x.chunk(layer.steps, dim=1)):
+        s = F.conv2d(xi, wx, padding=px)
+        if i > 0:
+            s = s + F.conv2d(h[i - 1], wh, padding=ph)
+        if layer.activation == 'relu':
+            h.append(torch.relu(s + layer.conv_x.bias.view(-1, 1, 1)))
+        elif layer.activation == 'shared_bn':
+            h.append(torch.relu(layer.norms[0](s)))
+        elif layer.activation == 'separate_bn':
+            h.append(torch.relu(layer.norms[i](s)))
+        else:
+            h.append(s + layer.conv_h.bias.view(-1, 1, 1) if i > 0 else s)
+    if layer.activation == 'linear':
+        h = [torch.relu(norm(hi)) for norm, hi in zip(layer.norms, h)]
+    return torch.cat(h, dim=1)
+
+
+def make(steps: int = 5, seed: int = 0, **options) -> ChannelRecurrentConv:
+    torch.manual_seed(seed)
+    layer = ChannelRecurrentConv(3, 4, steps, **options).double()
+    randomise_norms(layer)
+    return layer
+
+
+def make_module(**options) -> RecurrentModule:
+    module = RecurrentModule(make(**options), out_channels=7).double()
+    randomise_norms(module)
+    return module
+
+
+def outputs_and_gradients(function, x: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    output = function(x)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3))
+    grads = torch.autograd.grad((output * weights).sum(), [x, *parameters.values()])
+    return dict(zip(['output', 'x', *parameters], [output.detach(), *grads]))
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-9) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].shape == value.shape
+        # in double precision: some gradients vanish in exact arithmetic, in others all is rounding noise
+        assert torch.allclose(actual[name], value, rtol=tolerance, atol=tolerance), name
+
+
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+@pytest.mark.parametrize('kernels', KERNELS)
+@pytest.mark.parametrize('training', [True, False])
+def test_layer_computes_the_papers_equations(activation: str, kernels: tuple, training: bool) -> None:
+    kx, kh = kernels
+    layer = make(activation=activation, kernel_size_x=kx, kernel_size_h=kh).train(training)
+    twin = copy.deepcopy(layer)
+    x = torch.randn(2, 15, 7, 6, dtype=torch.float64)
+    actual = outputs_and_gradients(layer, x, dict(layer.named_parameters()))
+    assert_same(
+        actual, outputs_and_gradients(lambda x: reference(twin, x), x, dict(twin.named_parameters()))
+    )
+    for (name, buffer), other in zip(layer.named_buffers(), twin.buffers()):
+        assert torch.allclose(buffer, other, atol=1e-6), name
+
+
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+@pytest.mark.parametrize('training', [True, False])
+def test_module_computes_layer_and_transition(activation: str, training: bool) -> None:
+    """Equation 7 against Equation 6: the sum of the steps against the convolution of them all."""
+    module = make_module(activation=activation).train(training)
+    twin = copy.deepcopy(module)
+    x = torch.randn(2, 15, 7, 6, dtype=torch.float64)
+    actual = outputs_and_gradients(module, x, dict(module.named_parameters()))
+    expected = outputs_and_gradients(
+        lambda x: torch.relu(twin.norm(twin.conv(reference(twin.crc, x)))), x, dict(twin.named_parameters())
+    )
+    assert_same(actual, expected)
+
+
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+@pytest.mark.parametrize('kernels', KERNELS)
+@pytest.mark.parametrize('recurrent', [True, False])
+@pytest.mark.parametrize('steps', [1, 4])
+def test_inference_form_is_exact(activation: str, kernels: tuple, recurrent: bool, steps: int) -> None:
+    kx, kh = kernels
+    options = dict(kernel_size_x=kx, kernel_size_h=kh, recurrent=recurrent, steps=steps)
+    module = make_module(activation=activation, **options).eval()
+    # a norm that does nothing but shift, and one that turns its input
+    for norm in module.crc.norms:
+        norm.weight.data[:2] = torch.tensor([0.0, -1.0])
+    x = torch.randn(2, 3 * steps, 9, 5, dtype=torch.float64)
+    with torch.no_grad():
+        expected = module(x)
+        module.switch_to_deploy()
+        assert torch.allclose(module(x), expected, rtol=1e-8, atol=1e-8)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+
+
+def grouped_reference(layer: ChannelRecurrentConv, x: Tensor) -> Tensor:
+    """Section 3.1.4 with the product of both kernels written out."""
+    wx, wh = layer.conv_x.weight, layer.conv_h.weight
+    kx, kh = wx.shape[-1], wh.shape[-1]
+    kernel = x.new_zeros(wh.shape[0], wx.shape[1], kx + kh - 1, kx + kh - 1)
+    for a in range(kh):
+        for b in range(kh):
+            kernel[:, :, a : a + kx, b : b + kx] += torch.einsum('om,mikl->oikl', wh[:, :, a, b], wx)
+    outputs = []
+    for i, xi in enumerate(x.chunk(layer.steps, dim=1)):
+        s = F.conv2d(xi, kernel, padding=(kx + kh - 2) // 2)
+        if layer.activation == 'relu':
+            s = s + layer.conv_x.bias.view(-1, 1, 1)
+        elif layer.activation == 'linear':
+            s = s + layer.conv_h.bias.view(-1, 1, 1)
+        if layer.activation != 'relu':
+            s = layer.norms[0 if layer.activation == 'shared_bn' else i](s)
+        outputs.append(torch.relu(s))
+    return torch.cat(outputs, dim=1)
+
+
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+@pytest.mark.parametrize('kernels', KERNELS)
+def test_grouped_counterpart(activation: str, kernels: tuple) -> None:
+    options = dict(activation=activation, kernel_size_x=kernels[0], kernel_size_h=kernels[1])
+    layer = make(recurrent=False, **options)
+    shapes = {name: p.shape for name, p in make(**options).named_parameters()}
+    assert {name: p.shape for name, p in layer.named_parameters()} == shapes
+    twin = copy.deepcopy(layer)
+    x = torch.randn(2, 15, 8, 6, dtype=torch.float64)
+    actual = outputs_and_gradients(layer, x, dict(layer.named_parameters()))
+    assert_same(
+        actual, outputs_and_gradients(lambda x: grouped_reference(twin, x), x, dict(twin.named_parameters()))
+    )
+
+
+def unrolled(layer: ChannelRecurrentConv, x: Tensor) -> Tensor:
+    """Equation 5 without bias: every segment through W_x and the power of W_h that is its due."""
+    wx, wh = layer.conv_x.weight, layer.conv_h.weight
+    parts, outputs = x.chunk(layer.steps, dim=1), []
+    for i in range(layer.steps):
+        total = 0
+        for j in range(i + 1):
+            kernel = wx.transpose(0, 1)
+            for _ in range(i - j):
+                kernel = F.conv2d(kernel, wh.flip(2, 3), padding=wh.shape[-1] - 1)
+            total = total + F.conv2d(parts[j], kernel.transpose(0, 1), padding=kernel.shape[-1] // 2)
+        outputs.append(torch.relu(layer.norms[i](total)))
+    return torch.cat(outputs, dim=1)
+
+
+@pytest.mark.parametrize('kernel_size_h', [1, 3])
+def test_equation_5_is_the_linear_layer_away_from_the_border(kernel_size_h: int) -> None:
+    layer = make(activation='linear', kernel_size_h=kernel_size_h, steps=4).eval()
+    layer.conv_h.bias.data.zero_()
+    x = torch.randn(1, 12, 17, 17, dtype=torch.float64)
+    with torch.no_grad():
+        difference = (layer(x) - unrolled(layer, x)).abs()
+    if kernel_size_h == 1:
+        assert difference.max() < 1e-9
+        return
+    # three times a 3x3 window of a state that was padded with zeros, and one of the input
+    assert difference[..., 4:-4, 4:-4].max() < 1e-9
+    assert difference.max() > 1e-2
+
+
+def test_a_segment_sees_those_before_it_only() -> None:
+    """The imbalance of Section 2.2, and that the transition mends it."""
+    module = make_module(steps=4).eval()
+    x = torch.randn(1, 12, 7, 7, dtype=torch.float64, requires_grad=True)
+    for i, h in enumerate(module.crc(x).chunk(4, dim=1)):
+        (grad,) = torch.autograd.grad(h.sum(), x, retain_graph=True)
+        seen = [part.abs().sum().item() > 0 for part in grad.chunk(4, dim=1)]
+        assert seen == [j <= i for j in range(4)]
+    (grad,) = torch.autograd.grad(module(x)[:, 0].sum(), x)
+    assert all(part.abs().sum() > 0 for part in grad.chunk(4, dim=1))
+
+
+@pytest.mark.parametrize('bias', [None, torch.tensor([1.0, -2.0])])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_sum_of_pointwise_convolutions(bias: Tensor | None, dtype: torch.dtype) -> None:
+    maps = [torch.randn(2, c, 5, 3, dtype=dtype) for c in (3, 1, 4)]
+    weights = [torch.randn(2, m.size(1), 1, 1, dtype=dtype) for m in maps]
+    bias = bias if bias is None else bias.to(dtype)
+    expected = F.conv2d(torch.cat(maps, dim=1), torch.cat(weights, dim=1), bias)
+    assert torch.allclose(pointwise_sum(iter(maps), weights, bias), expected, atol=1e-5)
+    traced = torch.jit.trace(lambda *maps: pointwise_sum(maps, weights, bias), maps)
+    assert torch.allclose(traced(*maps), expected, atol=1e-5)
+
+
+def test_sum_in_half_precision_is_rounded_once() -> None:
+    """Fifty ones: their sum in bf16, whose spacing is 2 from 256 on, would stop growing at 256."""
+    maps = [torch.full((1, 1, 2, 2), 9.0) for _ in range(50)]
+    with torch.autocast('cpu', torch.bfloat16):
+        total = pointwise_sum(maps, [torch.ones(1, 1, 1, 1)] * 50)
+    assert total.dtype == torch.bfloat16
+    assert torch.equal(total, torch.full((1, 1, 2, 2), 450.0).bfloat16())
+
+
+class WideModule(nn.Module):
+    """The plain way: the layer's whole output, then the transition."""
+
+    def __init__(self, module: RecurrentModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        module = self.module
+        return (torch.relu(module.norm(module.conv(reference(module.crc, x)))),)
+
+
+class MergedModule(WideModule):
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.module(x),)
+
+
+def test_module_never_holds_the_wide_map() -> None:
+    """Peak memory beyond weights and input, from the allocator's events."""
+    torch.manual_seed(0)
+    module = RecurrentModule(ChannelRecurrentConv(4, 16, steps=12), out_channels=48)
+    # so large that torch leaves the convolutions to oneDNN, not to its own, which copies windows
+    x = torch.randn(2, 48, 48, 48).contiguous(memory_format=torch.channels_last)
+    cpu, map_bytes = torch.device('cpu'), 2 * 48 * 48 * 4
+    wide = peak_memory(evaluation_call(WideModule(module), x), cpu)
+    merged = peak_memory(evaluation_call(MergedModule(module), x), cpu)
+    module.eval()
+    deployed = copy.deepcopy(module)
+    deployed.switch_to_deploy()
+    assert wide > 2 * 12 * 16 * map_bytes
+    assert merged < 12 * 16 * map_bytes
+    assert peak_memory(evaluation_call(MergedModule(deployed), x), cpu) < 12 * 16 * map_bytes
+    wide_step = peak_memory(training_call(WideModule(module), x), cpu)
+    assert peak_memory(training_call(MergedModule(module), x), cpu) < 0.8 * wide_step
+
+
+#: Table 3: channels of the segments, steps, parameters as the paper prints them (thousands) and what these
+#: exceed Table 1 by besides a hidden layer of 160 units, which would explain the other rows.
+TABLE_3 = {
+    '60-640': ((4, 8, 16), (10, 10, 10), 471, 0),
+    '90-960': ((4, 8, 16), (15, 15, 15), 863, 0),
+    '120-1280': ((4, 8, 16), (20, 20, 20), 1406, 0),
+    '60-1280': ((8, 16, 32), (10, 10, 10), 1769, 0),
+    '90-1920': ((8, 16, 32), (15, 15, 15), 3306, 0),
+    '120-2560': ((8, 16, 32), (20, 20, 20), 5444, 0),
+    '60-480': ((8, 8, 8), (5, 10, 15), 316, 6.4),
+    '90-640': ((8, 8, 8), (10, 15, 20), 537, 12.8),
+    '120-960': ((8, 8, 8), (10, 20, 30), 930, 0),
+    '60-960': ((16, 16, 16), (5, 10, 15), 1137, 0),
+    '90-1280': ((16, 16, 16), (10, 15, 20), 2028, 51.2),
+    '120-1920': ((16, 16, 16), (10, 20, 30), 3569, 0),
+}
+
+
+def classifier_parameters(num_classes: int = 100, **options) -> int:
+    with torch.device('meta'):
+        model = RecNet(**options)
+    return sum(p.numel() for p in model.parameters()) + num_classes * (model.out_channels[-1] + 1)
+
+
+def by_hand(e: int, s: tuple, d: tuple, classes: int = 100) -> int:
+    """Table 1, row by row, with separate norms."""
+    widths = [a * b for a, b in zip(s, d)]
+    count = 27 * widths[0] + 2 * widths[0]
+    for i in range(3):
+        for out in (widths[i], [*widths, widths[-1]][i + 1]):
+            count += 9 * (s[i] + e * s[i]) * e * s[i] + 2 * e * widths[i]
+            count += e * widths[i] * out + 2 * out
+    return count + classes * (widths[-1] + 1)
+
+
+@pytest.mark.parametrize('name', TABLE_3)
+def test_named_networks_are_table_3(name: str) -> None:
+    segments, steps, printed, beyond = TABLE_3[name]
+    expansion, *settings = RecNet.arch_settings[name]
+    assert settings == [segments, steps, 'cifar'] and expansion == 4
+    width = expansion * max(s * d for s, d in zip(segments, steps))
+    assert name == f'{2 * sum(steps)}-{width}'
+    count = classifier_parameters(arch=name)
+    assert count == by_hand(4, segments, steps) == classifier_parameters(
+        expansion=4, segments=segments, steps=steps
+    )
+    hidden = 160 * (segments[-1] * steps[-1] + 1) + 100 * 161
+    linear = 100 * (segments[-1] * steps[-1] + 1)
+    assert (count - linear + hidden) / 1000 + beyond == pytest.approx(printed, abs=1)
+
+
+def test_counts_are_those_of_table_1() -> None:
+    counts = [classifier_parameters(arch=name) for name in ('60-1280', '60-640', '120-2560', '60-480')]
+    assert counts == [1_733_140, 444_860, 5_388_740, 285_740]
+    # Table 2 (c): 1,769 K less 1,425 K and 1,683 K
+    assert counts[0] - classifier_parameters(kernel_size_h=1) == 344_064
+    assert counts[0] - classifier_parameters(kernel_size_x=1) == 86_016
+    assert classifier_parameters(recurrent=False) == counts[0]  # Table 2 (d)
+
+
+def test_stages_stop_at_the_last_output() -> None:
+    model = RecNet(segments=(2, 3, 4), steps=(2, 2, 3), expansion=2, out_indices=(0, 1))
+    assert model.out_channels == (6, 12) and model.out_strides == (1, 2)
+    assert not hasattr(model, 'layer3')
+
+
+def test_extension_has_the_strides_of_a_detection_backbone() -> None:
+    with torch.device('meta'):
+        models = {arch: RecNet(arch=arch) for arch in ('small', 'medium', 'large')}
+    assert all(model.out_strides == (4, 8, 16, 32) for model in models.values())
+    assert models['small'].out_channels == (96, 192, 384, 384)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in models.values()]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] / 3
+
+
+def test_linear_states_keep_their_scale_at_the_start() -> None:
+    torch.manual_seed(0)
+    model = RecNet(segments=(4,), steps=(16,), expansion=4, activation='linear')
+    model.init_weights()
+    crc = model.layer1[0].crc
+    h, scales = torch.randn(1, 16, 32, 32), []
+    for _ in range(16):
+        h = crc.conv_h(h)
+        scales.append(h.std().item())
+    assert 0.1 < scales[-1] < 3 and math.isfinite(scales[-1])
+
+
+WRONG = [
+    (dict(arch='60-1281'), "arch='60-1281', allowed: '60-640'"),
+    (dict(expansion=0), 'expansion=0, allowed: an integer of at least 1'),
+    (dict(segments=(4, 8)), r'steps=\(10, 10, 10\) with segments=\(4, 8\), allowed'),
+    (dict(segments=8), 'segments=8, allowed: a positive integer for each stage'),
+    (dict(steps=(4, 0, 2)), r'steps=\(4, 0, 2\), allowed: a positive integer for each stage'),
+    (dict(stem='resnet'), "stem='resnet', allowed: 'cifar', 'imagenet'"),
+    (dict(activation='tanh'), "activation='tanh', allowed: 'relu', 'shared_bn', 'separate_bn', 'linear'"),
+    (dict(kernel_size_x=5), 'kernel_size_x=5, allowed: 1, 3'),
+    (dict(kernel_size_h=2), 'kernel_size_h=2, allowed: 1, 3'),
+    (dict(recurrent=1), 'recurrent=1.*allowed: True or False'),
+    (dict(out_indices=(0, 3)), r'out_indices=\(0, 3\), allowed: .* from 0 to 2'),
+    (dict(frozen_stages=4), 'frozen_stages=4, allowed: an integer from -1 to 3'),
+]
+
+
+@pytest.mark.parametrize('arguments, message', WRONG)
+def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        RecNet(**arguments)

@@ -1,0 +1,48 @@
+"""tools/analysis_tools/plot_receptive_field.py: numbers and picture of what CRC layers see."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrecur.apis.runner import ToolError
+
+SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools' / 'plot_receptive_field.py'
+MODEL = 'mmrecur.RecNet(expansion=2, segments=(2, 3), steps=(4, 3))'
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location('plot_receptive_field', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_prints_and_draws(tool, tmp_path: Path, capsys) -> None:
+    out = tmp_path / 'figures' / 'field.png'
+    tool.main([MODEL, '--layer', 'layer1.*', '--out', str(out), '--json'])
+    result = json.loads(capsys.readouterr().out)
+    assert [layer['layer'] for layer in result] == ['layer1.0.crc', 'layer1.1.crc']
+    for layer in result:
+        assert np.array_equal(np.array(layer['influence']) > 0, np.tril(np.ones((4, 4), bool)))
+        assert len(layer['radius']) == 4 and all(0 < radius < 4 for radius in layer['radius'])
+    with Image.open(out) as picture:
+        assert len(picture.convert('RGB').getcolors(1 << 20)) > 20
+
+
+def test_prints_a_table(tool, capsys) -> None:
+    tool.main([MODEL])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert ['segment', 'layer1.0.crc', 'layer1.1.crc', 'layer2.0.crc', 'layer2.1.crc'] in rows
+    assert [len(row) for row in rows if row[0] in '0123'] == [5, 5, 5, 3]
+
+
+def test_what_does_not_fit_is_named(tool) -> None:
+    with pytest.raises(ToolError, match="no CRC layer is named 'layer9', allowed: layer1.0.crc"):
+        tool.main([MODEL, '--layer', 'layer9'])

@@ -1,0 +1,105 @@
+"""Plot what each output segment of a RecNet's CRC layers sees of their input.
+
+CONFIG is a config or a module, as in "mmrecur.RecNet(arch='60-1280')"; CHECKPOINT its weights, without which
+they are random. For every CRC layer, or those whose name matches --layer, the radius of the effective
+receptive field of each output segment is printed; the plot also shows the share that each input segment
+has in each output segment: the imbalance of the RecNet paper's Section 2.2.
+
+    python tools/analysis_tools/plot_receptive_field.py "mmrecur.RecNet(arch='60-1280')" \\
+        --layer 'layer1.*' --out receptive_field.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mmrecur.analysis.effective_receptive_field import SegmentView, segment_view
+from mmrecur.analysis.plots import plot_segment_views, save_figure
+from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.apis.specs import build_model, read_model
+from mmrecur.checkpoint import TransferError
+from mmrecur.checkpoint.convert import unwrap
+from mmrecur.checkpoint.io import load_checkpoint
+from mmrecur.models.layers import ChannelRecurrentConv
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config or module, see above')
+    parser.add_argument('checkpoint', nargs='?', help='weights of the model')
+    parser.add_argument('--layer', default='*', help='shell pattern of the names of CRC layers')
+    parser.add_argument('--out', help='write the plot to this file: png, pdf or svg')
+    parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+    )
+    args = parser.parse_args(argv)
+    if args.out and Path(args.out).suffix not in ('.png', '.pdf', '.svg'):
+        parser.error(f'argument --out: {args.out!r} given; allowed: a file that ends in .png, .pdf or .svg')
+    return args
+
+
+def measure_layers(args: argparse.Namespace) -> list[SegmentView]:
+    """Builds the model, loads its weights and measures its layers."""
+    torch.manual_seed(0)
+    model = build_model(*read_model(args.config, args.cfg_options))
+    try:
+        if args.checkpoint:
+            model.load_state_dict(unwrap(load_checkpoint(args.checkpoint)))
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, ChannelRecurrentConv)}
+        chosen = {n: m for n, m in layers.items() if fnmatch(n, args.layer)}
+        if not chosen:
+            raise ValueError(f'no CRC layer is named {args.layer!r}, allowed: {", ".join(layers) or "none"}')
+        return [segment_view(layer, name=name) for name, layer in chosen.items()]
+    except (RuntimeError, TransferError, ValueError) as error:
+        raise ToolError(f'{args.config}: {error}') from error
+
+
+def print_table(views: list[SegmentView]) -> None:
+    """Prints the radii, a layer in a column."""
+    table = Table(title='Radius of what each output segment sees, in pixels', box=box.SIMPLE_HEAD)
+    table.add_column('segment')
+    for view in views:
+        table.add_column(view.name, justify='right')
+    for i in range(max(len(view.radius) for view in views)):
+        radii = (view.radius[i:] for view in views)
+        table.add_row(str(i), *(f'{rest[0]:.2f}' if len(rest) else '' for rest in radii))
+    Console(markup=False).print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    # The libraries log to stdout, which is for the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        views = measure_layers(args)
+        if args.out:
+            save_figure(plot_segment_views(views), args.out)
+    if args.json:
+        result = [
+            dict(layer=v.name, influence=v.influence.tolist(), radius=v.radius.tolist()) for v in views
+        ]
+        print(json.dumps(result, indent=2))
+    else:
+        print_table(views)
+    if args.out:
+        print(f'Wrote {args.out}', file=sys.stderr)
+
+
+if __name__ == '__main__':
+    with clean_errors():
+        main()
