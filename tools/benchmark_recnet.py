@@ -1,10 +1,10 @@
 """Time RecNet against the plain loop of its paper's equations: inference form and training step.
 
 The reference builds each CRC layer's whole output, step by step, and then runs the transition block. Both
-compute the same, in turn in one process. Aims on two CPU cores: inference form at most 0.85 of the reference's
-time and 0.5 of its memory, training step at most 0.95 and 0.8; on a GPU at least 2 and 1.5 times faster,
-for which --compile compiles both and --cuda-graphs replays ours as a graph. Memory is counted beyond the
-weights and the input.
+compute the same, in turn in one process. Aims on two CPU cores: inference form at most 0.85 of the
+reference's time and 0.5 of its memory, training step at most 0.95 and 0.8; on a GPU at least 2 and 1.5
+times faster, for which --compile compiles both and --cuda-graphs replays ours as a graph. Memory is counted
+beyond the weights and the input.
 
     python tools/benchmark_recnet.py --arch 60-1280 --batch-size 64 --threads 2
     python tools/benchmark_recnet.py --device cuda --cuda-graphs
@@ -119,7 +119,8 @@ def main() -> None:
     torch.manual_seed(0)
     model = RecNet(arch=args.arch).to(args.device)
     x = torch.randn(args.batch_size, 3, args.size, args.size, device=args.device)
-    table = Table(title=f'RecNet {args.arch}, batch {args.batch_size}, {args.size}x{args.size}, {args.device}')
+    shape = f'batch {args.batch_size}, {args.size}x{args.size}'
+    table = Table(title=f'RecNet {args.arch}, {shape}, {args.device}')
     columns = ('form', 'reference ms', 'ours ms', 'ratio', 'quartiles', 'aim', 'memory ratio', 'memory aim')
     for column in columns:
         table.add_column(column, justify='left' if column == 'form' else 'right')
