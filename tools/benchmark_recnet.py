@@ -3,8 +3,8 @@
 The reference builds each CRC layer's whole output, step by step, and then runs the transition block. Both
 compute the same, in turn in one process. Aims on two CPU cores: inference form at most 0.85 of the
 reference's time and 0.5 of its memory, training step at most 0.95 and 0.8; on a GPU at least 2 and 1.5
-times faster, for which --compile compiles both and --cuda-graphs replays ours as a graph. Memory is counted beyond the
-weights and the input.
+times faster, for which --compile compiles both and --cuda-graphs replays ours as a graph. Memory is counted
+beyond the weights and the input.
 
     python tools/benchmark_recnet.py --arch 60-1280 --batch-size 64 --threads 2
     python tools/benchmark_recnet.py --device cuda --cuda-graphs
