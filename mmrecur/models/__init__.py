@@ -1,5 +1,5 @@
 """Layers, backbones and losses; importing it registers them."""
 
-from . import backbones
+from . import backbones, losses
 
-__all__ = ['backbones']
+__all__ = ['backbones', 'losses']

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 SMALL = dict(base_channels=8, rla_channels=4)
 LIGHT = dict(width_mult=0.25, rla_channels=4)
+LOOPS = dict(depth=None, blocks=(1, 2, 3, 2), loops=(1, 1, 3, 2), base_channels=8)
 PLAIN = dict(base_channels=8, rla_channels=0)
 #: Small models, one for each option that changes the computation.
 BACKBONES: dict[str, dict] = {
@@ -140,6 +141,16 @@ BACKBONES: dict[str, dict] = {
     'se-r50-d': dict(
         type='mmrecur.RLAResNet', depth=50, attention='se', deep_stem=True, avg_down=True, **PLAIN
     ),
+    'dr-r': dict(type='mmrecur.DRResNet', **LOOPS),
+    'dr-r-lvbn': dict(type='mmrecur.DRResNet', norm='lvbn', style='caffe', **LOOPS),
+    'dr-r-shared-masked': dict(type='mmrecur.DRResNet', norm='shared', skip=False, **LOOPS),
+    'dr-r-gn': dict(
+        type='mmrecur.DRResNet', norm_cfg=dict(type='GN', num_groups=2), gate_channels=0, **LOOPS
+    ),
+    'dr-r-c4': dict(type='mmrecur.DRResNet', out_indices=(1, 2), **LOOPS),
+    'r-r': dict(type='mmrecur.DRResNet', gated=False, **LOOPS),
+    'r-r-shared': dict(type='mmrecur.DRResNet', gated=False, norm='shared', **LOOPS),
+    'dr-r16': dict(type='mmrecur.DRResNet', depth=16, base_channels=8),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = [
@@ -163,6 +174,10 @@ DISTINCT = [
     'dpn',
     'rla-mobilenet',
     'rla-eca-mobilenet',
+    'dr-r',
+    'dr-r-shared-masked',
+    'r-r',
+    'dr-r16',
 ]
 #: Batch norms of states and sums, by class: they have no convolution to be folded into.
 FOLLOW_NO_CONVOLUTION = {'RLAPreActResNet': r'hidden_norm|final_norm|layer\d\.\d+\.bn1(_hidden)?'}

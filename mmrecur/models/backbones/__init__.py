@@ -2,6 +2,7 @@
 
 from .base import Backbone
 from .densenet_bc import DenseNetBC
+from .dr_resnet import DRResNet
 from .dual_path_resnet import DualPathResNet
 from .rla_mobilenet_v2 import RLAMobileNetV2
 from .rla_preact_resnet import RLAPreActResNet
@@ -10,6 +11,7 @@ from .rla_xception import RLAXception
 
 __all__ = [
     'Backbone',
+    'DRResNet',
     'DenseNetBC',
     'DualPathResNet',
     'RLAMobileNetV2',
