@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmrecur.registry  # noqa: F401
 from mmrecur.models.backbones import Backbone
+from mmrecur.models.layers import GumbelGate
 from tests.models.test_rla import randomise_norms
 from tests.models.zoo import BACKBONES, DISTINCT, FOLLOW_NO_CONVOLUTION
 
@@ -24,6 +25,10 @@ def build(name: str, **overrides) -> Backbone:
     torch.manual_seed(0)
     model = MODELS.build({**BACKBONES[name], **overrides})
     randomise_norms(model)
+    for gate in model.modules():
+        if isinstance(gate, GumbelGate):  # one that lets some samples pass and others not
+            nn.init.normal_(gate.fc2.weight, std=10)
+            nn.init.zeros_(gate.fc2.bias)
     return model
 
 

@@ -151,6 +151,8 @@ BACKBONES: dict[str, dict] = {
     'r-r': dict(type='mmrecur.DRResNet', gated=False, **LOOPS),
     'r-r-shared': dict(type='mmrecur.DRResNet', gated=False, norm='shared', **LOOPS),
     'dr-r16': dict(type='mmrecur.DRResNet', depth=16, base_channels=8),
+    'dr-mobilenet': dict(type='mmrecur.DRMobileNetV2', width_mult=0.25, out_indices=(2, 7)),
+    'dr-mobilenet-c4': dict(type='mmrecur.DRMobileNetV2', width_mult=0.25, norm='lvbn', out_indices=(4,)),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = [
@@ -178,6 +180,7 @@ DISTINCT = [
     'dr-r-shared-masked',
     'r-r',
     'dr-r16',
+    'dr-mobilenet',
 ]
 #: Batch norms of states and sums, by class: they have no convolution to be folded into.
 FOLLOW_NO_CONVOLUTION = {'RLAPreActResNet': r'hidden_norm|final_norm|layer\d\.\d+\.bn1(_hidden)?'}

@@ -2,6 +2,7 @@
 
 from .base import Backbone
 from .densenet_bc import DenseNetBC
+from .dr_mobilenet_v2 import DRMobileNetV2
 from .dr_resnet import DRResNet
 from .dual_path_resnet import DualPathResNet
 from .rla_mobilenet_v2 import RLAMobileNetV2
@@ -11,6 +12,7 @@ from .rla_xception import RLAXception
 
 __all__ = [
     'Backbone',
+    'DRMobileNetV2',
     'DRResNet',
     'DenseNetBC',
     'DualPathResNet',

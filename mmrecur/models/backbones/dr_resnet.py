@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from mmrecur.registry import MODELS
 
 from ..layers.checks import check_choice, check_int
-from ..layers.fuse import fold_norm
 from ..layers.residual import Bottleneck, NormLayer
 from ..layers.residual_basic import BasicBlock
 from .base import make_norm_layer
-from .recursive import GATE_RATE, LoopStage, RecursiveBackbone
+from .recursive import GATE_RATE, RecursiveBackbone, check_per_stage
 
 
 @MODELS.register_module()
@@ -161,9 +160,7 @@ class DRResNet(RecursiveBackbone):
         self.stages: list[str] = []
         channels, widths = width, []
         for i in range(self.num_stages):
-            stage, channels = self._make_stage(i, channels, width * 2**i, norm_layer)
-            self.add_module(f'layer{i + 1}', stage)
-            self.stages.append(f'layer{i + 1}')
+            channels = self._make_stage(i, channels, width * 2**i, norm_layer)
             widths.append(channels)
         self.out_channels = tuple(widths[i] for i in self.out_indices)
         self.out_strides = tuple((1 if small else 4) * 2**i for i in self.out_indices)
@@ -186,18 +183,14 @@ class DRResNet(RecursiveBackbone):
             raise TypeError(f'small_images={small_images!r}, allowed: None, True or False')
         defaults = cls.arch_settings.get(depth, (blocks, loops, False))
         blocks, loops = (defaults[i] if given is None else given for i, given in enumerate((blocks, loops)))
-        for name, value in (('blocks', blocks), ('loops', loops)):
-            is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-            if not is_list or not all(type(v) is int and v > 0 for v in value):
-                raise ValueError(f'{name}={value!r}, allowed: a positive integer for each stage')
-        if len(blocks) != len(loops):
-            raise ValueError(f'loops={loops!r} with blocks={blocks!r}, allowed: equally many')
+        check_per_stage('blocks', blocks)
+        check_per_stage('loops', loops, len(blocks))
         return tuple(blocks), tuple(loops), bool(defaults[2] if small_images is None else small_images)
 
     def _make_stage(
         self, index: int, in_channels: int, width: int, norm_layer: NormLayer
-    ) -> tuple[LoopStage, int]:
-        """A stage and its output channels."""
+    ) -> int:
+        """Add a stage; return its output channels."""
         channels = width if self.small_images else 4 * width
         stride = 1 if index == 0 else 2
         blocks: list[nn.Module] = []
@@ -210,14 +203,9 @@ class DRResNet(RecursiveBackbone):
                 if self.style == 'caffe':
                     block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
             blocks.append(block if i == 0 else self._loop(block, channels, self.loops[index]))
-        return LoopStage(blocks, self.with_cp), channels
+        self._add_stage(blocks)
+        return channels
 
     def _stem(self, x: Tensor) -> Tensor:
         x = super()._stem(x)
         return x if self.maxpool is None else self.maxpool(x)
-
-    def _switch_to_deploy(self) -> None:
-        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
-        for name in self.stages:
-            getattr(self, name).switch_to_deploy()
-        self.loss_gate = None

@@ -12,6 +12,7 @@ from mmrecur.registry import MODELS
 
 from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_choice, check_flag, check_int
+from ..layers.fuse import fold_norm
 from ..layers.gate import GumbelGate, check_rate
 from ..layers.recursive import LOOP_NORMS, RecursiveBlock
 from ..losses.collection import CollectionWatch
@@ -124,6 +125,10 @@ class RecursiveBackbone(Backbone):
         gate = GumbelGate(channels, self.gate_channels, self.initial_rate) if self.gated else None
         return RecursiveBlock(block, num_loops, gate, self.norm, self.with_cp, self.skip)
 
+    def _add_stage(self, blocks: Sequence[nn.Module]) -> None:
+        self.stages.append(f'layer{len(self.stages) + 1}')
+        self.add_module(self.stages[-1], LoopStage(blocks, self.with_cp))
+
     def _finish(self) -> None:
         """Freeze what is to be frozen; drop an objective that has nothing to act on."""
         self._freeze()
@@ -185,11 +190,38 @@ class RecursiveBackbone(Backbone):
         """
         x = self._stem(x)
         outputs = []
-        for i, name in enumerate(self.stages):
-            x = getattr(self, name)(x)
+        for i in range(self.num_stages):
+            x = self._run_stage(i, x)
             if i in self.out_indices:
                 outputs.append(x)
         return tuple(outputs)
 
     def _stem(self, x: Tensor) -> Tensor:
         return self.relu(self.bn1(self.conv1(x)))
+
+    def _run_stage(self, index: int, x: Tensor) -> Tensor:
+        return getattr(self, self.stages[index])(x)
+
+    def _switch_to_deploy(self) -> None:
+        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        for name in self.stages:
+            getattr(self, name).switch_to_deploy()
+        self.loss_gate = None
+
+
+def check_per_stage(name: str, value: Sequence[int], number: int | None = None) -> None:
+    """Raise unless ``value`` has a positive integer for each stage.
+
+    Args:
+        name (str): The argument's name, for the message.
+        value (Sequence[int]): What was given.
+        number (int, optional): Stages; None for any number of at least one. Defaults to None.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    fits = is_list and all(type(v) is int and v > 0 for v in value)
+    if not fits or len(value) != (number or len(value)):
+        stages = 'stage' if number is None else f'of {number} stages'
+        raise ValueError(f'{name}={value!r}, allowed: a positive integer for each {stages}')

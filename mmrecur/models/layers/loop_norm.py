@@ -109,7 +109,7 @@ def masked_batch_norm(x: Tensor, norm: _BatchNorm, weights: Tensor) -> Tensor:
 
 
 def _masked_statistics(x: Tensor, norm: _BatchNorm, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of each channel over the samples that count, and how many values those have."""
+    """Mean and biased variance of each channel over the samples that count; the number of values."""
     pixels = tuple(range(2, x.dim()))
     own_var, own_mean = torch.var_mean(x, pixels, correction=0)  # of each sample, in one pass
     weights = weights * (x[0, 0].numel())
