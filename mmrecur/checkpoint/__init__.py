@@ -1,6 +1,6 @@
 """State dict to state dict: pure functions that report what became of every tensor."""
 
-from . import graft_mobilenet  # noqa: F401  (registers its rule)
+from . import graft_dr, graft_mobilenet  # noqa: F401  (register their rules)
 from .convert import convert
 from .graft import graft, register_graft
 from .initialize import GraftInit
