@@ -6,6 +6,7 @@ SMALL = dict(base_channels=8, rla_channels=4)
 SMALL_BASIS = dict(base_channels=8, shared_rank=5, unique_rank=1)
 LIGHT = dict(width_mult=0.25, rla_channels=4)
 NARROW = dict(expansion=2, segments=(2, 4, 4), steps=(4, 3, 2))
+LOOPS = dict(depth=None, blocks=(1, 2, 3, 2), loops=(1, 1, 3, 2), base_channels=8)
 PLAIN = dict(base_channels=8, rla_channels=0)
 #: Small models, one for each option that changes the computation.
 BACKBONES: dict[str, dict] = {
@@ -214,6 +215,18 @@ BACKBONES: dict[str, dict] = {
         steps=(3, 2, 2, 2),
         out_indices=(1, 3),
     ),
+    'dr-r': dict(type='mmrecur.DRResNet', **LOOPS),
+    'dr-r-lvbn': dict(type='mmrecur.DRResNet', norm='lvbn', style='caffe', **LOOPS),
+    'dr-r-shared-masked': dict(type='mmrecur.DRResNet', norm='shared', skip=False, **LOOPS),
+    'dr-r-gn': dict(
+        type='mmrecur.DRResNet', norm_cfg=dict(type='GN', num_groups=2), gate_channels=0, **LOOPS
+    ),
+    'dr-r-c4': dict(type='mmrecur.DRResNet', out_indices=(1, 2), **LOOPS),
+    'r-r': dict(type='mmrecur.DRResNet', gated=False, **LOOPS),
+    'r-r-shared': dict(type='mmrecur.DRResNet', gated=False, norm='shared', **LOOPS),
+    'dr-r16': dict(type='mmrecur.DRResNet', depth=16, base_channels=8),
+    'dr-mobilenet': dict(type='mmrecur.DRMobileNetV2', width_mult=0.25, out_indices=(2, 7)),
+    'dr-mobilenet-c4': dict(type='mmrecur.DRMobileNetV2', width_mult=0.25, norm='lvbn', out_indices=(4,)),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = [
@@ -251,6 +264,11 @@ DISTINCT = [
     'recnet-linear',
     'recnet-grouped',
     'recnet-imagenet',
+    'dr-r',
+    'dr-r-shared-masked',
+    'r-r',
+    'dr-r16',
+    'dr-mobilenet',
 ]
 #: Batch norms of states and sums, by class: they have no convolution to be folded into.
 FOLLOW_NO_CONVOLUTION = {

@@ -3,6 +3,8 @@
 from .base import Backbone
 from .densenet_bc import DenseNetBC
 from .densenet_shared import DenseNetShared
+from .dr_mobilenet_v2 import DRMobileNetV2
+from .dr_resnet import DRResNet
 from .dual_path_resnet import DualPathResNet
 from .mobilenet_v2_shared import MobileNetV2Shared
 from .recnet import RecNet
@@ -18,6 +20,8 @@ from .swrn import SWRN
 __all__ = [
     'SWRN',
     'Backbone',
+    'DRMobileNetV2',
+    'DRResNet',
     'DenseNetBC',
     'DenseNetShared',
     'DualPathResNet',

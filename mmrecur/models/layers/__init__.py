@@ -8,10 +8,14 @@ from .dense import DenseBlock
 from .dual_path import DualPathBlock
 from .filter_basis import FactorizedConv2d, FilterBasis, SharedConv2d, orthogonality_penalty
 from .fuse import fold_norm
+from .gate import GumbelGate
 from .inverted_residual import InvertedResidual
+from .loop_norm import LoopNorm
 from .pointwise_sum import pointwise_sum
 from .preact_fold import fold_preactivation
+from .recursive import RecursiveBlock
 from .residual import Bottleneck, DeepStem
+from .residual_basic import BasicBlock
 from .rla import RLACell
 from .rla_cells import make_rla_cell
 from .rla_widths import MultiWidthRLACell
@@ -22,6 +26,7 @@ from .template_bank import SharedConv, TemplateBank, layer_similarity
 __all__ = [
     'CBAM',
     'ECA',
+    'BasicBlock',
     'Bottleneck',
     'ChannelRecurrentConv',
     'DeepStem',
@@ -29,10 +34,13 @@ __all__ = [
     'DualPathBlock',
     'FactorizedConv2d',
     'FilterBasis',
+    'GumbelGate',
     'InvertedResidual',
+    'LoopNorm',
     'MultiWidthRLACell',
     'RLACell',
     'RecurrentModule',
+    'RecursiveBlock',
     'SeparableConv',
     'SharedConv',
     'SharedConv2d',

@@ -1,0 +1,3 @@
+_base_ = './dr-resnet74_1xb256_cifar10.py'
+
+model = dict(backbone=dict(depth=32))

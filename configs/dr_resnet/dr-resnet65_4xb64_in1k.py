@@ -1,0 +1,3 @@
+_base_ = './dr-resnet53_4xb64_in1k.py'
+
+model = dict(backbone=dict(depth=65))

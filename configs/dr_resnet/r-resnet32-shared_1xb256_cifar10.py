@@ -1,0 +1,3 @@
+_base_ = './r-resnet32_1xb256_cifar10.py'
+
+model = dict(backbone=dict(norm='shared'))

@@ -1,0 +1,3 @@
+_base_ = './r-resnet53_4xb64_in1k.py'
+
+model = dict(backbone=dict(norm='shared'))

@@ -1,0 +1,127 @@
+"""Multiply-adds of networks with loops, as a function of how often the loops run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from mmengine.analysis import FlopAnalyzer
+from torch import Tensor, nn
+
+from mmrecur.models.layers.recursive import RecursiveBlock
+
+
+@dataclass(frozen=True)
+class LoopWork:
+    """Multiply-adds of a loop for one image.
+
+    Attributes:
+        iterations (int): Iterations at most.
+        iteration (int): Multiply-adds of one iteration of the block.
+        gate (int): Of one decision; 0 without a gate.
+    """
+
+    iterations: int
+    iteration: int
+    gate: int
+
+
+@dataclass(frozen=True)
+class LoopComplexity:
+    """Multiply-adds of a network for one image, taken apart.
+
+    Attributes:
+        fixed (int): Of what every image goes through.
+        loops (dict[str, LoopWork]): The loops by name.
+    """
+
+    fixed: int
+    loops: dict[str, LoopWork]
+
+    @property
+    def maximum(self) -> int:
+        """int: Multiply-adds when every loop runs to its end."""
+        return round(self.average(1.0))
+
+    def average(self, rates: float | Mapping[str, Sequence[float]]) -> float:
+        """Average multiply-adds.
+
+        Args:
+            rates (float or Mapping): The share of the samples that reach a gate which it lets pass: one
+                for all gates, or for each loop by name those of its iterations, as measured.
+
+        Returns:
+            float: Multiply-adds.
+
+        Raises:
+            ValueError: If a loop has no rates or not one for each iteration.
+        """
+        total = float(self.fixed)
+        for name, work in self.loops.items():
+            own = [rates] * work.iterations if isinstance(rates, (int, float)) else rates.get(name, ())
+            if len(own) != work.iterations:
+                raise ValueError(
+                    f'rates of {name} are {list(own)!r}, allowed: {work.iterations} numbers from 0 to 1'
+                )
+            reached = 1.0
+            for rate in own:
+                total += reached * work.gate
+                reached *= rate
+                total += reached * work.iteration
+        return total
+
+
+def expected_iterations(rate: float, iterations: int) -> float:
+    """Average number of iterations of a loop whose gates all pass the same share.
+
+    Args:
+        rate (float): The share t.
+        iterations (int): Iterations l at most.
+
+    Returns:
+        float: ``t + t**2 + ... + t**l``.
+
+    Example:
+        >>> round(7 * expected_iterations(0.7, 3) + expected_iterations(0.7, 2), 3)  # DR-ResNet-53
+        11.921
+    """
+    return sum(rate**k for k in range(1, iterations + 1))
+
+
+def measure_loops(model: nn.Module, inputs: Tensor) -> LoopComplexity:
+    """Count the multiply-adds of a network with loops.
+
+    Args:
+        model (nn.Module): A backbone or a classifier; put into evaluation mode for the measurement.
+        inputs (Tensor): Image, shape (1, C, H, W).
+
+    Returns:
+        LoopComplexity: The counts, as of :func:`mmrecur.analysis.complexity.measure`.
+
+    Raises:
+        ValueError: If ``inputs`` is not a batch of one image.
+    """
+    if inputs.dim() != 4 or len(inputs) != 1:
+        raise ValueError(f'inputs has shape {tuple(inputs.shape)}; allowed: (1, C, H, W)')
+    training = model.training
+    model.eval()
+    # tracing computes all iterations
+    analyzer = FlopAnalyzer(model, (inputs,))
+    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analyzer.tracer_warnings('none')
+    logging.getLogger('mmengine.analysis').setLevel(logging.ERROR)
+    try:
+        with torch.no_grad():
+            work = analyzer.by_module()
+    finally:
+        model.train(training)
+    loops = {}
+    for name, module in model.named_modules():
+        if isinstance(module, RecursiveBlock):
+            own, gate = int(work[name]), int(work.get(f'{name}.gate', 0))
+            count = module.num_loops
+            loops[name] = LoopWork(count, (own - gate) // count, gate // count)
+    in_loops = sum(loop.iterations * (loop.iteration + loop.gate) for loop in loops.values())
+    return LoopComplexity(int(work['']) - in_loops, loops)

@@ -1,0 +1,58 @@
+"""The rates of gates in the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmrecur.registry import HOOKS
+
+
+@HOOKS.register_module()
+class GateRateHook(Hook):
+    """Log what each gate of a recursive backbone lets pass, as ``gate_rate/layer3.1.0``.
+
+    Reads ``gate_rates()`` of every module that has it; the last number of a name is the iteration. Reading
+    makes the host wait for a GPU, so it is done only every ``interval`` iterations.
+
+    Args:
+        interval (int): Iterations between two readings; the logger's interval is a good choice. Defaults to
+            10.
+
+    Example:
+        >>> custom_hooks = [dict(type='mmrecur.GateRateHook', interval=50)]  # in a config
+    """
+
+    # before the logger reads
+    priority = 'NORMAL'
+
+    def __init__(self, interval: int = 10) -> None:
+        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+            raise ValueError(f'interval={interval!r}, allowed: an integer of at least 1')
+        self.interval = interval
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Read the rates.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): Index of the iteration in its epoch.
+            data_batch (Any): Unused.
+            outputs (dict, optional): Unused.
+        """
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        for module in model.modules():
+            if module.training and hasattr(module, 'gate_rates'):
+                for name, rate in module.gate_rates().items():
+                    runner.message_hub.update_scalar(f'train/gate_rate/{name}', rate)

@@ -1,0 +1,164 @@
+"""DR-MobileNetV2: MobileNetV2 with blocks in loops that samples leave when a gate says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from torch import Tensor, nn
+
+from mmrecur.registry import MODELS
+
+from ..layers.fuse import fold_norm
+from ..layers.inverted_residual import InvertedResidual
+from .base import make_norm_layer
+from .recursive import RecursiveBackbone, check_per_stage
+from .rla_mobilenet_v2 import round_channels
+
+#: The objective of the gates: Section 4.2 gives MobileNetV2 the target rate 0.9.
+GATE_RATE = MappingProxyType(dict(type='mmrecur.GateRateLoss', target_rate=0.9, loss_weight=1.0))
+
+
+@MODELS.register_module()
+class DRMobileNetV2(RecursiveBackbone):
+    """MobileNetV2 with dynamic recursion.
+
+    Guo et al., *Dynamic Recursive Neural Network*, CVPR 2019, Table 2 and Section 4.2. Groups 3 to 6 have
+    two blocks: the first changes resolution and width, the second runs in a loop (:class:`RecursiveBlock`)
+    of two iterations, three in group 4. The gates are single linear layers.
+
+    Stages are numbered as in mmpretrain, parameters named as in :class:`RLAMobileNetV2`, inside loops
+    ``layer3.1.block.conv1.weight``, ``layer3.1.block.bn1.0.weight`` and ``layer3.1.gate.fc2.weight``.
+
+    Args:
+        width_mult (float): Multiplier of all widths. Defaults to 1.0.
+        blocks (Sequence[int]): Blocks in each of the seven groups. Defaults to (1, 2, 2, 2, 2, 2, 1).
+        loops (Sequence[int]): Iterations at most of each group's blocks but the first. Defaults to
+            (1, 1, 2, 3, 2, 2, 1).
+        gated (bool): Whether gates let samples leave a loop. Defaults to True.
+        norm (str, optional): See :class:`RecursiveBlock`. Defaults to None: ``'i-lvbn'`` with gates and
+            ``'lvbn'`` without.
+        gate_channels (int): Hidden channels of the gates, 0 for a single linear layer. Defaults to 0.
+        initial_rate (float): Share of samples that a gate lets pass before training. Defaults to 0.85.
+        loss_gate (Mapping, optional): Objective of the gates' rates. Defaults to
+            ``dict(type='mmrecur.GateRateLoss', target_rate=0.9, loss_weight=1.0)``.
+        skip (bool): Whether evaluation leaves out samples that have left a loop. Defaults to True.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (Sequence[int]): Stages to return: 0 to 6 for the groups, 7 for the last convolution.
+            Stages behind the last are not built. Defaults to (1, 2, 4, 6).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their gates.
+            Defaults to -1.
+        norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
+        norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
+        with_cp (bool): Recompute activations in the backward pass. Defaults to False.
+        init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
+            allowed.
+
+    Example:
+        >>> import torch
+        >>> from mmrecur.models.backbones import DRMobileNetV2
+        >>> model = DRMobileNetV2(out_indices=(7,)).eval()
+        >>> [tuple(feature.shape) for feature in model(torch.rand(1, 3, 64, 64))]
+        [(1, 1280, 2, 2)]
+    """
+
+    #: Expansion, channels and stride of each group.
+    arch_settings = (
+        (1, 16, 1),
+        (6, 24, 2),
+        (6, 32, 2),
+        (6, 64, 2),
+        (6, 96, 1),
+        (6, 160, 2),
+        (6, 320, 1),
+    )
+
+    def __init__(
+        self,
+        width_mult: float = 1.0,
+        blocks: Sequence[int] = (1, 2, 2, 2, 2, 2, 1),
+        loops: Sequence[int] = (1, 1, 2, 3, 2, 2, 1),
+        gated: bool = True,
+        norm: str | None = None,
+        gate_channels: int = 0,
+        initial_rate: float = 0.85,
+        loss_gate: Mapping | None = GATE_RATE,
+        skip: bool = True,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (1, 2, 4, 6),
+        frozen_stages: int = -1,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            num_stages=len(self.arch_settings) + 1,
+            gated=gated,
+            norm=norm,
+            gate_channels=gate_channels,
+            initial_rate=initial_rate,
+            loss_gate=loss_gate,
+            skip=skip,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_cfg=norm_cfg,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
+        is_number = isinstance(width_mult, (int, float)) and not isinstance(width_mult, bool)
+        if not is_number or not 0 < width_mult < math.inf:
+            raise ValueError(f'width_mult={width_mult!r}, allowed: a positive number')
+        for name, value in (('blocks', blocks), ('loops', loops)):
+            check_per_stage(name, value, len(self.arch_settings))
+        self.width_mult = width_mult
+        self.blocks, self.loops = tuple(blocks), tuple(loops)
+        norm_layer = make_norm_layer(self.norm_cfg)
+        widths = [round_channels(width * width_mult) for _, width, _ in self.arch_settings]
+        channels = round_channels(32 * width_mult)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)
+        self.bn1 = norm_layer(channels)
+        self.relu = nn.ReLU6(inplace=True)
+        self.stages: list[str] = []
+        strides = [2]
+        for i, (expansion, _, stride) in enumerate(self.arch_settings):
+            strides.append(strides[-1] * stride)
+            if i >= self.num_stages:
+                continue
+            group = []
+            for j in range(blocks[i]):
+                step = stride if j == 0 else 1
+                block = InvertedResidual(
+                    channels, channels * expansion, widths[i], step, norm_layer=norm_layer
+                )
+                channels = widths[i]
+                group.append(block if j == 0 else self._loop(block, channels, loops[i]))
+            self._add_stage(group)
+        widths.append(int(1280 * max(1.0, width_mult)))
+        if self.num_stages > len(self.arch_settings):
+            self.conv2 = nn.Conv2d(channels, widths[-1], 1, bias=False)
+            self.bn2 = norm_layer(widths[-1])
+        strides = [*strides[1:], strides[-1]]
+        self.out_channels = tuple(widths[i] for i in self.out_indices)
+        self.out_strides = tuple(strides[i] for i in self.out_indices)
+        self._finish()
+
+    def stage_modules(self, stage: int) -> list[nn.Module]:
+        """See :meth:`Backbone.stage_modules`."""
+        return [self.conv2, self.bn2] if stage > len(self.stages) else super().stage_modules(stage)
+
+    def _run_stage(self, index: int, x: Tensor) -> Tensor:
+        if index < len(self.stages):
+            return super()._run_stage(index, x)
+        return self.relu(self.bn2(self.conv2(x)))
+
+    def _switch_to_deploy(self) -> None:
+        super()._switch_to_deploy()
+        if self.num_stages > len(self.stages):
+            self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
