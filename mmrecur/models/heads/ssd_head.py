@@ -15,7 +15,7 @@ from mmrecur.registry import MODELS
 class SSDHead(_SSDHead):
     """MMDetection's ``SSDHead`` with the attribute that its ``predict`` asks for.
 
-    Since MMDetection 3.3 dense heads look for a classification loss with class channels of its own when
+    In its release 3.5.1 (the OneDL fork) dense heads look for a classification loss with class channels of its own when
     they predict. The SSD head has no such module, as its loss is a function, and prediction ends with an
     ``AttributeError``. Arguments, parameters and results are those of MMDetection's.
     """
