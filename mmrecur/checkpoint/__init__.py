@@ -1,6 +1,6 @@
 """State dict to state dict: pure functions that report what became of every tensor."""
 
-from . import graft_dr, graft_mobilenet, graft_swrn  # noqa: F401  (register their rules)
+from . import graft_dr, graft_mobilenet, graft_recnet, graft_swrn  # noqa: F401  (register their rules)
 from .convert import convert
 from .fold import Folding, fold
 from .graft import graft, register_graft

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrecur.analysis.benchmark import evaluation_call, peak_memory, training_call
+from mmrecur.checkpoint import TransferError, graft
 from mmrecur.models.backbones import RecNet
 from mmrecur.models.layers import ChannelRecurrentConv, RecurrentModule, pointwise_sum
 from tests.models.test_rla import randomise_norms
@@ -361,3 +362,9 @@ WRONG = [
 def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         RecNet(**arguments)
+
+
+def test_plain_networks_are_refused_with_the_reason() -> None:
+    plain = {'conv1.weight': torch.zeros(64, 3, 7, 7)}
+    with pytest.raises(TransferError, match='no weights of a plain network: .*Pretrained'):
+        graft(plain, RecNet(expansion=1, segments=(2,), steps=(2,)))
