@@ -99,6 +99,7 @@ class DRResNet(RecursiveBackbone):
         66: ((18, 7, 7), (1, 3, 3), True),
         74: ((18, 9, 9), (1, 2, 2), True),
     }
+    architectures = {f'dr-resnet{depth}': dict(depth=depth) for depth in (35, 44, 47, 53, 65)}
 
     def __init__(
         self,

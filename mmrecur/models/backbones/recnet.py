@@ -89,6 +89,7 @@ class RecNet(Backbone):
         'medium': (4, (8, 16, 32, 64), (10, 10, 10, 10), 'imagenet'),
         'large': (4, (12, 24, 48, 96), (10, 10, 10, 10), 'imagenet'),
     }
+    architectures = {f'recnet-{arch}': dict(arch=arch) for arch in ('small', 'medium', 'large')}
 
     def __init__(
         self,

@@ -83,8 +83,6 @@ class RecursiveBackbone(Backbone):
         dict(type='mmrecur.AuxiliaryLossHook'),
         dict(type='mmrecur.GateRateHook'),
     )
-    #: Rules for the optimizer; all weights decay alike.
-    paramwise_cfg: dict = {}
 
     stages: list[str]
 
