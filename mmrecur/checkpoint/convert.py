@@ -138,13 +138,7 @@ def _convert_rlanet(transfer: Transfer) -> None:
             transfer.copy(ours, key)
         elif why := why_absent(ours[len(prefix) :] if prefix else ours, backbone):
             transfer.drop(key, why)
-    for key in target:
-        if key in transfer.report.copied or key in transfer.report.transformed:
-            continue
-        if not key.startswith(prefix) and not key.startswith('head.fc.'):
-            transfer.leave(key, 'not part of the backbone')
-        elif key.endswith('num_batches_tracked'):
-            transfer.leave(key, 'a counter that old checkpoints lack')
+    transfer.leave_counters_and_other_parts()
     recurrence = getattr(backbone, 'recurrence', None)
     variant = recurrence and recurrence.variant
     # the unshared network is the one that aggregates the residual in their code too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -128,6 +129,46 @@ class GraftTransfer(Transfer):
         """Start a tensor that the plain network lacks at zero."""
         self.transform(target, [], torch.zeros_like(self.target[target]), how)
 
+    def start_attention(self, name: str) -> bool:
+        """Give an attention that the plain network lacks a start without a say.
+
+        What its sigmoid reads is zero, so it gates by one half (CBAM's two by a quarter), and the norm
+        before it, a block's ``bn3``, is multiplied by two or four.
+
+        Args:
+            name (str): A name among :meth:`backbone_keys`.
+
+        Returns:
+            bool: Whether the tensor has been dealt with.
+        """
+        if self._new_attention is None:
+            return False
+        factor, last = self._new_attention
+        target = self.prefix + name
+        if name in self.plain and re.search(r'\.bn3\.(weight|bias)$', name):
+            key = self.plain[name]
+            how = f'times {factor}: the new attention gates by 1/{factor} at first'
+            self.transform(target, [key], factor * self.source[key], how)
+        elif last.search(name):
+            self.zero(target, 'zeros: the gate is 1/2 at first')
+        elif '.attention.' in name:
+            self.leave(target, 'new, and without a say at first')
+        else:
+            return False
+        return True
+
+    @functools.cached_property
+    def _new_attention(self) -> tuple[int, re.Pattern[str]] | None:
+        """What an attention multiplies by at first, and its last tensors; None without a new one."""
+        names = [name for name in self.backbone_keys() if '.attention.' in name]
+        if not names or any('.attention.' in name for name in self.plain):
+            return None
+        # a norm on the way would make anything of a constant map
+        normed = any('.attention.spatial_norm.' in name for name in names)
+        spatial = r'spatial_norm\.(weight|bias)' if normed else r'spatial\.weight'
+        last = re.compile(rf'\.attention\.(conv\.weight|fc2\.(weight|bias)|{spatial})$')
+        return 4 if any('.attention.spatial.' in name for name in names) else 2, last
+
     def copy_other_parts(self) -> None:
         """Take what is not the backbone's by name; explain what stays on either side."""
         target_parts = {key.split('.', 1)[0] for key in self.target}
@@ -166,32 +207,17 @@ class GraftTransfer(Transfer):
 def _graft_rla_resnet(transfer: GraftTransfer) -> None:
     """Plain ResNets: what is new has no say at first.
 
-    Blocks read the recurrent state with weights of zero. An attention that the plain network lacks
-    starts with a last weight of zero, so its sigmoid gates by one half, CBAM's two by a quarter, and the
-    norm before it multiplied by two or four.
+    Blocks read the recurrent state with weights of zero; attentions see
+    :meth:`GraftTransfer.start_attention`.
     """
-    names = transfer.backbone_keys()
-    has_attention = any('.attention.' in name for name in transfer.plain)
-    adds_attention = not has_attention and any('.attention.' in name for name in names)
-    factor = 4 if any('.attention.spatial.' in name for name in names) else 2
-    normed = any('.attention.spatial_norm.' in name for name in names)
-    # what the sigmoids read, made zero; a norm on the way would make anything of a constant map
-    last = r'conv\.weight|fc2\.(weight|bias)|'
-    last += r'spatial_norm\.(weight|bias)' if normed else r'spatial\.weight'
-    for name in names:
+    for name in transfer.backbone_keys():
         target = transfer.prefix + name
-        if name in transfer.plain and adds_attention and re.search(r'\.bn3\.(weight|bias)$', name):
-            key = transfer.plain[name]
-            how = f'times {factor}: the new attention gates by 1/{factor} at first'
-            transfer.transform(target, [key], factor * transfer.source[key], how)
-        elif name in transfer.plain:
+        if transfer.start_attention(name):
+            continue
+        if name in transfer.plain:
             transfer.take(name)
         elif name.endswith('conv1_hidden.weight'):
             transfer.zero(target, 'zeros: the state is not read at first')
-        elif adds_attention and re.search(rf'\.attention\.({last})$', name):
-            transfer.zero(target, 'zeros: the gate is 1/2 at first')
-        elif adds_attention and '.attention.' in name:
-            transfer.leave(target, 'new, and without a say at first')
         elif '.rla.' in name or name.startswith('hidden_norm.'):
             transfer.leave(target, 'the recurrent path learns from its own initialisation')
         else:

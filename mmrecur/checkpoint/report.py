@@ -119,6 +119,17 @@ class Transfer:
         """Leave a target tensor as the model has it."""
         self.report.initial[target] = why
 
+    def leave_counters_and_other_parts(self) -> None:
+        """Explain targets that no checkpoint of a backbone or classifier has."""
+        done = {*self.report.copied, *self.report.transformed, *self.report.initial}
+        for key in self.target:
+            if key in done:
+                continue
+            if not key.startswith((self.prefix, 'head.fc.')):
+                self.leave(key, 'not part of the backbone')
+            elif key.endswith('num_batches_tracked'):
+                self.leave(key, 'a counter that old checkpoints lack')
+
     def drop(self, source: str, why: str) -> None:
         """Leave a source tensor out."""
         self.report.unused[source] = why

@@ -64,14 +64,7 @@ def convert_rlanet_mobilenet(transfer: Transfer) -> None:
             transfer.drop(key, 'the same weights as the first: the model has one for all stages')
         elif why := why_absent_mobilenet(name.removeprefix('head.'), transfer.backbone):
             transfer.drop(key, why)
-    filled = {*transfer.report.copied, *transfer.report.transformed}
-    for key in transfer.target:
-        if key in filled:
-            continue
-        if not key.startswith((prefix, 'head.fc.')):
-            transfer.leave(key, 'not part of the backbone')
-        elif key.endswith('num_batches_tracked'):
-            transfer.leave(key, 'a counter that old checkpoints lack')
+    transfer.leave_counters_and_other_parts()
 
 
 def _take(transfer: Transfer, target: str, key: str) -> None:

@@ -140,7 +140,7 @@ def convert_soft_sharing(transfer: Transfer) -> None:
         for key in keys:
             if (why := why_absent(f'{stage}.', transfer.backbone)) and key not in used:
                 transfer.drop(key, why)
-    leave_counters_and_others(transfer)
+    transfer.leave_counters_and_other_parts()
 
 
 def take(transfer: Transfer, name: str, key: str) -> None:
@@ -158,16 +158,3 @@ def absent(name: str, backbone: torch.nn.Module) -> str | None:
     if name.startswith('final_norm.') and getattr(backbone, 'final_norm', None) is None:
         return 'the last stage is not built, it lies behind the last of out_indices'
     return why_absent(name, backbone)
-
-
-def leave_counters_and_others(transfer: Transfer) -> None:
-    """Explain targets that no source of a backbone has."""
-    report = transfer.report
-    done = {**report.copied, **report.transformed, **report.initial}
-    for key in transfer.target:
-        if key in done:
-            continue
-        if key.endswith('num_batches_tracked'):
-            transfer.leave(key, 'a counter that old checkpoints lack')
-        elif not key.startswith((transfer.prefix, 'head.fc.')):
-            transfer.leave(key, 'not part of the backbone')

@@ -66,7 +66,16 @@ def in_layout(key: str, layout: str) -> str:
     width=st.sampled_from([0.1, 0.25, 0.5]),
     rla_channels=st.integers(0, 6),
     sharing=st.sampled_from(['stage', 'network']),
-    attention=st.sampled_from([None, 'se', 'eca']),
+    attention=st.sampled_from(
+        [
+            None,
+            'se',
+            'eca',
+            'cbam',
+            dict(type='se', bias=True),
+            dict(type='cbam', bias=True, spatial_norm=True),
+        ]
+    ),
     layout=st.sampled_from(['torchvision', 'timm', 'mmpretrain', 'mmdet']),
     prefix=st.sampled_from(['', 'module.', 'backbone.', 'module.backbone.']),
     wrapped=st.booleans(),

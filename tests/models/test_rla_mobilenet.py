@@ -12,8 +12,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmrecur.models.backbones import RLAMobileNetV2
-from mmrecur.models.backbones.rla_mobilenet_v2 import round_channels
 from mmrecur.models.layers import InvertedResidual
+from mmrecur.models.layers.inverted_residual import round_channels
 from tests.models.test_rla import randomise_norms
 
 

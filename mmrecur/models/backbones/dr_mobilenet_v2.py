@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -11,10 +10,9 @@ from torch import Tensor, nn
 from mmrecur.registry import MODELS
 
 from ..layers.fuse import fold_norm
-from ..layers.inverted_residual import InvertedResidual
+from ..layers.inverted_residual import InvertedResidual, check_width_mult, round_channels
 from .base import make_norm_layer
 from .recursive import RecursiveBackbone, check_per_stage
-from .rla_mobilenet_v2 import round_channels
 
 #: The objective of the gates: Section 4.2 gives MobileNetV2 the target rate 0.9.
 GATE_RATE = MappingProxyType(dict(type='mmrecur.GateRateLoss', target_rate=0.9, loss_weight=1.0))
@@ -112,9 +110,7 @@ class DRMobileNetV2(RecursiveBackbone):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        is_number = isinstance(width_mult, (int, float)) and not isinstance(width_mult, bool)
-        if not is_number or not 0 < width_mult < math.inf:
-            raise ValueError(f'width_mult={width_mult!r}, allowed: a positive number')
+        check_width_mult(width_mult)
         for name, value in (('blocks', blocks), ('loops', loops)):
             check_per_stage(name, value, len(self.arch_settings))
         self.width_mult = width_mult

@@ -200,9 +200,14 @@ class DRResNet(RecursiveBackbone):
             if self.small_images:
                 block = BasicBlock(cin, channels, step, padded_shortcut=True, norm_layer=norm_layer)
             else:
-                block = Bottleneck(cin, width, channels, stride=step, norm_layer=norm_layer)
-                if self.style == 'caffe':
-                    block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+                block = Bottleneck(
+                    cin,
+                    width,
+                    channels,
+                    stride=step,
+                    norm_layer=norm_layer,
+                    stride_first=self.style == 'caffe',
+                )
             blocks.append(block if i == 0 else self._loop(block, channels, self.loops[index]))
         self._add_stage(blocks)
         return channels

@@ -11,7 +11,7 @@ from mmrecur.registry import MODELS
 
 from ..layers.checks import check_choice
 from ..layers.fuse import fold_norm
-from ..layers.inverted_residual import InvertedResidual
+from ..layers.inverted_residual import InvertedResidual, round_channels
 from ..layers.residual import NormLayer
 from .base import make_norm_layer
 from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share_convolutions
@@ -146,19 +146,19 @@ class MobileNetV2Shared(SharedBasisBackbone):
         self.share = share
         self.act = act
         norm_layer = make_norm_layer(self.norm_cfg)
-        channels = _rounded(32 * widen_factor)
+        channels = round_channels(32 * widen_factor)
         self.conv1 = nn.Conv2d(self.in_channels, channels, 3, stride=2, padding=1)
         self.bn1 = norm_layer(channels)
         self.relu6 = nn.ReLU6(inplace=True)
 
-        widths = [_rounded(width * widen_factor) for _, width, _, _ in self.arch_settings]
+        widths = [round_channels(width * widen_factor) for _, width, _, _ in self.arch_settings]
         self.stages = []
         for i, width in enumerate(widths[: self.num_stages]):
             self.stages.append(f'layer{i + 1}')
             self.add_module(self.stages[-1], self._make_stage(i, channels, width, norm_layer))
             channels = width
         self.has_head = self.num_stages > len(widths)
-        widths.append(max(1280, _rounded(1280 * widen_factor)))
+        widths.append(max(1280, round_channels(1280 * widen_factor)))
         if self.has_head:
             self.conv2 = nn.Conv2d(channels, widths[-1], 1)
             self.bn2 = norm_layer(widths[-1])
@@ -215,9 +215,3 @@ class MobileNetV2Shared(SharedBasisBackbone):
         self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
         if self.has_head:
             self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
-
-
-def _rounded(channels: float, divisor: int = 8) -> int:
-    """The multiple of ``divisor`` next to a width, but not more than a tenth below it."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
-from ..layers.activation_checkpoint import checkpoint_step
+from ..layers.activation_checkpoint import run_step
 from ..layers.attention import ChannelGate
 from ..layers.checks import check_choice, check_int
 from ..layers.fuse import fold_norm, fold_norm_of_sum
-from ..layers.inverted_residual import InvertedResidual
+from ..layers.inverted_residual import InvertedResidual, check_width_mult, round_channels
 from ..layers.residual import NormLayer
 from ..layers.rla import RLACell, downsample_hidden
 from .base import Backbone, make_norm_layer
 from .rla_resnet import build_attention
-
-
-def round_channels(channels: float) -> int:
-    """Round a number of channels to a multiple of 8, never down by more than a tenth.
-
-    Args:
-        channels (float): A width times a multiplier.
-
-    Returns:
-        int: The nearest multiple of 8, at least 8; the next one where the nearest is below 90 %.
-    """
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 class RLAGroup(nn.Module):
@@ -81,10 +66,7 @@ class RLAGroup(nn.Module):
             tuple[Tensor, Tensor]: The group's output and the state after its last update.
         """
         for index in range(self.num_blocks):
-            if self.with_cp and torch.is_grad_enabled() and self.training:
-                x, h = checkpoint_step(self, self.step, x, h, index, recurrent_conv)
-            else:
-                x, h = self.step(x, h, index, recurrent_conv)
+            x, h = run_step(self, self.with_cp, self.step, x, h, index, recurrent_conv)
         return x, h
 
     def switch_to_deploy(self, starts: bool = False) -> None:
@@ -191,9 +173,7 @@ class RLAMobileNetV2(Backbone):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        is_number = isinstance(width_mult, (int, float)) and not isinstance(width_mult, bool)
-        if not is_number or not 0 < width_mult < math.inf:
-            raise ValueError(f'width_mult={width_mult!r}, allowed: a positive number')
+        check_width_mult(width_mult)
         check_int('rla_channels', rla_channels, 0)
         check_choice('recurrent_sharing', recurrent_sharing, ('stage', 'network'))
         self.width_mult = width_mult

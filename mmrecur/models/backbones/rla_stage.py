@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from ..layers.activation_checkpoint import checkpoint_step
+from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_choice, check_flag, check_int
 from ..layers.preact import PreActBlock
 from ..layers.residual import Bottleneck, NormLayer
@@ -73,10 +73,7 @@ class RLAStage(nn.Module):
             tuple[Tensor, Tensor]: The stage's output and the state after its last update.
         """
         for index in range(self.num_blocks):
-            if self.with_cp and torch.is_grad_enabled() and self.training:
-                x, state = checkpoint_step(self, self.step, x, state, index)
-            else:
-                x, state = self.step(x, state, index)
+            x, state = run_step(self, self.with_cp, self.step, x, state, index)
         return x, state
 
     def switch_to_deploy(self) -> None:

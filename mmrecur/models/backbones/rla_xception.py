@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
@@ -16,6 +15,7 @@ from ..layers.rla import downsample_hidden
 from ..layers.rla_widths import MultiWidthRLACell
 from ..layers.separable import XceptionBlock
 from .base import Backbone, make_norm_layer
+from .rla_stage import append_hidden
 
 
 class RLAXceptionStage(nn.Module):
@@ -226,7 +226,7 @@ class RLAXception(Backbone):
             if i in self.out_indices:
                 outputs.append(x)
         if self.hidden_norm is not None:
-            outputs[-1] = torch.cat([x, torch.relu(self.hidden_norm(h))], dim=1)
+            outputs[-1] = append_hidden(x, h, self.hidden_norm)
         return tuple(outputs)
 
     def _switch_to_deploy(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
-from ..layers.activation_checkpoint import checkpoint_step
+from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_choice, check_int
 from ..layers.fuse import fold_norm
 from ..layers.preact_wide import PreactBlock, WideBottleneck
@@ -84,10 +84,7 @@ class SharingStage(nn.Module):
             weights.update((place, drawn[i]) for i, place in enumerate(places))
         for i, block in enumerate(self.blocks):
             own = [weights.get((i, layer)) for layer in block.SHAREABLE]
-            if self.with_cp and torch.is_grad_enabled() and self.training:
-                x = checkpoint_step(block, block, x, own)
-            else:
-                x = block(x, own)
+            x = run_step(block, self.with_cp, block, x, own)
         return x
 
     def switch_to_deploy(self) -> None:

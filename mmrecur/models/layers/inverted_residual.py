@@ -1,6 +1,8 @@
-"""The block of MobileNetV2, with and without a hidden state."""
+"""The block of MobileNetV2, with and without a hidden state, and the widths of the network."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,26 @@ from .attention import ChannelGate
 from .fuse import fold_norm, fold_norm_of_sum
 from .norm_readout import norm_readout
 from .residual import NormLayer
+
+
+def round_channels(channels: float) -> int:
+    """Round a number of channels to a multiple of 8, never down by more than a tenth.
+
+    Args:
+        channels (float): A width times a multiplier.
+
+    Returns:
+        int: The nearest multiple of 8, at least 8; the next one where the nearest is below 90 %.
+    """
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+def check_width_mult(width_mult: float) -> None:
+    """Raise a ValueError unless the multiplier of a MobileNetV2's widths is a positive number."""
+    is_number = isinstance(width_mult, (int, float)) and not isinstance(width_mult, bool)
+    if not is_number or not 0 < width_mult < math.inf:
+        raise ValueError(f'width_mult={width_mult!r}, allowed: a positive number')
 
 
 class InvertedResidual(nn.Module):
