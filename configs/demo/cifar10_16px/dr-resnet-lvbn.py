@@ -1,0 +1,3 @@
+_base_ = './dr-resnet.py'
+
+model = dict(backbone=dict(norm='lvbn'))

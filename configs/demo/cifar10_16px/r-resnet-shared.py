@@ -1,0 +1,3 @@
+_base_ = './r-resnet.py'
+
+model = dict(backbone=dict(norm='shared'))

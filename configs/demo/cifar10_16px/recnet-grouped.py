@@ -1,0 +1,3 @@
+_base_ = './recnet.py'
+
+model = dict(backbone=dict(recurrent=False))
