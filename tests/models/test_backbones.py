@@ -188,6 +188,7 @@ def test_autocast_trains_in_bf16(name: str) -> None:
         'rla-eca-r50',
         'rla-eca-mobilenet',
         'swrn-22-2-2',
+        'recnet',
     ],
 )
 def test_deployed_form_has_the_gradients_of_the_other(name: str) -> None:
@@ -253,6 +254,8 @@ def test_half_precision_weights_run(name: str, deploy: bool) -> None:
         'shared-x50',
         'rla-eca-r50',
         'swrn-22-2-2',
+        'recnet',
+        'recnet-shared-bn',
     ],
 )
 def test_syncbn_conversion_keeps_the_function(name: str) -> None:
@@ -287,6 +290,7 @@ def test_fx_traces_features(name: str, deploy: bool) -> None:
         'shared-r18',
         'shared-r50-all',
         'swrn-22-2-folded',
+        'recnet',
     ],
 )
 @pytest.mark.parametrize('deploy', [False, True])
@@ -305,7 +309,15 @@ def test_onnx_export_gives_the_same_features(tmp_path: Path, name: str, deploy: 
 
 
 @pytest.mark.parametrize(
-    'name, last', [('rla-r50', 0), ('rla-mobilenet', 1), ('shared-r18', 0), ('swrn-22-2-2', 0)]
+    'name, last',
+    [
+        ('rla-r50', 0),
+        ('rla-mobilenet', 1),
+        ('shared-r18', 0),
+        ('swrn-22-2-2', 0),
+        ('recnet', 0),
+        ('dr-r16', 1),
+    ],
 )
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_torch_compile_traces_training(name: str, last: int, with_cp: bool) -> None:
@@ -332,7 +344,10 @@ def test_initialising_again_leaves_a_deployed_model_alone() -> None:
         'rla-eca-r50',
         'rla-r50-hidden',
         'rla-eca-mobilenet',
+        'shared-r18',
         'swrn-22-2-2',
+        'recnet',
+        'dr-r',
     ],
 )
 @pytest.mark.parametrize('deploy', [False, True])
