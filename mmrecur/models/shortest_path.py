@@ -13,10 +13,12 @@ from mmrecur.registry import MODELS
 
 from .layers.checks import check_int
 from .layers.template_bank import SharedConv, TemplateBank
+from .losses.objective import OwnObjective
+from .losses.recurrence import RECURRENCE
 
 
 @MODELS.register_module()
-class ShortestPathNet(BaseModel):
+class ShortestPathNet(OwnObjective, BaseModel):
     """CNN, SCNN and SCNN-R of Savarese and Maire 2019, Section 4.4.
 
     A 1x1 convolution to 32 channels, 20 times ``x + relu(BN(conv3x3(x)))``, a 1x1 convolution to one: the
@@ -45,7 +47,8 @@ class ShortestPathNet(BaseModel):
         (1, 32, 32)
     """
 
-    required_hooks: tuple[dict, ...] = (dict(type='mmrecur.AuxiliaryLossHook'),)
+    objective = 'loss_recurrence'
+    objective_aim = 'the recurrence of its layers'
     required_paramwise_cfg: dict = dict(
         custom_keys={'coefficients': dict(decay_mult=0.0), 'row_scales': dict(decay_mult=0.0)}
     )
@@ -70,6 +73,7 @@ class ShortestPathNet(BaseModel):
             raise ValueError('num_templates=None with loss_recurrence or folding, allowed: with templates')
         if folding is not None and set(folding) != {'bank'}:
             raise ValueError(f'folding={folding!r}, allowed: None or dict(bank=ROWS)')
+        self._build_objective(loss_recurrence, RECURRENCE)
         self.conv1 = nn.Conv2d(2, channels, 1)
         if num_templates is None:
             self.bank = None
@@ -83,18 +87,14 @@ class ShortestPathNet(BaseModel):
         self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(num_layers))
         self.conv2 = nn.Conv2d(channels, 1, 1)
-        self.loss_recurrence = None if loss_recurrence is None else MODELS.build(loss_recurrence)
+        self._finish_objective()
         for conv in self.convs:
             if isinstance(conv, nn.Conv2d):  # as the templates start
                 nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
 
-    def auxiliary_losses(self) -> dict[str, Tensor]:
-        """Objectives of the network's own, for ``AuxiliaryLossHook``.
-
-        Returns:
-            dict[str, Tensor]: ``loss_recurrence``, if it is configured.
-        """
-        return {} if self.loss_recurrence is None else dict(loss_recurrence=self.loss_recurrence([self.bank]))
+    def objective_input(self) -> list[TemplateBank]:
+        """See :class:`OwnObjective`."""
+        return [self.bank]
 
     def forward(
         self, inputs: Tensor, targets: Tensor | None = None, mode: str = 'tensor'

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -19,6 +22,9 @@ from mmrecur.engine import CPUAmpOptimWrapper
 from mmrecur.engine.hooks.auxiliary_loss import collect_auxiliary_losses, merge_auxiliary_losses
 from mmrecur.models.backbones import ResNetShared
 
+ROOT = Path(__file__).resolve().parents[2]
+#: What a training of the SCNN-R logs.
+LOGGED = ('loss', 'loss_path', 'loss_recurrence')
 BACKBONE = dict(
     type='mmrecur.ResNetShared',
     depth=18,
@@ -199,10 +205,11 @@ def test_several_modules_are_added_up_and_clashes_named() -> None:
 class Warnings(logging.Handler):
     """Counts the warnings of losses that are not collected."""
 
-    count = 0
+    count, last = 0, ''
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.count += "dict(type='mmrecur.AuxiliaryLossHook')" in record.getMessage()
+        if "dict(type='mmrecur.AuxiliaryLossHook')" in record.getMessage():
+            self.count, self.last = self.count + 1, record.getMessage()
 
 
 @pytest.fixture
@@ -221,6 +228,88 @@ def test_training_on_without_the_hook_warns_once(warned: Warnings) -> None:
         step(model, wrapper)
         counts.append(warned.count)
     assert counts == [0, 1, 1]
+
+
+#: A backbone of each family with an objective, and what its warning says.
+ON_THEIR_OWN = {
+    'the orthogonality of its filter bases': dict(type='mmrecur.ResNetShared', depth=20, base_channels=8),
+    'the target rate of its gates': dict(type='mmrecur.DRResNet', depth=16, base_channels=4),
+    'the recurrence of its layers': dict(
+        type='mmrecur.SWRN', depth=16, width=1, loss_recurrence=dict(type='mmrecur.RecurrenceLoss')
+    ),
+}
+
+
+def train_bare(backbone: dict[str, Any], collect: bool = False) -> nn.Module:
+    """Three steps of a backbone, as with a head that knows nothing of objectives."""
+    model = MODELS.build(backbone).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        loss = model(torch.randn(2, 3, 16, 16))[-1].square().mean()
+        extra = collect_auxiliary_losses(model).values() if collect else ()
+        sum(extra, loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@pytest.mark.parametrize('aim', ON_THEIR_OWN)
+def test_every_family_warns_once_where_nothing_collects(aim: str, warned: Warnings) -> None:
+    train_bare(ON_THEIR_OWN[aim], collect=True)
+    assert warned.count == 0
+    train_bare(ON_THEIR_OWN[aim])
+    assert warned.count == 1 and f'trains without {aim}' in warned.last
+
+
+@pytest.mark.parametrize('aim', ON_THEIR_OWN)
+def test_an_objective_without_weight_is_none(aim: str, warned: Warnings) -> None:
+    cfg = ON_THEIR_OWN[aim]
+    name = MODELS.get(cfg['type']).objective
+    loss = getattr(MODELS.build(cfg), name)
+    without = {'type': f'mmrecur.{type(loss).__name__}', 'loss_weight': 0}
+    model = train_bare({**cfg, name: without})
+    assert model.auxiliary_losses() == {} and warned.count == 0
+    assert dict(type='mmrecur.AuxiliaryLossHook') not in model.required_hooks
+    assert dict(type='mmrecur.AuxiliaryLossHook') in MODELS.build(cfg).required_hooks
+    with pytest.raises(TypeError, match=f'{name}=3, allowed: None, or a dict with a type, e.g. .*mmrecur'):
+        MODELS.build({**cfg, name: 3})
+
+
+def scnn_r(tmp_path: Path, **kwargs: Any) -> Runner:
+    """Two steps of the SCNN-R config's training, on a small network."""
+    cfg = Config.fromfile(ROOT / 'configs/swrn/shortest-path_scnn-r.py')
+    cfg.model.update(num_layers=4, num_templates=3, channels=4)
+    cfg.model.loss_recurrence.loss_weight = 0.5
+    cfg.train_dataloader.update(batch_size=4)
+    cfg.train_dataloader.dataset.update(num_examples=8)
+    cfg.val_dataloader.dataset.update(num_examples=2)
+    cfg.train_cfg.max_epochs = 1
+    cfg.update(work_dir=str(tmp_path), experiment_name='scnn-r', **kwargs)
+    return Runner.from_cfg(cfg)
+
+
+def test_the_recurrence_of_scnn_r_is_logged_and_learned(tmp_path: Path) -> None:
+    runner = scnn_r(tmp_path)
+    # not those of the initialisation, whose layers are orthogonal
+    start = torch.tensor([[1.0, 0.2, 0.0], [-0.5, 1.0, 0.3], [0.1, 0.1, -1.0], [2.0, 1.0, 0.5]])
+    runner.model.bank.coefficients.data.copy_(start)
+    runner.train()
+    logged = {key: runner.message_hub.get_scalar(f'train/{key}').data[0] for key in LOGGED}
+    rows = start.double().numpy()
+    expected = -0.5 * sum(abs(a @ b) / (a @ a) ** 0.5 / (b @ b) ** 0.5 for a in rows for b in rows)
+    assert len(logged['loss_recurrence']) == 2
+    assert logged['loss_recurrence'][0] == pytest.approx(expected, rel=1e-5)
+    assert logged['loss_recurrence'][1] < logged['loss_recurrence'][0]
+    total = logged['loss_path'] + logged['loss_recurrence']
+    assert logged['loss'] == pytest.approx(total, rel=1e-5)
+
+
+def test_scnn_r_without_the_hook_is_warned_once(tmp_path: Path, warned: Warnings) -> None:
+    hooks = [dict(type='mmrecur.CurriculumHook', epochs_per_phase=1)]
+    runner = scnn_r(tmp_path, custom_hooks=hooks)
+    runner.logger.addHandler(warned)
+    runner.train()
+    assert warned.count == 1 and 'ShortestPathNet trains without the recurrence' in warned.last
 
 
 @pytest.mark.parametrize('options', [dict(loss_ortho=None), dict(share=None), dict(frozen_stages=4)])

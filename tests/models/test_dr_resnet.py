@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from pathlib import Path
 
 import pytest
@@ -182,15 +181,15 @@ def test_rates_and_their_loss_are_of_the_last_pass() -> None:
     assert build('dr-r', loss_gate=None).train().auxiliary_losses() == {}
 
 
-def test_a_training_that_leaves_the_loss_out_is_warned(caplog: pytest.LogCaptureFixture) -> None:
-    model = build('dr-r16').train()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            model(image(2, 3, 16, 16))[0].mean().backward()
-            optimizer.step()
-    assert caplog.text.count('trains without the target rate of its gates') <= 1
-    assert model._watch._warned
+def test_hooks_are_those_that_the_arguments_need() -> None:
+    def hooks(name: str, **kwargs) -> list[str]:
+        return [hook['type'] for hook in build(name, **kwargs).required_hooks]
+
+    collect, rates = 'mmrecur.AuxiliaryLossHook', 'mmrecur.GateRateHook'
+    assert hooks('dr-r') == [collect, rates]
+    assert hooks('dr-r', loss_gate=None) == [rates]
+    assert hooks('dr-r', loss_gate=dict(type='mmrecur.GateRateLoss', loss_weight=0)) == [rates]
+    assert hooks('r-r') == []
 
 
 def test_the_hook_adds_the_loss_and_the_log_has_rates(tmp_path: Path) -> None:
@@ -216,7 +215,7 @@ def test_the_hook_adds_the_loss_and_the_log_has_rates(tmp_path: Path) -> None:
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         default_hooks=dict(logger=dict(type='LoggerHook', interval=1), checkpoint=None),
         custom_hooks=[dict(hook, **({'interval': 1} if 'Rate' in hook['type'] else {}))
-                      for hook in DRResNet.required_hooks],
+                      for hook in DRResNet(16, base_channels=4).required_hooks],
         experiment_name='gates',
         default_scope='mmpretrain',
         log_level='WARNING',

@@ -8,14 +8,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from mmrecur.registry import MODELS
-
 from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_choice, check_flag, check_int
 from ..layers.fuse import fold_norm
 from ..layers.gate import GumbelGate, check_rate
-from ..layers.recursive import LOOP_NORMS, RecursiveBlock
-from ..losses.collection import CollectionWatch
+from ..layers.recursive import LOOP_NORMS, GateDecision, RecursiveBlock
+from ..losses.objective import OwnObjective
 from .base import Backbone
 
 #: The objective of the gates unless another is given.
@@ -57,7 +55,7 @@ class LoopStage(nn.Sequential):
             block.switch_to_deploy()
 
 
-class RecursiveBackbone(Backbone):
+class RecursiveBackbone(OwnObjective, Backbone):
     """Base of the backbones some of whose blocks run in loops.
 
     A subclass passes those blocks through :meth:`_loop` and calls :meth:`_finish` when all is built.
@@ -78,11 +76,8 @@ class RecursiveBackbone(Backbone):
         **kwargs: See :class:`Backbone`.
     """
 
-    #: Hooks that a runner needs to train the backbone as intended, and to see what its gates do.
-    required_hooks: tuple[dict, ...] = (
-        dict(type='mmrecur.AuxiliaryLossHook'),
-        dict(type='mmrecur.GateRateHook'),
-    )
+    objective = 'loss_gate'
+    objective_aim = 'the target rate of its gates'
 
     stages: list[str]
 
@@ -105,16 +100,12 @@ class RecursiveBackbone(Backbone):
             check_choice('norm', norm, LOOP_NORMS)
         if norm == 'i-lvbn' and not gated:
             raise ValueError("norm='i-lvbn' with gated=False, allowed: 'shared', 'lvbn'")
-        if loss_gate is not None and not (isinstance(loss_gate, Mapping) and 'type' in loss_gate):
-            raise TypeError(
-                f'loss_gate={loss_gate!r}, allowed: None, or a dict with a type, e.g. {dict(GATE_RATE)}'
-            )
         self.gated = gated
         self.norm = norm or ('i-lvbn' if gated else 'lvbn')
         self.gate_channels = gate_channels
         self.initial_rate = initial_rate
         self.skip = skip
-        self.loss_gate = None if loss_gate is None else MODELS.build(dict(loss_gate))
+        self._build_objective(loss_gate, GATE_RATE)
 
     def _loop(self, block: nn.Module, channels: int, num_loops: int) -> nn.Module:
         """The block in a loop; itself if it runs once."""
@@ -130,12 +121,7 @@ class RecursiveBackbone(Backbone):
     def _finish(self) -> None:
         """Freeze what is to be frozen; drop an objective that has nothing to act on."""
         self._freeze()
-        has_gates = self.gated and any(block.gate for block in self.recursive_blocks().values())
-        if not has_gates or (self.loss_gate and not self.loss_gate.loss_weight):
-            self.loss_gate = None
-        if self.loss_gate is not None:
-            self._watch = CollectionWatch('the target rate of its gates')
-            self.register_forward_pre_hook(self._watch)
+        self._finish_objective(acts=self.has_gates)
 
     def stage_modules(self, stage: int) -> list[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
@@ -145,17 +131,24 @@ class RecursiveBackbone(Backbone):
         """dict[str, RecursiveBlock]: The loops by name, such as ``layer3.1``, in order."""
         return {name: m for name, m in self.named_modules() if isinstance(m, RecursiveBlock)}
 
-    def auxiliary_losses(self) -> dict[str, Tensor]:
-        """The backbone's own objective.
+    @property
+    def has_gates(self) -> bool:
+        """bool: Whether any loop has a gate."""
+        return any(block.gate is not None for block in self.recursive_blocks().values())
+
+    @property
+    def required_hooks(self) -> tuple[dict, ...]:
+        """tuple[dict]: Hooks that a training needs, and where there are gates the one that logs them."""
+        return (*super().required_hooks, *([dict(type='mmrecur.GateRateHook')] if self.has_gates else []))
+
+    def objective_input(self) -> list[GateDecision]:
+        """See :class:`OwnObjective`.
 
         Returns:
-            dict[str, Tensor]: ``loss_gate``, a scalar; empty without gates that learn or without weight.
+            list[GateDecision]: Of every block and iteration of the last training pass; empty if no gate took
+            part in it.
         """
-        if self.loss_gate is None:
-            return {}
-        self._watch.collected()
-        decisions = [d for block in self.recursive_blocks().values() for d in block.decisions]
-        return dict(loss_gate=self.loss_gate(decisions)) if decisions else {}
+        return [d for block in self.recursive_blocks().values() for d in block.decisions]
 
     @torch.no_grad()
     def gate_rates(self) -> dict[str, float]:
@@ -204,7 +197,7 @@ class RecursiveBackbone(Backbone):
         self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
         for name in self.stages:
             getattr(self, name).switch_to_deploy()
-        self.loss_gate = None
+        self._drop_objective()
 
 
 def check_per_stage(name: str, value: Sequence[int], number: int | None = None) -> None:

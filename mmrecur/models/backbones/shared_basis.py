@@ -8,8 +8,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from mmrecur.registry import MODELS
-
 from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_choice
 from ..layers.filter_basis import (
@@ -19,7 +17,7 @@ from ..layers.filter_basis import (
     SharedConv2d,
     orthogonal_init,
 )
-from ..losses import BasisGroup, CollectionWatch
+from ..losses import BasisGroup, OwnObjective
 from .base import Backbone
 
 #: The paper's objective for the bases.
@@ -116,7 +114,7 @@ def by_length(bases: Sequence[FilterBasis]) -> list[list[FilterBasis]]:
     return list(groups.values())
 
 
-class SharedBasisBackbone(Backbone):
+class SharedBasisBackbone(OwnObjective, Backbone):
     """Base of the backbones whose blocks share filter bases.
 
     A subclass calls :meth:`_finish` when all its stages are built.
@@ -129,27 +127,22 @@ class SharedBasisBackbone(Backbone):
         **kwargs: See :class:`Backbone`.
     """
 
+    objective = 'loss_ortho'
+    objective_aim = 'the orthogonality of its filter bases'
+
     stages: list[str]
 
     def __init__(
         self, num_stages: int, loss_ortho: Mapping | None = ORTHOGONALITY, **kwargs: object
     ) -> None:
         super().__init__(num_stages, **kwargs)
-        if loss_ortho is not None and not (isinstance(loss_ortho, Mapping) and 'type' in loss_ortho):
-            raise TypeError(
-                f'loss_ortho={loss_ortho!r}, allowed: None, or a dict with a type, e.g. {dict(ORTHOGONALITY)}'
-            )
-        self.loss_ortho = None if loss_ortho is None else MODELS.build(dict(loss_ortho))
+        self._build_objective(loss_ortho, ORTHOGONALITY)
         self._form = 'auto'
 
     def _finish(self) -> None:
         """Freeze what is to be frozen; drop an objective that has nothing to act on."""
         self._freeze()
-        if not self.basis_groups() or (self.loss_ortho and not self.loss_ortho.loss_weight):
-            self.loss_ortho = None
-        if self.loss_ortho is not None:
-            self._watch = CollectionWatch('the orthogonality of its filter bases')
-            self.register_forward_pre_hook(self._watch)
+        self._finish_objective(acts=bool(self.shared_stages()))
 
     def shared_stages(self) -> list[SharedStage]:
         """list[SharedStage]: The stages that own bases."""
@@ -170,21 +163,9 @@ class SharedBasisBackbone(Backbone):
                 groups.append(BasisGroup([basis.matrix for basis in bases], unique))
         return groups
 
-    @property
-    def required_hooks(self) -> tuple[dict, ...]:
-        """tuple[dict]: See :class:`Backbone`."""
-        return () if self.loss_ortho is None else (dict(type='mmrecur.AuxiliaryLossHook'),)
-
-    def auxiliary_losses(self) -> dict[str, Tensor]:
-        """The backbone's own objective.
-
-        Returns:
-            dict[str, Tensor]: ``loss_ortho``, a scalar; empty without shared bases or without weight.
-        """
-        if self.loss_ortho is None:
-            return {}
-        self._watch.collected()
-        return dict(loss_ortho=self.loss_ortho(self.basis_groups()))
+    def objective_input(self) -> list[BasisGroup]:
+        """See :class:`OwnObjective`."""
+        return self.basis_groups()
 
     def switch_to_deploy(
         self, memory_format: torch.memory_format | None = None, form: str = 'auto'
@@ -212,7 +193,7 @@ class SharedBasisBackbone(Backbone):
                 stage.switch_to_deploy(self._form)
         for stage in self.shared_stages():
             stage.basis = None
-        self.loss_ortho = None
+        self._drop_objective()
 
     def _deploy_rest(self) -> None:
         """Fold the norms outside the stages."""

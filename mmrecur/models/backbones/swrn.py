@@ -16,6 +16,8 @@ from ..layers.fuse import fold_norm
 from ..layers.preact_wide import PreactBlock, WideBottleneck
 from ..layers.residual import NormLayer
 from ..layers.template_bank import COEFFICIENT_INITS, SharedConv, TemplateBank
+from ..losses.objective import OwnObjective
+from ..losses.recurrence import RECURRENCE
 from .base import Backbone, make_norm_layer
 
 #: Block and attribute of a layer.
@@ -97,7 +99,7 @@ class SharingStage(nn.Module):
 
 
 @MODELS.register_module()
-class SWRN(Backbone):
+class SWRN(OwnObjective, Backbone):
     """Wide ResNet whose layers draw their weights from banks of templates, and the plain Wide ResNet.
 
     Savarese and Maire, *Learning Implicitly Recurrent CNNs Through Parameter Sharing*, ICLR 2019,
@@ -151,6 +153,9 @@ class SWRN(Backbone):
         [(1, 64, 32, 32), (1, 128, 16, 16), (1, 256, 8, 8)]
     """
 
+    objective = 'loss_recurrence'
+    objective_aim = 'the recurrence of its layers'
+
     #: Blocks in each stage of the four-stage networks.
     arch_settings = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
     expansion = 4
@@ -199,6 +204,7 @@ class SWRN(Backbone):
         check_int('base_channels', base_channels, 1)
         if loss_recurrence is not None and num_templates is None:
             raise ValueError('loss_recurrence with num_templates=None, allowed: with templates')
+        self._build_objective(loss_recurrence, RECURRENCE)
         self.depth = depth
         self.width = width
         self.num_templates = num_templates
@@ -224,8 +230,8 @@ class SWRN(Backbone):
         first = 4 if self.has_bottlenecks else 1
         self.out_channels = tuple(stage_channels[i] for i in self.out_indices)
         self.out_strides = tuple(first * 2**i for i in self.out_indices)
-        self.loss_recurrence = None if loss_recurrence is None else MODELS.build(loss_recurrence)
         self._freeze()
+        self._finish_objective()
 
     @classmethod
     def _blocks_of(cls, depth: Any, num_templates: Any) -> tuple[int, ...]:
@@ -322,20 +328,9 @@ class SWRN(Backbone):
             for name in getattr(self, stage).groups
         }
 
-    @property
-    def required_hooks(self) -> tuple[dict, ...]:
-        """tuple[dict]: See :class:`Backbone`."""
-        return () if self.loss_recurrence is None else (dict(type='mmrecur.AuxiliaryLossHook'),)
-
-    def auxiliary_losses(self) -> dict[str, Tensor]:
-        """Objectives of the backbone's own, for ``AuxiliaryLossHook``.
-
-        Returns:
-            dict[str, Tensor]: ``loss_recurrence``, if it is configured.
-        """
-        if self.loss_recurrence is None or self.deployed:
-            return {}
-        return dict(loss_recurrence=self.loss_recurrence(self.banks().values()))
+    def objective_input(self) -> list[TemplateBank]:
+        """See :class:`OwnObjective`."""
+        return list(self.banks().values())
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the features.
@@ -360,6 +355,7 @@ class SWRN(Backbone):
         return tuple(outputs)
 
     def _switch_to_deploy(self) -> None:
+        self._drop_objective()
         for name in self.stages:
             getattr(self, name).switch_to_deploy()
         if self.has_bottlenecks:

@@ -2,7 +2,15 @@
 
 from .collection import CollectionWatch
 from .gate_rate import GateRateLoss
+from .objective import OwnObjective
 from .orthogonality import BasisGroup, OrthogonalityLoss
 from .recurrence import RecurrenceLoss
 
-__all__ = ['BasisGroup', 'CollectionWatch', 'GateRateLoss', 'OrthogonalityLoss', 'RecurrenceLoss']
+__all__ = [
+    'BasisGroup',
+    'CollectionWatch',
+    'GateRateLoss',
+    'OrthogonalityLoss',
+    'OwnObjective',
+    'RecurrenceLoss',
+]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
 from ..layers.template_bank import TemplateBank
+
+#: The regulariser with the paper's weight (Section 4.4).
+RECURRENCE: Mapping = MappingProxyType(dict(type='mmrecur.RecurrenceLoss', loss_weight=0.01))
 
 
 @MODELS.register_module()
