@@ -2,7 +2,7 @@
 
 _base_ = [
     '../_base_/models/swrn-28-10_cifar.py',
-    '../_base_/datasets/cifar10_jpeg_bs128.py',
+    '../_base_/datasets/cifar10_folders.py',
     '../_base_/schedules/swrn_cifar_bs128_200e.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
