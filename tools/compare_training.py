@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmrecur.analysis.compare import Curve, Summary, plot_curves, print_summaries, read_curve
+from mmrecur.analysis.compare import Curve, Summary, print_summaries, read_curve
+from mmrecur.analysis.plots import picture_path, plot_curves, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 
@@ -32,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--work-dir', type=Path, default=Path('work_dirs/compared'), help='default: %(default)s'
     )
     parser.add_argument('--metric', default='accuracy/top1', help='as in the log (default: %(default)s)')
-    parser.add_argument('--plot', type=Path, help='picture to write')
+    parser.add_argument('--plot', type=picture_path, help='picture to write: png, pdf or svg')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
         help='change all configs; {config} and {seed} stand for the name of the config and the seed, e.g. '
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     summaries = [Summary.of(name, curves) for name, curves in runs.items()]
     print_summaries(summaries, args.metric, parameters)
     if args.plot:
-        plot_curves(runs, args.metric, args.plot)
+        save_figure(plot_curves(runs, args.metric), args.plot)
         print(f'Plot: {args.plot}')
 
 

@@ -16,7 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmrecur.analysis.sharing_figures import draw_curves
+from mmrecur.analysis.compare import read_curve
+from mmrecur.analysis.plots import plot_curves, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.summary import print_results
 from mmrecur.datasets.shortest_path import CURRICULUM
@@ -59,31 +60,22 @@ def train(model: str, work_dir: Path, args: argparse.Namespace) -> None:
         raise ToolError(f'the training in {work_dir} failed; the same command goes on with it')
 
 
-def read_curve(work_dir: Path) -> list[float]:
-    """F1 score after each epoch; of an epoch that was run again after a kill, the last one."""
-    scores = {}
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            values = json.loads(line)
-            if 'f1' in values:
-                scores[values['step']] = values['f1']
-    return [scores[step] for step in sorted(scores)]
-
-
 def main(argv: list[str] | None = None) -> None:
     """Runs the tool."""
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
-    curves = {}
+    runs = {}
     for model in args.models:
         train(model, work_dir / model, args)
-        curves[MODELS[model]] = read_curve(work_dir / model)
+        runs[MODELS[model]] = read_curve(work_dir / model, 'f1')
     marks = [args.epochs * phase for phase in range(1, len(CURRICULUM))]
-    picture = draw_curves(curves, work_dir / 'curves.png', marks)
+    figure = plot_curves({name: [run] for name, run in runs.items()}, 'F1', [mark + 0.5 for mark in marks])
+    picture = save_figure(figure, work_dir / 'curves.png')
     numbers = work_dir / 'curves.json'
-    numbers.write_text(json.dumps(dict(epochs_per_phase=args.epochs, f1=curves), indent=2))
-    for name, curve in curves.items():
-        ends = ', '.join(f'{curve[mark - 1]:.3f}' for mark in (*marks, len(curve)))
+    scores = {name: run.values for name, run in runs.items()}
+    numbers.write_text(json.dumps(dict(epochs_per_phase=args.epochs, f1=scores), indent=2))
+    for name, values in scores.items():
+        ends = ', '.join(f'{values[mark - 1]:.3f}' for mark in (*marks, len(values)))
         print(f'{name}: F1 at the end of each phase {ends}')
     print_results({'curves': str(picture), 'numbers': str(numbers)})
 

@@ -1,4 +1,4 @@
-"""Trainings of several configs with several seeds, as a table and a picture."""
+"""Trainings of several configs with several seeds: what came out, as a table."""
 
 from __future__ import annotations
 
@@ -108,35 +108,3 @@ def print_summaries(summaries: Sequence[Summary], metric: str, parameters: Mappi
             '' if summary is summaries[0] else f'{summary.mean - summaries[0].mean:+.2f}',
         )
     Console(width=160, markup=False).print(table)
-
-
-def plot_curves(runs: Mapping[str, Sequence[Curve]], metric: str, path: str | Path) -> None:
-    """Draw the mean of each config's runs over the steps, with the range of the seeds behind it.
-
-    Args:
-        runs (Mapping[str, Sequence[Curve]]): Curves by config name; those of one config have the same
-            steps.
-        metric (str): The metric's name, for the axis.
-        path (str or Path): Picture to write.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, (name, curves) in enumerate(runs.items()):
-        steps, seeds = curves[0].steps, list(zip(*(curve.values for curve in curves)))
-        color = f'C{index}'
-        label = name if len(curves) == 1 else f'{name}, mean and range of {len(curves)} seeds'
-        axes.plot(steps, [statistics.mean(s) for s in seeds], color=color, marker='o', ms=3, label=label)
-        axes.fill_between(
-            steps, [min(s) for s in seeds], [max(s) for s in seeds], color=color, alpha=0.2, lw=0
-        )
-    axes.set_xlabel('epoch')
-    axes.set_ylabel(metric)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)

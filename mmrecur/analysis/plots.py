@@ -1,21 +1,98 @@
-"""Drawing of what the other modules here compute. Needs matplotlib, which MMEngine brings along."""
+"""Drawing of what the other modules here compute. Needs matplotlib, which MMEngine brings along.
+
+Every function returns a figure; no window is opened. :func:`save_figure` writes it.
+"""
 
 from __future__ import annotations
 
+import statistics
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from .effective_receptive_field import SegmentView
-from .gradient_flow import GradientRecord
-from .lag_weights import LagWeights
+if TYPE_CHECKING:  # drawing needs what they hold, not how it is computed
+    from .compare import Curve
+    from .effective_receptive_field import SegmentView
+    from .gradient_flow import GradientRecord
+    from .lag_weights import LagWeights
 
 #: Colours that colour-blind readers tell apart (Okabe and Ito).
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+
+#: What figures can be written as.
+SUFFIXES = ('.png', '.pdf', '.svg')
+
+
+def open_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **sharing: Any
+) -> tuple[Figure, np.ndarray]:
+    """Make a figure with a grid of axes.
+
+    Args:
+        width (float): In inches.
+        height (float): In inches.
+        rows (int): Axes from top to bottom. Defaults to 1.
+        columns (int): Axes from left to right. Defaults to 1.
+        **sharing: ``sharex`` and ``sharey`` of :meth:`matplotlib.figure.Figure.subplots`.
+
+    Returns:
+        tuple[Figure, np.ndarray]: The figure and its axes, shape (rows, columns).
+    """
+    figure = Figure(figsize=(width, height), layout='constrained')
+    return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
+
+
+def style_axes(axes: Axes, grid: str | None = 'both') -> None:
+    """Give axes with curves or bars the look of all of them.
+
+    Args:
+        axes (Axes): The axes.
+        grid (str, optional): ``'both'``, ``'x'`` or ``'y'``: lines of the grid; None for none. Defaults to
+            'both'.
+    """
+    axes.spines[['top', 'right']].set_visible(False)
+    if grid is not None:
+        axes.grid(axis=grid, alpha=0.3)
+
+
+def picture_path(text: str) -> str:
+    """Argument type of tools that draw.
+
+    Args:
+        text (str): What was given on the command line.
+
+    Returns:
+        str: The same.
+
+    Raises:
+        argparse.ArgumentTypeError: If it does not end as :func:`save_figure` needs it.
+    """
+    if Path(text).suffix not in SUFFIXES:
+        raise ArgumentTypeError(f'{text!r} given; allowed: a file that ends in {", ".join(SUFFIXES)}')
+    return text
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure, making folders.
+
+    Args:
+        figure (Figure): The figure.
+        path (str or Path): File to write; its suffix says in which format, png, pdf or svg.
+
+    Returns:
+        Path: The file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches='tight')
+    return path
 
 
 def plot_lag_weights(blocks: Sequence[LagWeights], title: str = '') -> Figure:
@@ -26,10 +103,9 @@ def plot_lag_weights(blocks: Sequence[LagWeights], title: str = '') -> Figure:
         title (str): Title. Defaults to none.
 
     Returns:
-        Figure: The figure; no window is opened.
+        Figure: The figure.
     """
-    figure = Figure(figsize=(6.4, 4.2), layout='constrained')
-    axes = figure.add_subplot()
+    figure, ((axes,),) = open_figure(6.4, 4.2)
     for i, block in enumerate(blocks):
         colour, x = COLOURS[i % len(COLOURS)], np.arange(1, len(block.norms) + 1)
         smooth = np.linspace(1, len(block.norms), 200)
@@ -40,8 +116,7 @@ def plot_lag_weights(blocks: Sequence[LagWeights], title: str = '') -> Figure:
     axes.set_ylabel('L1 norm of the weights for a map')
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
+    style_axes(axes)
     axes.legend(fontsize='small', frameon=False)
     axes.set_title(title)
     return figure
@@ -54,10 +129,9 @@ def plot_segment_views(views: Sequence[SegmentView]) -> Figure:
         views (Sequence[SegmentView]): One layer each.
 
     Returns:
-        Figure: A column for each layer; no window is opened.
+        Figure: A column for each layer.
     """
-    figure = Figure(figsize=(max(3.2 * len(views), 4.0), 5.2), layout='constrained')
-    grid = figure.subplots(2, len(views), squeeze=False)
+    figure, grid = open_figure(max(3.2 * len(views), 4.0), 5.2, 2, len(views))
     for view, (shares, radii) in zip(views, grid.T):
         # squared gradients fall fast: their root shows more
         shares.imshow(view.influence**0.5, cmap='viridis', vmin=0)
@@ -66,20 +140,13 @@ def plot_segment_views(views: Sequence[SegmentView]) -> Figure:
         radii.plot(np.arange(len(view.radius)), view.radius, 'o-', color=COLOURS[0], markersize=4)
         radii.set_xlabel('output segment')
         radii.set_ylim(bottom=0)
-        radii.grid(alpha=0.3)
-        radii.spines[['top', 'right']].set_visible(False)
+        style_axes(radii)
         for axes in (shares, radii):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0, 0].set_ylabel('output segment')
     grid[1, 0].set_ylabel('radius in pixels')
     figure.suptitle('Root of the share in the squared gradient; radius of the effective receptive field')
     return figure
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure, making folders; the format is that of the suffix (png, pdf, svg)."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
 
 
 def plot_gradient_flow(runs: Mapping[str, Sequence[GradientRecord]], log: bool = True) -> Figure:
@@ -96,8 +163,8 @@ def plot_gradient_flow(runs: Mapping[str, Sequence[GradientRecord]], log: bool =
     """
     columns = min(len(runs), 2)
     rows = -(-len(runs) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout='constrained')
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    figure, panels = open_figure(4.6 * columns, 3.2 * rows, rows, columns, sharey=True)
+    panels = panels.flatten()
     for axes, (title, records) in zip(panels, runs.items()):
         names, opacity = list(records[0].maximum), max(0.03, 1.5 / len(records))
         x = np.arange(len(names))
@@ -107,8 +174,7 @@ def plot_gradient_flow(runs: Mapping[str, Sequence[GradientRecord]], log: bool =
             axes.bar(x, [record.mean[name] for name in names], 0.7, color=COLOURS[0], alpha=opacity)
         axes.set_xticks(x, [name.replace('.basis', '') for name in names], rotation=30, ha='right')
         axes.set_title(f'{title}, {len(records)} records', fontsize='medium')
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.grid(axis='y', alpha=0.3)
+        style_axes(axes, grid='y')
         if log:
             axes.set_yscale('log')
     for axes in panels[len(runs) :]:
@@ -130,8 +196,7 @@ def plot_similarity(matrices: Mapping[str, np.ndarray], title: str = '') -> Figu
     Returns:
         Figure: The figure.
     """
-    figure = Figure(figsize=(4.2 * len(matrices) + 0.6, 4.2), layout='constrained')
-    panels = figure.subplots(1, len(matrices), squeeze=False)[0]
+    figure, (panels,) = open_figure(4.2 * len(matrices) + 0.6, 4.2, 1, len(matrices))
     for axes, (name, matrix) in zip(panels, matrices.items()):
         image = axes.imshow(matrix, cmap='inferno', vmin=0, vmax=1, interpolation='antialiased')
         axes.set_title(name, fontsize='medium')
@@ -154,8 +219,7 @@ def plot_spectra(spectra: Mapping[str, Sequence[np.ndarray]], title: str = '') -
         Figure: The figure, a panel for each group.
     """
     groups = len(next(iter(spectra.values())))
-    figure = Figure(figsize=(3.4 * groups, 3.2), layout='constrained')
-    panels = figure.subplots(1, groups, sharey=True, squeeze=False)[0]
+    figure, (panels,) = open_figure(3.4 * groups, 3.2, 1, groups, sharey=True)
     for i, (name, values) in enumerate(spectra.items()):
         for axes, eigenvalues in zip(panels, values):
             place = np.arange(1, len(eigenvalues) + 1)
@@ -169,8 +233,39 @@ def plot_spectra(spectra: Mapping[str, Sequence[np.ndarray]], title: str = '') -
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0.5), max(high, 2))  # not the rounding of a basis that is orthonormal
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-        axes.spines[['top', 'right']].set_visible(False)
+        style_axes(axes, grid=None)
     panels[0].set_ylabel('eigenvalue of B Bᵀ')
     panels[-1].legend(fontsize='small', frameon=False)
     figure.suptitle(title)
+    return figure
+
+
+def plot_curves(runs: Mapping[str, Sequence[Curve]], metric: str, marks: Sequence[float] = ()) -> Figure:
+    """Draw the mean of runs over the epochs, with the range of the seeds behind it.
+
+    Args:
+        runs (Mapping[str, Sequence[Curve]]): Curves of the seeds by name; those of one name have the same
+            steps.
+        metric (str): What the values are, for the axis.
+        marks (Sequence[float]): Epochs at which something changes. Defaults to none.
+
+    Returns:
+        Figure: The figure.
+    """
+    figure, ((axes,),) = open_figure(7, 4.5)
+    for index, (name, curves) in enumerate(runs.items()):
+        steps, seeds = curves[0].steps, list(zip(*(curve.values for curve in curves)))
+        colour, dots = COLOURS[index % len(COLOURS)], 'o' if len(steps) <= 50 else ''
+        label = name if len(curves) == 1 else f'{name}, mean and range of {len(curves)} seeds'
+        means = [statistics.mean(values) for values in seeds]
+        axes.plot(steps, means, color=colour, marker=dots, markersize=3, linewidth=1.5, label=label)
+        low, high = [min(values) for values in seeds], [max(values) for values in seeds]
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    for mark in marks:
+        axes.axvline(mark, color='grey', linewidth=0.8, linestyle='--')
+    axes.set_xlabel('epoch')
+    axes.set_ylabel(metric)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style_axes(axes)
+    axes.legend(fontsize='small', frameon=False)
     return figure

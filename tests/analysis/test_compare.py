@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from mmrecur.analysis.compare import Curve, Summary, plot_curves, print_summaries, read_curve
+from mmrecur.analysis.compare import Curve, Summary, print_summaries, read_curve
+from mmrecur.analysis.plots import COLOURS, picture_path, plot_curves, save_figure
 
 
 def write_log(work_dir: Path, start: str, records: list[dict]) -> None:
@@ -51,7 +53,18 @@ def test_picture_has_a_line_for_each_config(tmp_path: Path) -> None:
     runs = {'plain': [Curve((1, 2), (3.0, 4.0))]}
     runs['rla'] = [Curve((1, 2), (2.0, 5.0)), Curve((1, 2), (3.0, 6.0))]
     path = tmp_path / 'new' / 'curves.png'
-    plot_curves(runs, 'accuracy/top1', path)
+    assert save_figure(plot_curves(runs, 'accuracy/top1', marks=[1.5]), path) == path
     picture = cv2.imread(str(path)).astype(int)
-    for bgr in ((180, 119, 31), (14, 127, 255)):  # the first two colours of matplotlib
-        assert (np.abs(picture - bgr).sum(-1) < 12).sum() > 100
+    for colour in COLOURS[:2]:
+        blue, green, red = (int(colour[i : i + 2], 16) for i in (5, 3, 1))
+        assert (np.abs(picture - (blue, green, red)).sum(-1) < 12).sum() > 100
+    (axes,) = plot_curves(runs, 'accuracy/top1', marks=[1.5]).axes
+    means = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    assert means['plain'] == [3.0, 4.0] and means['rla, mean and range of 2 seeds'] == [2.5, 5.5]
+    assert list(axes.get_lines()[-1].get_xdata()) == [1.5, 1.5]
+
+
+def test_pictures_have_a_known_format() -> None:
+    assert picture_path('a/b.svg') == 'a/b.svg'
+    with pytest.raises(ArgumentTypeError, match="'a.txt' given; .* ends in .png, .pdf, .svg"):
+        picture_path('a.txt')

@@ -18,7 +18,8 @@ from mmengine.config import DictAction
 from torch import Tensor
 
 from mmrecur.analysis.layer_similarity import mean_similarity, similarity_matrices
-from mmrecur.analysis.sharing_figures import draw_similarity
+from mmrecur.analysis.plots import picture_path, save_figure
+from mmrecur.analysis.sharing_figures import plot_layer_similarity
 from mmrecur.apis.folding import load_model, read_whole_config
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.summary import print_results
@@ -32,7 +33,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config or module, see above')
     parser.add_argument('checkpoints', nargs='+', help='weights of the model')
     parser.add_argument(
-        '--out', default='layer_similarity.png', help='picture to write (default: layer_similarity.png)'
+        '--out',
+        type=picture_path,
+        default='layer_similarity.png',
+        help='picture to write: png, pdf or svg (default: layer_similarity.png)',
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
@@ -74,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             means = ', '.join(f'{name} {mean_similarity(matrix):.3f}' for name, matrix in matrices.items())
             print(f'{label}: {means}')
-    print_results({'picture': str(draw_similarity(columns, args.out))})
+    print_results({'picture': str(save_figure(plot_layer_similarity(columns), args.out))})
 
 
 if __name__ == '__main__':

@@ -27,14 +27,12 @@ from rich.table import Table
 from torch import nn
 
 from mmrecur.analysis.coefficients import coefficients, cosine_similarity, gram_spectra, mean_similarity
-from mmrecur.analysis.plots import plot_similarity, plot_spectra, save_figure
+from mmrecur.analysis.plots import picture_path, plot_similarity, plot_spectra, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.convert import unwrap
 from mmrecur.checkpoint.io import load_checkpoint
-
-SUFFIXES = ('.png', '.pdf', '.svg')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,18 +43,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config or module, see above')
     parser.add_argument('checkpoints', nargs='*', metavar='CHECKPOINT', help='weights, or TITLE=weights')
     parser.add_argument('--stage', default='layer2', help='stage whose coefficients are drawn')
-    parser.add_argument('--similarity', help='write the similarities to this file: png, pdf or svg')
-    parser.add_argument('--spectrum', help='write the eigenvalues to this file: png, pdf or svg')
+    parser.add_argument(
+        '--similarity', type=picture_path, help='write the similarities to this file: png, pdf or svg'
+    )
+    parser.add_argument(
+        '--spectrum', type=picture_path, help='write the eigenvalues to this file: png, pdf or svg'
+    )
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
     )
-    args = parser.parse_args(argv)
-    for option in ('similarity', 'spectrum'):
-        path = getattr(args, option)
-        if path and Path(path).suffix not in SUFFIXES:
-            parser.error(f'argument --{option}: {path!r} given; allowed: {", ".join(SUFFIXES)}')
-    return args
+    return parser.parse_args(argv)
 
 
 def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrecur.analysis.gradient_flow import GradientRecord, of_epoch, read_records
-from mmrecur.analysis.plots import plot_gradient_flow, save_figure
+from mmrecur.analysis.plots import picture_path, plot_gradient_flow, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
 
 
@@ -39,13 +39,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--epoch', type=int, default=-1, help='epoch, counted from 0; default: -1, the last one'
     )
-    parser.add_argument('--out', help='write the plot to this file: png, pdf or svg')
+    parser.add_argument('--out', type=picture_path, help='write the plot to this file: png, pdf or svg')
     parser.add_argument('--linear', action='store_true', help='linear axis instead of a logarithmic one')
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
-    args = parser.parse_args(argv)
-    if args.out and Path(args.out).suffix not in ('.png', '.pdf', '.svg'):
-        parser.error(f'argument --out: {args.out!r} given; allowed: a file that ends in .png, .pdf or .svg')
-    return args
+    return parser.parse_args(argv)
 
 
 def summarise(records: list[GradientRecord]) -> dict[str, dict[str, float]]:

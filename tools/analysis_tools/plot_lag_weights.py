@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrecur.analysis.lag_weights import AXES, LagWeights, lag_weights
-from mmrecur.analysis.plots import plot_lag_weights, save_figure
+from mmrecur.analysis.plots import picture_path, plot_lag_weights, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('config', help='config or module, see above')
     parser.add_argument('checkpoint', help='weights of the model')
-    parser.add_argument('--out', help='write the plot to this file: png, pdf or svg')
+    parser.add_argument('--out', type=picture_path, help='write the plot to this file: png, pdf or svg')
     parser.add_argument(
         '--by', choices=AXES, help='what to average by; default: what the model shares by, else lag'
     )
@@ -46,10 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
     )
-    args = parser.parse_args(argv)
-    if args.out and Path(args.out).suffix not in ('.png', '.pdf', '.svg'):
-        parser.error(f'argument --out: {args.out!r} given; allowed: a file that ends in .png, .pdf or .svg')
-    return args
+    return parser.parse_args(argv)
 
 
 def read_weights(args: argparse.Namespace) -> list[LagWeights]:

@@ -16,7 +16,6 @@ import contextlib
 import json
 import sys
 from fnmatch import fnmatch
-from pathlib import Path
 
 import torch
 from mmengine.config import DictAction
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrecur.analysis.effective_receptive_field import SegmentView, segment_view
-from mmrecur.analysis.plots import plot_segment_views, save_figure
+from mmrecur.analysis.plots import picture_path, plot_segment_views, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
@@ -42,15 +41,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config or module, see above')
     parser.add_argument('checkpoint', nargs='?', help='weights of the model')
     parser.add_argument('--layer', default='*', help='shell pattern of the names of CRC layers')
-    parser.add_argument('--out', help='write the plot to this file: png, pdf or svg')
+    parser.add_argument('--out', type=picture_path, help='write the plot to this file: png, pdf or svg')
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
     )
-    args = parser.parse_args(argv)
-    if args.out and Path(args.out).suffix not in ('.png', '.pdf', '.svg'):
-        parser.error(f'argument --out: {args.out!r} given; allowed: a file that ends in .png, .pdf or .svg')
-    return args
+    return parser.parse_args(argv)
 
 
 def measure_layers(args: argparse.Namespace) -> list[SegmentView]:

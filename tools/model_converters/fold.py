@@ -1,11 +1,10 @@
 """Fold a network whose layers share weights: layers that do the same become one that runs several times.
 
-    python tools/model_converters/fold.py configs/swrn/swrn-28-10-4_cifar10.py \\
-        work_dirs/swrn-28-10-4_cifar10/epoch_200.pth folded.pth --threshold 0.9 --test
+    python tools/model_converters/fold.py configs/swrn/swrn-28-10-4_1xb128_cifar10.py \\
+        work_dirs/swrn-28-10-4_1xb128_cifar10/epoch_200.pth folded.pth --threshold 0.9 --test
 
 Writes the folded checkpoint, a config that loads it (folded.py) and a diagram of the loops (folded.png);
 prints the loops and the parameters and, with --test, what the config's test gives before and after.
-
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from mmrecur.analysis.loops import layer_sequences
-from mmrecur.analysis.sharing_figures import draw_loops
+from mmrecur.analysis.plots import save_figure
+from mmrecur.analysis.sharing_figures import plot_loops
 from mmrecur.apis.folding import (
     evaluate_file,
     fold_file,
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     new_config = out.with_suffix('.py')
     new = load_config(str(new_config))
     model = load_model(new, out)
-    picture = draw_loops(layer_sequences(model), out.with_suffix('.png'))
+    picture = save_figure(plot_loops(layer_sequences(model)), out.with_suffix('.png'))
     print(folding_report(model, folding))
     if args.test:
         with tempfile.TemporaryDirectory() as directory:

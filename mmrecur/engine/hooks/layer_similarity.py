@@ -77,7 +77,8 @@ class LayerSimilarityHook(Hook):
             runner (Runner): The runner of the training.
         """
         # nothing but this needs the drawing library
-        from mmrecur.analysis.sharing_figures import draw_similarity
+        from mmrecur.analysis.plots import save_figure
+        from mmrecur.analysis.sharing_figures import plot_layer_similarity
 
         records = self._read(runner)
         step = max(-(-len(records) // self.max_columns), 1)
@@ -87,7 +88,7 @@ class LayerSimilarityHook(Hook):
             for record in chosen
         }
         if columns:
-            draw_similarity(columns, self._path(runner).with_suffix('.png'))
+            save_figure(plot_layer_similarity(columns), self._path(runner).with_suffix('.png'))
 
     def _path(self, runner: Runner) -> Path:
         return Path(runner.work_dir) / self.file_name
