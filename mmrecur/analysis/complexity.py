@@ -8,6 +8,7 @@ products, normalisations and poolings of one forward pass.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,39 @@ class _TensorMode(nn.Module):
         return self.model(inputs, **self.arguments)
 
 
+def count_work(
+    model: nn.Module, inputs: Tensor, arguments: dict[str, Any] | None = None
+) -> Counter[str]:
+    """Count the multiply-adds of every module of a model.
+
+    Args:
+        model (nn.Module): A backbone, or anything else that an image goes through; put into
+            evaluation mode for the measurement.
+        inputs (Tensor): Image, shape (1, C, H, W), as the model gets it.
+        arguments (dict, optional): More arguments of ``forward``. Defaults to None.
+
+    Returns:
+        Counter[str]: Multiply-adds by the module's name, of the whole under ``''``.
+
+    Raises:
+        ValueError: If ``inputs`` is not a batch of one image.
+    """
+    if inputs.dim() != 4 or len(inputs) != 1:
+        raise ValueError(f'inputs has shape {tuple(inputs.shape)}; allowed: (1, C, H, W)')
+    training = model.training
+    model.eval()
+    analyzer = FlopAnalyzer(_TensorMode(model, arguments or {}), (inputs,))
+    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analyzer.tracer_warnings('none')
+    logging.getLogger('mmengine.analysis').setLevel(logging.ERROR)
+    try:
+        with torch.no_grad():
+            work = analyzer.by_module()
+    finally:
+        model.train(training)
+    return Counter({name.removeprefix('model').removeprefix('.'): int(n) for name, n in work.items() if name})
+
+
 def measure(
     model: nn.Module, inputs: Tensor, arguments: dict[str, Any] | None = None
 ) -> dict[str, Complexity]:
@@ -80,23 +114,10 @@ def measure(
     Raises:
         ValueError: If ``inputs`` is not a batch of one image.
     """
-    if inputs.dim() != 4 or len(inputs) != 1:
-        raise ValueError(f'inputs has shape {tuple(inputs.shape)}; allowed: (1, C, H, W)')
-    training = model.training
-    model.eval()
-    analyzer = FlopAnalyzer(_TensorMode(model, arguments or {}), (inputs,))
-    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analyzer.tracer_warnings('none')
-    logging.getLogger('mmengine.analysis').setLevel(logging.ERROR)
-    try:
-        with torch.no_grad():
-            work = analyzer.by_module()
-    finally:
-        model.train(training)
-    whole = Complexity(*count_parameters(model), int(work['model']))
+    work = count_work(model, inputs, arguments)
+    whole = Complexity(*count_parameters(model), work[''])
     parts = {
-        name: Complexity(*count_parameters(child), int(work.get(f'model.{name}', 0)))
-        for name, child in model.named_children()
+        name: Complexity(*count_parameters(child), work[name]) for name, child in model.named_children()
     }
     return {'': whole, **{name: p for name, p in parts.items() if p.parameters or p.multiply_adds}}
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from mmengine.analysis import FlopAnalyzer
 from torch import Tensor, nn
 
 from mmrecur.models.layers.recursive import RecursiveBlock
+
+from .complexity import count_work
 
 
 @dataclass(frozen=True)
@@ -103,25 +102,12 @@ def measure_loops(model: nn.Module, inputs: Tensor) -> LoopComplexity:
     Raises:
         ValueError: If ``inputs`` is not a batch of one image.
     """
-    if inputs.dim() != 4 or len(inputs) != 1:
-        raise ValueError(f'inputs has shape {tuple(inputs.shape)}; allowed: (1, C, H, W)')
-    training = model.training
-    model.eval()
-    # tracing computes all iterations
-    analyzer = FlopAnalyzer(model, (inputs,))
-    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analyzer.tracer_warnings('none')
-    logging.getLogger('mmengine.analysis').setLevel(logging.ERROR)
-    try:
-        with torch.no_grad():
-            work = analyzer.by_module()
-    finally:
-        model.train(training)
+    work = count_work(model, inputs)  # tracing computes all iterations
     loops = {}
     for name, module in model.named_modules():
         if isinstance(module, RecursiveBlock):
-            own, gate = int(work[name]), int(work.get(f'{name}.gate', 0))
+            own, gate = work[name], work[f'{name}.gate']
             count = module.num_loops
             loops[name] = LoopWork(count, (own - gate) // count, gate // count)
     in_loops = sum(loop.iterations * (loop.iteration + loop.gate) for loop in loops.values())
-    return LoopComplexity(int(work['']) - in_loops, loops)
+    return LoopComplexity(work[''] - in_loops, loops)
