@@ -41,6 +41,21 @@ def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -
     raise ValueError(f'{name}={value!r}, allowed: an integer {bound}')
 
 
+def check_weight(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a number of at least 0.
+
+    Args:
+        name (str): The argument's name, for the message.
+        value (Any): What was given.
+
+    Raises:
+        ValueError: If ``value`` is no number, negative or not a number (NaN).
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not value >= 0:
+        raise ValueError(f'{name}={value!r}, allowed: a number of at least 0')
+
+
 def check_flag(**flags: Any) -> None:
     """Raise unless every keyword's value is a bool.
 

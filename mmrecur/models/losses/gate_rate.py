@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
-from ..layers.checks import check_flag
+from ..layers.checks import check_flag, check_weight
 from ..layers.gate import check_rate
 from ..layers.recursive import GateDecision
 
@@ -45,9 +45,7 @@ class GateRateLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_rate('target_rate', target_rate)
-        is_number = isinstance(loss_weight, (int, float)) and not isinstance(loss_weight, bool)
-        if not is_number or not loss_weight >= 0:
-            raise ValueError(f'loss_weight={loss_weight!r}, allowed: a number of at least 0')
+        check_weight('loss_weight', loss_weight)
         check_flag(average=average)
         self.target_rate = target_rate
         self.loss_weight = loss_weight

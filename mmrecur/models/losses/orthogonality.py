@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
-from ..layers.checks import check_flag
+from ..layers.checks import check_flag, check_weight
 from ..layers.filter_basis import orthogonality_penalty
 
 
@@ -58,9 +58,7 @@ class OrthogonalityLoss(nn.Module):
         self, loss_weight: float = 10.0, average: bool = True, with_unique: bool = False
     ) -> None:
         super().__init__()
-        is_number = isinstance(loss_weight, (int, float)) and not isinstance(loss_weight, bool)
-        if not is_number or not loss_weight >= 0:
-            raise ValueError(f'loss_weight={loss_weight!r}, allowed: a number of at least 0')
+        check_weight('loss_weight', loss_weight)
         check_flag(average=average, with_unique=with_unique)
         self.loss_weight = loss_weight
         self.average = average

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
+from ..layers.checks import check_weight
 from ..layers.template_bank import TemplateBank
 
 #: The regulariser with the paper's weight (Section 4.4).
@@ -36,8 +37,7 @@ class RecurrenceLoss(nn.Module):
 
     def __init__(self, loss_weight: float = 0.01) -> None:
         super().__init__()
-        if not isinstance(loss_weight, (int, float)) or not loss_weight >= 0:
-            raise ValueError(f'loss_weight={loss_weight!r}, allowed: a number of at least 0')
+        check_weight('loss_weight', loss_weight)
         self.loss_weight = loss_weight
 
     def forward(self, banks: Iterable[TemplateBank]) -> Tensor:
