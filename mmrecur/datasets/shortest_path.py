@@ -47,6 +47,13 @@ def grid_distances(blocked: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return distances
 
 
+def _check_grid(size: int, obstacle_probability: float, unreachable: str) -> None:
+    check_int('size', size, 2)  # else there is no place for a second point
+    if not 0 <= obstacle_probability < 1:
+        raise ValueError(f'obstacle_probability={obstacle_probability!r}, allowed: from 0 to below 1')
+    check_choice('unreachable', unreachable, ('redraw', 'empty'))
+
+
 def _draw(
     rng: np.random.Generator, count: int, radius: int, size: int, probability: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -89,8 +96,12 @@ def generate_shortest_paths(
     Returns:
         tuple[np.ndarray, np.ndarray]: Inputs, uint8, shape (count, 2, size, size), of which the first
         channel marks the query points and the second the obstacles; labels, uint8, shape (count, size, size).
+
+    Raises:
+        ValueError: If an argument is wrong.
     """
-    check_choice('unreachable', unreachable, ('redraw', 'empty'))
+    check_int('radius', radius, 1)
+    _check_grid(size, obstacle_probability, unreachable)
     inputs = np.zeros((count, 2, size, size), np.uint8)
     labels = np.zeros((count, size, size), np.uint8)
     missing = np.arange(count)
@@ -151,10 +162,7 @@ class ShortestPaths(Dataset):
         check_int('num_examples', num_examples, 1)
         check_choice('split', split, _SPLITS)
         check_int('seed', seed, 0)
-        check_int('size', size, 2)
-        if not 0 <= obstacle_probability < 1:
-            raise ValueError(f'obstacle_probability={obstacle_probability!r}, allowed: from 0 to below 1')
-        check_choice('unreachable', unreachable, ('redraw', 'empty'))
+        _check_grid(size, obstacle_probability, unreachable)
         self.num_examples = num_examples
         self.split = split
         self.seed = seed

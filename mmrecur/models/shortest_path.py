@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
-from .layers.checks import check_int
+from .layers.checks import check_choice, check_int
 from .layers.template_bank import SharedConv, TemplateBank
 from .losses.objective import OwnObjective
 from .losses.recurrence import RECURRENCE
@@ -108,8 +108,12 @@ class ShortestPathNet(OwnObjective, BaseModel):
 
         Returns:
             Tensor, dict or list: Logits, shape (N, H, W); ``loss_path``, the mean binary cross-entropy; of
-            each example ``prediction`` and ``target``.
+            each example ``prediction`` and, if given, ``target``.
+
+        Raises:
+            ValueError: If ``mode`` is another one.
         """
+        check_choice('mode', mode, ('tensor', 'loss', 'predict'))
         x = self.conv1(inputs)
         weights = [None] * len(self.convs) if self.bank is None else self.bank()
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
@@ -118,5 +122,8 @@ class ShortestPathNet(OwnObjective, BaseModel):
         if mode == 'loss':
             return dict(loss_path=F.binary_cross_entropy_with_logits(logits.float(), targets))
         if mode == 'predict':
-            return [dict(prediction=p, target=t) for p, t in zip(logits > 0, targets)]
+            predictions = [dict(prediction=prediction) for prediction in logits > 0]
+            for sample, target in zip(predictions, () if targets is None else targets):
+                sample['target'] = target
+            return predictions
         return logits

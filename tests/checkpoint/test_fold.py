@@ -93,6 +93,16 @@ def test_folded_models_train_on_and_fold_again() -> None:
     smaller.load_state_dict(state)
 
 
+def test_what_was_frozen_stays_frozen() -> None:
+    model = alike(swrn(frozen_stages=1))
+    _, folding = fold(model.state_dict(), model, 1.0)
+    folded = folding.apply(model)
+    learning = {name for name, p in folded.named_parameters() if p.requires_grad}
+    assert folded.layer1.bank.rows == (0, 1, 0, 1, 0, 1)
+    assert not any(name.startswith('layer1.') for name in learning)
+    assert {f'layer2.bank.{part}' for part in ('templates', 'coefficients', 'row_scales')} <= learning
+
+
 def test_layers_that_are_only_similar_become_the_nearest_one() -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict(dict(bank=TemplateBank(3, 3, (4, 4, 3, 3))))

@@ -99,3 +99,16 @@ def test_examples_depend_on_the_arguments_only() -> None:
 def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ShortestPaths(**arguments)
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(radius=0), 'radius=0, allowed: an integer of at least 1'),
+        (dict(radius=2, size=1), 'size=1, allowed: an integer of at least 2'),
+        (dict(radius=2, obstacle_probability=-0.1), 'obstacle_probability=-0.1, allowed: from 0'),
+    ],
+)
+def test_grids_without_a_second_point_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate_shortest_paths(1, rng=np.random.default_rng(0), **arguments)

@@ -183,6 +183,7 @@ WRONG = [
     (dict(frozen_stages=4), 'frozen_stages=4, allowed: an integer from -1 to 3'),
     (dict(num_templates=None, loss_recurrence=dict(type='mmrecur.RecurrenceLoss')), 'loss_recurrence with'),
     (dict(loss_recurrence=dict(type='mmrecur.RecurrenceLoss', loss_weight=-1)), 'loss_weight=-1, allowed'),
+    (dict(loss_recurrence=dict(type='mmrecur.RecurrenceLoss', loss_weight=True)), 'loss_weight=True, allo'),
 ]
 
 
@@ -210,6 +211,11 @@ def test_shortest_path_network_is_the_papers() -> None:
     torch.testing.assert_close(loss, -torch.where(targets > 0, probability, 1 - probability).log().mean())
     predictions = model(x, targets, mode='predict')
     assert torch.equal(predictions[1]['prediction'], probability[1] > 0.5)
+    assert torch.equal(predictions[1]['target'], targets[1])
+    alone = model(x, mode='predict')
+    assert list(alone[0]) == ['prediction'] and torch.equal(alone[0]['prediction'], probability[0] > 0.5)
+    with pytest.raises(ValueError, match="mode='train', allowed: 'tensor', 'loss', 'predict'"):
+        model(x, mode='train')
     with pytest.raises(ValueError, match='num_templates=None with loss_recurrence'):
         ShortestPathNet(loss_recurrence=dict(type='mmrecur.RecurrenceLoss'))
     assert isinstance(plain.convs[0], nn.Conv2d)

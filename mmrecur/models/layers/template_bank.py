@@ -187,11 +187,12 @@ class TemplateBank(nn.Module):
             coefficients (Tensor): Shape (R, k).
             templates (Tensor): Shape (k * C_out, C_in / groups, ...).
         """
+        learns = self.templates.requires_grad  # or the bank is frozen
         self.num_templates = coefficients.size(1)
-        self.coefficients = nn.Parameter(coefficients.to(self.coefficients))
-        self.templates = nn.Parameter(templates.to(self.templates))
+        self.coefficients = nn.Parameter(coefficients.to(self.coefficients), learns)
+        self.templates = nn.Parameter(templates.to(self.templates), learns)
         self._set_rows(rows)
-        self.row_scales.copy_(scales)
+        self.row_scales.copy_(scales).requires_grad_(learns)
         self._cache = None
 
     def layer_coefficients(self) -> Tensor:
