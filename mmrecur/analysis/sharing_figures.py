@@ -56,15 +56,29 @@ def plot_loops(sequences: Mapping[str, Sequence[int]]) -> Figure:
         Figure: The figure.
     """
     most = max(len(set(sequence)) for sequence in sequences.values())
-    figure, axes = open_figure(1.1 * most + 2.2, 1.6 * len(sequences), len(sequences))
+    jumps = [jump for sequence in sequences.values() for jump in _jumps(sequence)]
+    low = -max(1.2, 0.5 + _arc_height(-min(jumps)))
+    high = 0.8 if max(jumps) <= 1 else 0.5 + _arc_height(max(jumps))
+    figure, axes = open_figure(1.1 * most + 2.2, 0.8 * (high - low) * len(sequences), len(sequences))
     for axis, (stage, sequence) in zip(axes[:, 0], sequences.items()):
         _draw_sequence(axis, sequence)
         axis.set_xlim(-1.2, most + 0.2)
-        axis.set_ylim(-1.2, 0.8)
+        axis.set_ylim(low, high)
         axis.set_aspect('equal')
         axis.axis('off')
         axis.set_title(stage, loc='left', fontsize=9)
     return figure
+
+
+def _jumps(sequence: Sequence[int]) -> list[int]:
+    """How many places to the right the flow goes from each layer to the next; 0 for a single layer."""
+    place = {layer: x for x, layer in enumerate(dict.fromkeys(sequence))}
+    return [0, *(place[b] - place[a] for a, b in zip(sequence, sequence[1:]))]
+
+
+def _arc_height(distance: int) -> float:
+    """Height of an arc between places; the farther, the flatter."""
+    return 0.55 * max(distance, 0) ** 0.5
 
 
 def _draw_sequence(axis: Axes, sequence: Sequence[int]) -> None:
@@ -86,8 +100,7 @@ def _draw_sequence(axis: Axes, sequence: Sequence[int]) -> None:
         elif end == start:
             _arrow(axis, start + 0.16, start - 0.16, 2.2, count, level=0.2)
         else:
-            # the farther, the flatter: arcs of one height
-            bend = 1.1 / abs(end - start) ** 0.5
+            bend = 2 * _arc_height(abs(end - start)) / abs(end - start)
             _arrow(axis, start, end, -bend, count, level=-0.26 if end < start else 0.26)
 
 

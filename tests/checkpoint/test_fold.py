@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+from matplotlib.patches import FancyArrowPatch
 from torch import Tensor, nn
 
 from mmrecur.analysis.loops import describe_loops, find_loops, layer_sequences
+from mmrecur.analysis.sharing_figures import plot_loops
 from mmrecur.checkpoint import fold
 from mmrecur.checkpoint.fold import cluster
 from mmrecur.models import ShortestPathNet
@@ -193,6 +195,19 @@ def test_loops_are_found(sequence: list[int], text: str) -> None:
         return steps
 
     assert unrolled(loops) == sequence
+
+
+def test_far_arrows_are_drawn_whole() -> None:
+    far = [*range(1, 10), 1, 6, 6, 9]
+    figure = plot_loops({'near': [1, 2, 1, 2], 'far': far})
+    figure.draw_without_rendering()
+    for axes, number in zip(figure.axes, (2, 12), strict=True):
+        arrows = [patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]
+        assert len(arrows) == number + 2  # transitions of different layers, and into and out of the stage
+        low, high = axes.get_ylim()
+        for arrow in arrows:
+            box = arrow.get_path().get_extents()
+            assert low < box.ymin and box.ymax < high
 
 
 def test_stages_run_their_own_layers_first() -> None:
