@@ -3,6 +3,9 @@
     python tools/compare_training.py configs/demo/resnet20-mini_cifar10.py \\
         configs/demo/rla-resnet20-mini_cifar10.py --seeds 0 1 2 --plot compared.png
 
+--plot draws the metric over the epochs, --size-plot over the parameters, with a line for each class of
+backbone.
+
 Runs are made by tools/train.py, one after the other, in WORK_DIR/CONFIG/seed-SEED. A run that is done is
 not repeated and one that was killed goes on, so the same command can be given again and again.
 """
@@ -15,7 +18,7 @@ import sys
 from pathlib import Path
 
 from mmrecur.analysis.compare import Curve, Summary, print_summaries, read_curve
-from mmrecur.analysis.plots import picture_path, plot_curves, save_figure
+from mmrecur.analysis.plots import picture_path, plot_curves, plot_sizes, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 
@@ -34,6 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--metric', default='accuracy/top1', help='as in the log (default: %(default)s)')
     parser.add_argument('--plot', type=picture_path, help='picture to write: png, pdf or svg')
+    parser.add_argument('--size-plot', type=picture_path, help='picture of the sizes to write')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
         help='change all configs; {config} and {seed} stand for the name of the config and the seed, e.g. '
@@ -77,10 +81,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     args = parse_args(argv)
     runs: dict[str, list[Curve]] = {}
-    parameters = {}
+    parameters, kinds = {}, {}
     for config in args.configs:
-        name = Path(config).stem
-        parameters[name] = sum(p.numel() for p in build_model(*read_model(config)).parameters())
+        name, model = Path(config).stem, build_model(*read_model(config))
+        parameters[name] = sum(p.numel() for p in model.parameters())
+        kinds[name] = type(getattr(model, 'backbone', model)).__name__
     for seed in args.seeds:
         for config in args.configs:
             name = Path(config).stem
@@ -95,6 +100,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.plot:
         save_figure(plot_curves(runs, args.metric), args.plot)
         print(f'Plot: {args.plot}')
+    if args.size_plot:
+        sizes: dict[str, list[tuple[int, Summary]]] = {}
+        for summary in summaries:
+            sizes.setdefault(kinds[summary.name], []).append((parameters[summary.name], summary))
+        save_figure(plot_sizes(sizes, args.metric), args.size_plot)
+        print(f'Plot of the sizes: {args.size_plot}')
 
 
 if __name__ == '__main__':

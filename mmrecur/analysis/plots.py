@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:  # drawing needs what they hold, not how it is computed
-    from .compare import Curve
+    from .compare import Curve, Summary
     from .effective_receptive_field import SegmentView
     from .gradient_flow import GradientRecord
     from .lag_weights import LagWeights
@@ -268,4 +268,34 @@ def plot_curves(runs: Mapping[str, Sequence[Curve]], metric: str, marks: Sequenc
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style_axes(axes)
     axes.legend(fontsize='small', frameon=False)
+    return figure
+
+
+def plot_sizes(kinds: Mapping[str, Sequence[tuple[int, Summary]]], metric: str) -> Figure:
+    """Draw what networks came to over their sizes, as Figure 1 of the RecNet paper.
+
+    Args:
+        kinds (Mapping[str, Sequence[tuple[int, Summary]]]): For each kind of network by name, a line, the
+            parameters of its sizes and what they came to. A bar through a point is the range of the seeds.
+        metric (str): What the values are, for the axis.
+
+    Returns:
+        Figure: The figure.
+    """
+    figure, ((axes,),) = open_figure(7, 4.5)
+    for index, (kind, networks) in enumerate(kinds.items()):
+        sizes, summaries = zip(*sorted(networks, key=lambda network: network[0]))
+        means = [summary.mean for summary in summaries]
+        below = [summary.mean - min(summary.final) for summary in summaries]
+        above = [max(summary.final) - summary.mean for summary in summaries]
+        style = dict(color=COLOURS[index % len(COLOURS)], marker='o', markersize=5, linewidth=1.5, capsize=3)
+        axes.errorbar(sizes, means, [below, above], label=kind, **style)
+        for size, mean, summary in zip(sizes, means, summaries):
+            axes.annotate(summary.name, (size, mean), (4, -9), textcoords='offset points', fontsize=7)
+    axes.set_xscale('log')
+    axes.set_xlabel('parameters')
+    axes.set_ylabel(metric)
+    style_axes(axes)
+    axes.margins(x=0.12)
+    axes.legend(frameon=False)
     return figure

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmrecur.analysis.compare import Curve, Summary, print_summaries, read_curve
-from mmrecur.analysis.plots import COLOURS, picture_path, plot_curves, save_figure
+from mmrecur.analysis.plots import COLOURS, picture_path, plot_curves, plot_sizes, save_figure
 
 
 def write_log(work_dir: Path, start: str, records: list[dict]) -> None:
@@ -62,6 +62,18 @@ def test_picture_has_a_line_for_each_config(tmp_path: Path) -> None:
     means = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
     assert means['plain'] == [3.0, 4.0] and means['rla, mean and range of 2 seeds'] == [2.5, 5.5]
     assert list(axes.get_lines()[-1].get_xdata()) == [1.5, 1.5]
+
+
+def test_picture_of_the_sizes_has_a_line_for_each_kind() -> None:
+    large, small = (200, Summary('large', (6.0, 8.0), (8.0, 8.0))), (100, Summary('small', (5.0,), (5.0,)))
+    plain = (150, Summary('plain', (4.0,), (4.0,)))
+    (axes,) = plot_sizes({'RecNet': [large, small], 'ResNet': [plain]}, 'accuracy/top1').axes
+    lines = {bars.get_label(): bars for bars in axes.containers}
+    assert [*lines] == ['RecNet', 'ResNet']
+    assert lines['RecNet'][0].get_xydata().tolist() == [[100, 5], [200, 7]]
+    (segments,) = lines['RecNet'][2]
+    assert [sorted(segment[:, 1]) for segment in segments.get_segments()] == [[5, 5], [6, 8]]
+    assert {text.get_text() for text in axes.texts} == {'small', 'large', 'plain'}
 
 
 def test_pictures_have_a_known_format() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 def test_trains_compares_and_does_nothing_twice(workshop, classifier: Path) -> None:
     other = workshop.root / 'other.py'
     other.write_text(f"_base_ = '{classifier.name}'\nmodel = dict(backbone=dict(rla_channels=8))\n")
-    options = ['--seeds', '5', '--work-dir', 'runs', '--plot', 'curves.png']
+    options = ['--seeds', '5', '--work-dir', 'runs', '--plot', 'curves.png', '--size-plot', 'sizes.png']
     options += ['--cfg-options', 'train_cfg.max_epochs=2', '--train-args', '--channels-last']
     command = ['compare_training.py', classifier, other, *options]
     # killed in the second epoch of a run, the command is given again
@@ -19,7 +19,8 @@ def test_trains_compares_and_does_nothing_twice(workshop, classifier: Path) -> N
     rows = re.findall(r'^ *(classifier|other) +([\d,]+) +(.+)$', output, re.MULTILINE)
     assert [row[0] for row in rows] == ['classifier', 'other']
     assert len(rows[0][2].split()) == 3 and len(rows[1][2].split()) == 4
-    assert (workshop.root / 'curves.png').stat().st_size > 10_000
+    for name in ('curves.png', 'sizes.png'):
+        assert (workshop.root / name).stat().st_size > 10_000
     logs = sorted((workshop.root / 'runs').glob('*/seed-*/*/vis_data/scalars.json'))
     assert len(logs) == 3  # two runs, the first of them in two parts
     # a third time there is nothing to train
