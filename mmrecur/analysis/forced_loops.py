@@ -1,0 +1,113 @@
+"""Loops of a length that is given, whatever the gates say: to time networks at a rate of one's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmrecur.models.layers.gate import check_rate
+from mmrecur.models.layers.recursive import RecursiveBlock
+
+
+def spread_iterations(
+    limits: Mapping[str, int], batch_size: int, rate: float, seed: int = 0
+) -> dict[str, list[int]]:
+    """How often the loops run for the samples of a batch if every gate lets the same share pass.
+
+    Which samples leave is drawn, how many is not: of all pairs of a sample and a loop with the same number
+    of iterations, rounded ``rate**k`` run k times or more. So even a single image goes through about as many
+    iterations as the average one.
+
+    Args:
+        limits (Mapping): Iterations at most of each loop by name.
+        batch_size (int): Samples.
+        rate (float): Share of the samples that reach a gate which it lets pass; 1 for all.
+        seed (int): Of the draw. Defaults to 0.
+
+    Returns:
+        dict[str, list[int]]: Of each loop the iterations of each sample.
+
+    Raises:
+        ValueError: If ``rate`` is not above 0 and at most 1.
+
+    Example:
+        >>> spread_iterations({'layer3.1': 2}, batch_size=4, rate=0.5)  # two of four, one of two
+        {'layer3.1': [2, 1, 0, 0]}
+    """
+    if rate != 1:
+        check_rate('rate', rate)
+    generator = torch.Generator().manual_seed(seed)
+    iterations: dict[str, list[int]] = {}
+    for limit in sorted(set(limits.values())):
+        names = [name for name, own in limits.items() if own == limit]
+        count = len(names) * batch_size
+        lengths = torch.zeros(count, dtype=torch.long)
+        for k in range(1, limit + 1):
+            lengths[: round(count * rate**k)] += 1
+        rows = lengths[torch.randperm(count, generator=generator)].view(len(names), batch_size)
+        iterations.update(zip(names, rows.tolist()))
+    return {name: iterations[name] for name in limits}
+
+
+@contextmanager
+def forced_iterations(model: nn.Module, iterations: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """Let loops run as often as told, in evaluation and within the context.
+
+    The gates compute their scores as ever, and what they decide is replaced, whether the loops leave samples
+    out or mask them: so times are those of a network whose gates decide like that.
+
+    Args:
+        model (nn.Module): A network with loops.
+        iterations (Mapping): Of loops by their names in ``model`` the iterations of each sample of a batch.
+
+    Raises:
+        ValueError: If a name is not that of a loop with a gate, or numbers are below 0 or above the loop's;
+            on entry. In the network's forward pass: if the batch has another number of samples.
+
+    Example:
+        >>> from mmrecur.models.backbones import DRResNet
+        >>> model = DRResNet(depth=16).eval()
+        >>> with forced_iterations(model, {'layer2.1': [2, 0], 'layer3.1': [1, 1]}), torch.no_grad():
+        ...     features = model(torch.rand(2, 3, 32, 32))
+    """
+    blocks = {n: m for n, m in model.named_modules() if isinstance(m, RecursiveBlock) and m.gate is not None}
+    handles: list[Any] = []
+    try:
+        for name, counts in iterations.items():
+            if name not in blocks:
+                known = ', '.join(blocks) or 'none, no loop has a gate'
+                raise ValueError(f'iterations of {name!r}, allowed: {known}')
+            handles += _force(name, blocks[name], list(counts))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _force(name: str, block: RecursiveBlock, counts: list[int]) -> list[Any]:
+    """Replace what the gate of a loop decides; the handles that undo it."""
+    if not counts or min(counts) < 0 or max(counts) > block.num_loops:
+        raise ValueError(f'iterations of {name} are {counts}, allowed: from 0 to {block.num_loops}')
+    device = next(block.gate.parameters()).device
+    table = torch.tensor(counts)
+    # what is decided for all samples, and for those that are still in the loop
+    masked = [(table > k).to(device) for k in range(block.num_loops)]
+    left = [(table[table >= k] > k).to(device) for k in range(block.num_loops)]
+    calls = 0
+
+    def start(module: nn.Module, args: tuple) -> None:
+        nonlocal calls
+        calls = 0
+        if len(args[0]) != len(counts):
+            raise ValueError(f'{name} has iterations of {len(counts)} samples and got {len(args[0])}')
+
+    def decide(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return (masked if len(output) == len(counts) else left)[calls - 1]
+
+    return [block.register_forward_pre_hook(start), block.gate.register_forward_hook(decide)]

@@ -1,0 +1,318 @@
+"""How often the loops of a recursive backbone run for each image, and on what the gates decide.
+
+Guo et al., *Dynamic Recursive Neural Network*, CVPR 2019, Section 4.2: the distribution of the loop times
+(Figure 8), easy and hard images (Figure 9), feature maps that gates let pass or skipped (Figure 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmrecur.models.backbones.recursive import RecursiveBackbone
+from mmrecur.models.layers.recursive import RecursiveBlock
+
+from .complexity import is_detector
+from .gate_maps import GateMaps, MapStatistics
+from .loop_complexity import LoopComplexity, measure_loops
+
+
+@dataclass(frozen=True)
+class LoopTimes:
+    """Iterations that loops ran for a number of images.
+
+    Attributes:
+        limits (dict[str, int]): Iterations at most of each loop by name.
+        counts (dict[str, np.ndarray]): Iterations of each image, shape (N,), by the loop's name.
+    """
+
+    limits: dict[str, int]
+    counts: dict[str, np.ndarray]
+
+    @property
+    def limit(self) -> int:
+        """int: Iterations at most of all loops together."""
+        return sum(self.limits.values())
+
+    @property
+    def totals(self) -> np.ndarray:
+        """np.ndarray: Iterations of all loops together for each image, shape (N,)."""
+        return np.sum([*self.counts.values()], axis=0)
+
+    def rates(self) -> dict[str, list[float | None]]:
+        """Share of the images that reached each gate which it let pass.
+
+        Returns:
+            dict[str, list]: A share for each iteration of a loop; None where no image got.
+        """
+        result: dict[str, list[float | None]] = {}
+        for name, counts in self.counts.items():
+            reached = [(counts >= k).sum().item() for k in range(self.limits[name] + 1)]
+            result[name] = [after / before if before else None for before, after in zip(reached, reached[1:])]
+        return result
+
+    def easiest_and_hardest(self, number: int) -> tuple[list[int], list[int]]:
+        """Find the images with the fewest and the most iterations.
+
+        Args:
+            number (int): Images of each; at most half of all, rounded up, so that none is both.
+
+        Returns:
+            tuple[list[int], list[int]]: Indices, fewest iterations first and most first. Of equals the first
+            image comes first.
+        """
+        totals = self.totals
+        number = min(number, -(-len(totals) // 2))
+        easiest = np.argsort(totals, kind='stable')[:number].tolist()
+        hardest = [i for i in np.argsort(-totals, kind='stable').tolist() if i not in easiest]
+        return easiest, hardest[:number]
+
+
+class LoopRecorder:
+    """Record what gates decide in evaluation, within a context.
+
+    Args:
+        backbone (RecursiveBackbone): With gates; in any form, with samples left out or masked.
+        with_maps (bool): Whether to take statistics of the maps at the gates. Defaults to True.
+
+    Attributes:
+        maps (list[GateMaps]): Of all iterations of all loops.
+
+    Raises:
+        ValueError: If the backbone has no gates, or runs in training mode.
+
+    Example:
+        >>> from mmrecur.models.backbones import DRResNet
+        >>> model = DRResNet(depth=16).eval()
+        >>> with LoopRecorder(model) as recorder, torch.no_grad():
+        ...     features = model(torch.rand(4, 3, 32, 32))
+        >>> recorder.times().totals
+        array([4, 4, 4, 4])
+    """
+
+    def __init__(self, backbone: RecursiveBackbone, with_maps: bool = True) -> None:
+        self._blocks = gated_blocks(backbone)
+        if not self._blocks:
+            raise ValueError(_NO_GATES.format(type(backbone).__name__))
+        self.with_maps = with_maps
+        self.maps = [
+            GateMaps(name, k, MapStatistics(), MapStatistics())
+            for name, block in self._blocks.items()
+            for k in range(block.num_loops)
+        ]
+        self._counts: dict[str, list[Tensor]] = {name: [] for name in self._blocks}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> LoopRecorder:
+        for name, block in self._blocks.items():
+            self._handles += self._watch(name, block)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def times(self) -> LoopTimes:
+        """What was recorded.
+
+        Returns:
+            LoopTimes: Of all images so far, in the order in which they came.
+        """
+        limits = {name: block.num_loops for name, block in self._blocks.items()}
+        counts = {
+            name: torch.cat(own).cpu().numpy() if own else np.empty(0, np.int64)
+            for name, own in self._counts.items()
+        }
+        return LoopTimes(limits, counts)
+
+    def _watch(self, name: str, block: RecursiveBlock) -> list[Any]:
+        maps = [maps for maps in self.maps if maps.block == name]
+        rows = counts = iteration = None
+
+        def start(module: nn.Module, args: tuple) -> None:
+            nonlocal rows, counts, iteration
+            if module.training:
+                raise ValueError('the backbone is in training mode, allowed: evaluation, after eval()')
+            x = args[0]
+            rows, iteration = torch.arange(len(x), device=x.device), 0
+            counts = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            self._counts[name].append(counts)
+
+        def decide(gate: nn.Module, args: tuple, passed: Tensor) -> None:
+            nonlocal rows, iteration
+            x = args[0]
+            if len(passed) > len(rows):  # a masked loop asks for samples that have left
+                x, passed = x[rows], passed[rows]
+            if self.with_maps:
+                maps[iteration].passed.add(x[passed])
+                maps[iteration].skipped.add(x[~passed])
+            rows, iteration = rows[passed], iteration + 1
+            counts[rows] += 1
+
+        return [block.register_forward_pre_hook(start), block.gate.register_forward_hook(decide)]
+
+
+_NO_GATES = '{} has no gates, allowed: a recursive backbone with gates, such as mmrecur.DRResNet'
+
+
+def gated_blocks(backbone: nn.Module) -> dict[str, RecursiveBlock]:
+    """The loops of a module that have a gate, by name, in order."""
+    blocks = {n: m for n, m in backbone.named_modules() if isinstance(m, RecursiveBlock)}
+    return {name: block for name, block in blocks.items() if block.gate is not None}
+
+
+def find_backbone(model: nn.Module) -> tuple[str, RecursiveBackbone]:
+    """Find the recursive backbone of a model.
+
+    Args:
+        model (nn.Module): A backbone, classifier or detector.
+
+    Returns:
+        tuple[str, RecursiveBackbone]: Its name in the model, ``''`` for the model itself, and the backbone.
+
+    Raises:
+        ValueError: If there is none with gates.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, RecursiveBackbone) and gated_blocks(module):
+            return name, module
+    backbone = getattr(model, 'backbone', model)
+    raise ValueError(_NO_GATES.format(type(backbone).__name__))
+
+
+@dataclass(frozen=True)
+class LoopRun:
+    """A data set after it went through a network with loops.
+
+    Attributes:
+        times (LoopTimes): Iterations of each image.
+        maps (list[GateMaps]): What came to the gates.
+        correct (list[bool or None]): For each image whether its class was found; None without labels.
+        work (LoopComplexity): Multiply-adds for an image as large as the first; of a detector those of the
+            backbone, since the rest depends on what is found.
+        input_size (tuple[int, int]): Height and width of that image.
+        counted (str): ``'model'`` or ``'backbone'``, whose multiply-adds these are.
+    """
+
+    times: LoopTimes
+    maps: list[GateMaps]
+    correct: list[bool | None]
+    work: LoopComplexity
+    input_size: tuple[int, int]
+    counted: str
+
+    def accuracy(self) -> dict[int, tuple[int, float]]:
+        """Accuracy by the iterations.
+
+        Returns:
+            dict[int, tuple[int, float]]: By the iterations of all loops, ascending, the number of images and
+            the share of them that were classified correctly; empty unless all have labels.
+        """
+        if None in self.correct:
+            return {}
+        totals, correct = self.times.totals, np.array(self.correct, float)
+        groups = {int(total): correct[totals == total] for total in np.unique(totals)}
+        return {total: (len(own), float(own.mean())) for total, own in groups.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """All but the single images.
+
+        Returns:
+            dict: ``num_images``; ``iterations`` of all loops together with ``limit``, ``mean``, ``std`` (of
+            the images, not an estimate) and ``histogram``; the same in ``loops`` for each loop, with its
+            ``gates``: of each iteration the ``rate``, the images that ``passed`` and were ``skipped``, and
+            the ``discrepancy`` of their maps; ``multiply_adds``, their ``average``, ``maximum`` and
+            ``ratio``, of what they are ``counted``, and the ``input_size``; ``accuracy`` by iterations if
+            there are labels.
+        """
+        times, rates = self.times, self.times.rates()
+        average = self.work.average({name: [rate or 0.0 for rate in own] for name, own in rates.items()})
+        loops = {name: _distribution(own, times.limits[name]) for name, own in times.counts.items()}
+        for name, loop in loops.items():
+            loop['gates'] = [
+                dict(
+                    rate=rate,
+                    passed=gate.passed.images,
+                    skipped=gate.skipped.images,
+                    discrepancy=gate.discrepancy(),
+                )
+                for rate, gate in zip(rates[name], (gate for gate in self.maps if gate.block == name))
+            ]
+        result = dict(
+            num_images=len(times.totals),
+            iterations=_distribution(times.totals, times.limit),
+            loops=loops,
+            multiply_adds=dict(
+                average=average,
+                maximum=self.work.maximum,
+                ratio=average / self.work.maximum,
+                counted=self.counted,
+                input_size=list(self.input_size),
+            ),
+        )
+        accuracy = self.accuracy()
+        if accuracy:
+            result['accuracy'] = {k: dict(images=n, accuracy=share) for k, (n, share) in accuracy.items()}
+        return result
+
+
+def _distribution(counts: np.ndarray, limit: int) -> dict[str, Any]:
+    histogram = np.bincount(counts, minlength=limit + 1).tolist()
+    return dict(limit=limit, mean=float(counts.mean()), std=float(counts.std()), histogram=histogram)
+
+
+def run_loops(model: nn.Module, batches: Iterable[dict]) -> LoopRun:
+    """Send a data set through a network with loops.
+
+    Args:
+        model (nn.Module): A classifier or a detector, whose heads do not run, in evaluation mode.
+        batches (Iterable[dict]): At least one batch, as the loader of a config gives them.
+
+    Returns:
+        LoopRun: What happened.
+
+    Raises:
+        ValueError: If the model has no backbone with gates, or this does not run once for each image.
+    """
+    name, backbone = find_backbone(model)
+    correct: list[bool | None] = []
+    first: list[Tensor] = []
+
+    def keep_first(module: nn.Module, args: tuple) -> None:
+        if not first:
+            first.append(args[0][:1])
+
+    handle = backbone.register_forward_pre_hook(keep_first)
+    try:
+        with LoopRecorder(backbone) as recorder, torch.no_grad():
+            for batch in batches:
+                correct += _run_batch(model, backbone, batch)
+    finally:
+        handle.remove()
+    times = recorder.times()
+    if len(times.totals) != len(correct):
+        raise ValueError(f'{len(times.totals)} images went through the backbone, allowed: {len(correct)}')
+    counted = 'backbone' if is_detector(model) else 'model'
+    work = measure_loops(backbone if counted == 'backbone' else model, first[0])
+    work = replace(work, loops={loop.removeprefix(f'{name}.'): own for loop, own in work.loops.items()})
+    return LoopRun(times, recorder.maps, correct, work, tuple(first[0].shape[-2:]), counted)
+
+
+def _run_batch(model: nn.Module, backbone: nn.Module, batch: dict) -> list[bool | None]:
+    if is_detector(model):
+        inputs = model.data_preprocessor(batch, False)['inputs']
+        backbone(inputs)
+        return [None] * len(inputs)
+    return [_is_correct(sample) for sample in model.test_step(batch)]
+
+
+def _is_correct(sample: Any) -> bool | None:
+    truth, found = getattr(sample, 'gt_label', None), getattr(sample, 'pred_label', None)
+    if truth is None or found is None or len(truth) != 1:
+        return None
+    return bool(truth.item() == found.item())

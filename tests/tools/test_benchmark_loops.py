@@ -1,0 +1,74 @@
+"""tools/benchmark_loops.py: what it times is what was forced, and its table is complete."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmrecur.analysis.forced_loops import spread_iterations
+from mmrecur.analysis.loop_complexity import measure_loops
+from mmrecur.models.backbones import DRResNet
+
+SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'benchmark_loops.py'
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location('benchmark_loops', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('skip', [True, False])
+def test_the_work_is_that_of_the_forced_iterations(tool, skip: bool) -> None:
+    model = DRResNet(32, skip=skip).eval()
+    x = torch.randn(5, 3, 16, 16)
+    limits = {name: block.num_loops for name, block in model.recursive_blocks().items()}
+    iterations = spread_iterations(limits, 5, 0.5)
+    work = measure_loops(model, x[:1])
+    expected = 5 * work.fixed
+    for name, counts in iterations.items():
+        loop = work.loops[name]
+        expected += sum(loop.iteration * count + loop.gate * min(count + 1, 4) for count in counts)
+    share = tool.executed_share(model, x, iterations)
+    assert share == pytest.approx(expected / (5 * work.maximum))
+    whole = {name: [limit] * 5 for name, limit in limits.items()}
+    assert tool.executed_share(model, x, whole) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('extra', [[], ['--deploy']])
+def test_prints_ratios_of_every_rate_and_batch_size(tool, capsys, extra: list[str]) -> None:
+    threads = torch.get_num_threads()
+    options = ['--depth', '16', '--rate', '0.5', '0.8', '--batch-size', '1', '3', '--shape', '16', '16']
+    try:
+        tool.main([*options, '--rounds', '4', '--threads', '1', '--device', 'cpu', *extra])
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert ('inference form' in printed) == bool(extra) and '16x16' in printed and '1 threads' in printed
+    rows = [line.strip('│ ').split('│') for line in printed.splitlines() if line.startswith('│')]
+    cells = [[float(cell) for cell in row[:4] + row[5:]] for row in rows]
+    assert [row[:2] for row in cells] == [[0.5, 1], [0.5, 3], [0.8, 1], [0.8, 3]]
+    for _, _, _, time, work, quotient, aim, masked, no_slower in cells:
+        assert 0 < work < 1 and time > 0 and masked > 0
+        assert quotient == pytest.approx(time / work, rel=0.01)
+        assert (aim, no_slower) == (1.08, 1.0)
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['--rounds', '3'], '--rounds 3, allowed: at least 4'),
+        (['--rate', '0.5', '1'], r'--rate \[0.5, 1.0\], allowed: numbers between 0 and 1'),
+        (['--batch-size', '0'], r'--batch-size \[0\], allowed: at least 1'),
+    ],
+)
+def test_wrong_options_are_named(tool, capsys, options: list[str], message: str) -> None:
+    with pytest.raises(SystemExit):
+        tool.parse_args(options)
+    assert re.search(message, capsys.readouterr().err)

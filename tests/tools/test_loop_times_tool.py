@@ -1,0 +1,206 @@
+"""tools/analysis_tools/loop_times.py on tiny classifiers and detectors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmrecur.apis.folding import read_whole_config
+from mmrecur.apis.runner import ToolError
+from mmrecur.apis.specs import build_model
+from tests.models.test_dr_resnet import halve_batches
+from tests.models.test_rla import randomise_norms
+
+SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools' / 'loop_times.py'
+
+BACKBONE = """
+custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
+backbone = dict(type='mmrecur.DRResNet', depth=None, blocks=(1, 2, 2), loops=(1, 2, 3), small_images=True,
+                base_channels=4, loss_gate=None)
+"""
+CLASSIFIER = """
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier', backbone=backbone, neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=16, loss=dict(type='CrossEntropyLoss')))
+data_preprocessor = dict(num_classes=3, mean=[128] * 3, std=[64] * 3, to_rgb=True)
+pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+test_dataloader = dict(
+    batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='CustomDataset', data_root=data_root, data_prefix='', pipeline=pipeline))
+"""
+DETECTOR = """
+_base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py']
+backbone['out_indices'] = (0, 1, 2)
+model = dict(
+    backbone=dict(_delete_=True, **backbone),
+    neck=dict(in_channels=[4, 8, 16], out_channels=8, start_level=0),
+    bbox_head=dict(num_classes=1, in_channels=8, feat_channels=8, stacked_convs=1))
+pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(48, 32), keep_ratio=True),
+            dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape'))]
+test_dataloader = dict(
+    batch_size=1, num_workers=0, persistent_workers=False,
+    dataset=dict(data_root=data_root, ann_file='instances.json', data_prefix=dict(img=''),
+                 metainfo=dict(classes=('thing',)), pipeline=pipeline))
+"""
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location('loop_times', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_images(root: Path, size: tuple[int, int]) -> list[str]:
+    """Ten images in three folders, a colour each; their names in order."""
+    names, generator = [], np.random.default_rng(0)
+    for index in range(10):
+        name = f'{"abc"[index // 4]}/{index}.png'
+        pixels = generator.integers(0, 20 * index + 40, (*size, 3), dtype=np.uint8)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / name), pixels)
+        names.append(name)
+    return names
+
+
+def pixels_of(path: Path) -> torch.Tensor:
+    """An image as the classifier's backbone gets it, shape (1, 3, H, W)."""
+    pixels = cv2.imread(str(path))[..., ::-1].copy()
+    return (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - 128) / 64
+
+
+def write_config(path: Path, model: str, data: Path) -> Path:
+    path.write_text(f"data_root = '{data.as_posix()}'\n{BACKBONE}{model}")
+    return path
+
+
+def save_checkpoint(config: Path, path: Path, images: list[Path]) -> nn.Module:
+    """Weights whose gates let half of the images in."""
+    cfg = read_whole_config(str(config))
+    model = build_model({**cfg.model, 'data_preprocessor': cfg.data_preprocessor}, cfg.default_scope).eval()
+    torch.manual_seed(0)
+    randomise_norms(model.backbone)
+    for block in model.backbone.recursive_blocks().values():
+        nn.init.normal_(block.gate.fc2.weight, std=10)
+    halve_batches(model.backbone, torch.cat([pixels_of(image) for image in images]))
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return model
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory) -> tuple[Path, Path, nn.Module, list[str]]:
+    pytest.importorskip('mmpretrain')
+    root = tmp_path_factory.mktemp('loops')
+    names = write_images(root / 'images', (16, 16))
+    config = write_config(root / 'classifier.py', CLASSIFIER, root / 'images')
+    model = save_checkpoint(config, root / 'weights.pth', [root / 'images' / name for name in names])
+    return config, root / 'weights.pth', model, names
+
+
+def counts_of(model: nn.Module, image: Path) -> dict[str, int]:
+    """Iterations of each loop for an image, from how often its block runs."""
+    counts = {}
+    blocks = model.backbone.recursive_blocks()
+    handles = []
+    for name, block in blocks.items():
+        counts[name] = 0
+
+        def count(module: nn.Module, args: tuple, output: object, name: str = name) -> None:
+            counts[name] += len(args[0])
+
+        handles.append(block.block.register_forward_hook(count))
+    with torch.no_grad():
+        model.backbone(pixels_of(image))
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+def test_classifier(tool, classifier, tmp_path: Path, capsys) -> None:
+    config, weights, model, names = classifier
+    tool.main([str(config), str(weights), '--out-dir', str(tmp_path / 'new' / 'out'), '--num-pictures', '3'])
+    printed = capsys.readouterr().out
+    out = tmp_path / 'new' / 'out'
+    result = json.loads((out / 'loop_times.json').read_text())
+    root = config.parent / 'images'
+    assert [image['image'] for image in result['images']] == [str(root / name) for name in names]
+    expected = [counts_of(model, root / name) for name in names]
+    assert len({tuple(own.values()) for own in expected}) > 1
+    assert [image['loops'] for image in result['images']] == expected
+    totals = [sum(own.values()) for own in expected]
+    assert [image['iterations'] for image in result['images']] == totals
+    assert result['num_images'] == 10 and result['iterations']['limit'] == 5
+    assert result['iterations']['mean'] == pytest.approx(np.mean(totals))
+    assert result['iterations']['std'] == pytest.approx(np.std(totals))
+    assert sum(own['images'] for own in result['accuracy'].values()) == 10
+    right = sum(own['images'] * own['accuracy'] for own in result['accuracy'].values())
+    assert right == pytest.approx(sum(image['correct'] for image in result['images']))
+    work = result['multiply_adds']
+    assert work['counted'] == 'model' and work['input_size'] == [16, 16]
+    assert 0 < work['average'] < work['maximum']
+    assert all(name in printed for name in ('layer2.1', 'layer3.1', 'ratio', 'easy_and_hard.png'))
+    for name in ('loop_times', 'easy_and_hard', 'passed_and_skipped'):
+        assert cv2.imread(str(out / f'{name}.png')).std() > 1
+
+
+def test_pictures_are_of_the_files(tool, classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config, weights, _, names = classifier
+    sheets = []
+    draw = tool.plot_easy_and_hard
+    monkeypatch.setattr(tool, 'plot_easy_and_hard', lambda *args: sheets.append(args) or draw(*args))
+    tool.main([str(config), str(weights), '--out-dir', str(tmp_path), '--num-images', '7'])
+    ((easy, hard, limit),) = sheets
+    images = json.loads((tmp_path / 'loop_times.json').read_text())['images']
+    assert len(images) == 7 and limit == 5 and (len(easy), len(hard)) == (4, 3)
+    totals = [image['iterations'] for image in images]
+    order = sorted(range(7), key=lambda i: (totals[i], i))[:4]
+    rest = sorted(set(range(7)) - set(order), key=lambda i: (-totals[i], i))
+    for index, (pixels, iterations) in zip(order + rest, easy + hard):
+        assert iterations == totals[index]
+        bgr = cv2.imread(str(config.parent / 'images' / names[index]))
+        assert np.array_equal(pixels, bgr[..., ::-1])
+
+
+def test_detector(tool, tmp_path: Path, capsys) -> None:
+    pytest.importorskip('mmdet')
+    names = write_images(tmp_path, (32, 40))
+    images = [dict(id=i, file_name=name, height=32, width=40) for i, name in enumerate(names)]
+    box = dict(category_id=0, bbox=[2, 2, 9, 9], area=81, iscrowd=0)
+    annotations = [dict(box, id=i, image_id=i) for i in range(10)]
+    content = dict(images=images, annotations=annotations, categories=[dict(id=0, name='thing')])
+    (tmp_path / 'instances.json').write_text(json.dumps(content))
+    config = write_config(tmp_path / 'detector.py', DETECTOR, tmp_path)
+    save_checkpoint(config, tmp_path / 'weights.pth', [tmp_path / name for name in names])
+    tool.main([str(config), str(tmp_path / 'weights.pth'), '--out-dir', str(tmp_path / 'out')])
+    result = json.loads((tmp_path / 'out' / 'loop_times.json').read_text())
+    assert [Path(image['image']).name for image in result['images']] == [Path(n).name for n in names]
+    work = result['multiply_adds']
+    assert work['counted'] == 'backbone' and work['input_size'] == [32, 64]
+    assert 'accuracy' not in result and 'Multiply-adds of the backbone at 32x64' in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_named(tool, classifier, tmp_path: Path, capsys) -> None:
+    config, weights, model, _ = classifier
+    run = [str(config), str(weights), '--out-dir', str(tmp_path)]
+    with pytest.raises(ToolError, match='has no test_dataloader'):
+        tool.main([*run, '--cfg-options', 'test_dataloader=None'])
+    with pytest.raises(ToolError, match='does not fit the model'):
+        tool.main([*run, '--cfg-options', 'model.backbone.base_channels=8'])
+    plain = {key: value for key, value in model.state_dict().items() if '.gate.' not in key}
+    torch.save(dict(state_dict=plain), tmp_path / 'plain.pth')
+    run[1] = str(tmp_path / 'plain.pth')
+    with pytest.raises(ToolError, match='DRResNet has no gates, allowed: a recursive backbone with gates'):
+        tool.main([*run, '--cfg-options', 'model.backbone.gated=False'])
+    with pytest.raises(SystemExit):
+        tool.parse_args(['a.py', 'a.pth', '--num-images', '0'])
+    assert '--num-images: 0 given; allowed: at least 1' in capsys.readouterr().err
+    assert not [*tmp_path.glob('*.png')]

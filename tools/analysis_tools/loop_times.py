@@ -1,0 +1,193 @@
+"""Show how often the loops of a DR-ResNet or DR-MobileNetV2 run for each image of a test data set.
+
+CONFIG is a config of a classifier or a detector with such a backbone, CHECKPOINT its weights. Results:
+
+    loop_times.json          iterations of each image and loop, their mean and standard deviation, the rate
+                             of each gate, average multiply-adds, accuracy by iterations
+    loop_times.png           distribution of the iterations (Figure 8 of the DR-ResNet paper), of all loops
+                             together and of each
+    easy_and_hard.png        the images with the fewest and the most iterations (Figure 9); of equal ones the
+                             first of the data set
+    passed_and_skipped.png   mean and variance of each channel of the maps that a gate let pass and of those
+                             that it did not, for a shallow and a deep loop (Figure 7)
+
+    python tools/analysis_tools/loop_times.py configs/dr_resnet/dr-resnet32_1xb256_cifar10.py CHECKPOINT
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.fileio import get
+from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import Runner
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import Subset
+
+from mmrecur.analysis.gate_maps import shallow_and_deep
+from mmrecur.analysis.loop_figures import plot_easy_and_hard, plot_gate_maps, plot_loop_times
+from mmrecur.analysis.loop_times import LoopRun, run_loops
+from mmrecur.analysis.plots import save_figure
+from mmrecur.apis.folding import load_model
+from mmrecur.apis.runner import ToolError, clean_errors, load_config
+from mmrecur.apis.summary import print_results
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='path of a config, or mmrecur::PATH')
+    parser.add_argument('checkpoint', help='weights of the model')
+    parser.add_argument('--out-dir', default='loop_times', help='folder of the results (default: loop_times)')
+    parser.add_argument('--num-images', type=int, help='take only the first images of the data set')
+    parser.add_argument(
+        '--num-pictures', type=int, default=10, help='easy and hard images to draw, of each (default: 10)'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+    )
+    args = parser.parse_args(argv)
+    for option in ('num_images', 'num_pictures'):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            parser.error(f'argument --{option.replace("_", "-")}: {value} given; allowed: at least 1')
+    return args
+
+
+def build_loader(cfg: Config, num_images: int | None) -> Any:
+    """The loader of the test data, in their order and with the config's batch size."""
+    if cfg.get('test_dataloader') is None:
+        raise ToolError(f'config {cfg.filename!r} has no test_dataloader: it describes no test')
+    loader = cfg.test_dataloader.to_dict()
+    dataset = DATASETS.build(loader['dataset'])
+    if not hasattr(dataset, 'get_data_info'):
+        raise ToolError(f'the test data set is a {type(dataset).__name__}, allowed: one of images')
+    count = min(len(dataset), num_images or len(dataset))
+    loader.update(
+        dataset=Subset(dataset, range(count)), sampler=dict(type='DefaultSampler', shuffle=False)
+    )
+    loader.pop('batch_sampler', None)
+    if cfg.get('default_scope') == 'mmpretrain':  # its models take stacked batches
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+    return Runner.build_dataloader(loader)
+
+
+def run(cfg: Config, args: argparse.Namespace) -> tuple[LoopRun, Any]:
+    """Sends the data set through the model; what happened, and the data set."""
+    model = load_model(cfg, args.checkpoint).to(get_device())
+    scope = cfg.get('default_scope')
+    if scope is not None:
+        importlib.import_module(f'{scope}.registry')
+    with DefaultScope.overwrite_default_scope(scope):
+        loader = build_loader(cfg, args.num_images)
+        try:
+            return run_loops(model, loader), loader.dataset.dataset
+        except ValueError as error:
+            raise ToolError(f'{args.config}: {error}') from error
+
+
+def pixels_of(info: dict[str, Any]) -> np.ndarray:
+    """An image of a data set as it is stored, shape (H, W, 3), RGB."""
+    if info.get('img') is not None:  # CIFAR's files have many
+        return np.asarray(info['img'], np.uint8)
+    return mmcv.imfrombytes(get(info['img_path']), channel_order='rgb')
+
+
+def draw(result: LoopRun, dataset: Any, number: int, directory: Path) -> dict[str, str]:
+    """Draws the figures; their files."""
+    times, totals = result.times, result.times.totals
+    sheets = [
+        [(pixels_of(dataset.get_data_info(index)), int(totals[index])) for index in indices]
+        for indices in times.easiest_and_hardest(number)
+    ]
+    figures = {
+        'loop_times': ('distribution', plot_loop_times(times)),
+        'easy_and_hard': ('images', plot_easy_and_hard(*sheets, times.limit)),
+    }
+    maps = shallow_and_deep(result.maps)
+    if maps:
+        figures['passed_and_skipped'] = ('maps', plot_gate_maps(maps))
+    else:
+        print('No gate let some images pass and others not: no statistics of maps to draw', file=sys.stderr)
+    written = {}
+    for name, (what, figure) in figures.items():
+        written[what] = str(directory / f'{name}.png')
+        save_figure(figure, written[what])
+    return written
+
+
+def of_images(result: LoopRun, dataset: Any) -> list[dict[str, Any]]:
+    """What is written of each image, in the order of the data set."""
+    rows = []
+    for index, total in enumerate(result.times.totals.tolist()):
+        row = dict(iterations=total, loops={k: int(own[index]) for k, own in result.times.counts.items()})
+        path = dataset.get_data_info(index).get('img_path')
+        if path is not None:
+            row = dict(image=str(path), **row)
+        if result.correct[index] is not None:
+            row['correct'] = result.correct[index]
+        rows.append(row)
+    return rows
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Prints iterations and rates of each loop and of all, multiply-adds and accuracy."""
+    most = max(loop['limit'] for loop in summary['loops'].values())
+    title = f'Iterations of {summary["num_images"]:,} images'
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify='left')
+    table.add_column('loop')
+    for heading in ('at most', 'mean', 'std', *(f'rate {k + 1}' for k in range(most))):
+        table.add_column(heading, justify='right')
+    for name, loop in [*summary['loops'].items(), ('all', summary['iterations'])]:
+        if name == 'all':
+            table.add_section()
+        rates = (gate['rate'] for gate in loop.get('gates', ()))
+        cells = ('-' if rate is None else f'{rate:.3f}' for rate in rates)
+        table.add_row(name, str(loop['limit']), f'{loop["mean"]:.2f}', f'{loop["std"]:.2f}', *cells)
+    console = Console(width=max(100, Console().width), markup=False, highlight=False)
+    console.print(table)
+    work = summary['multiply_adds']
+    console.print(
+        f'Multiply-adds of the {work["counted"]} at {"x".join(map(str, work["input_size"]))}: on average '
+        f'{work["average"] / 1e9:.4g} G, with all iterations {work["maximum"] / 1e9:.4g} G, '
+        f'ratio {work["ratio"]:.3f}',
+        soft_wrap=True,
+    )
+    for total, own in summary.get('accuracy', {}).items():
+        console.print(f'Accuracy after {total} iterations: {own["accuracy"]:.4f} ({own["images"]:,} images)')
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    directory = Path(args.out_dir)
+    # The libraries log to stdout, which is for the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        result, dataset = run(load_config(args.config, args.cfg_options), args)
+        files = draw(result, dataset, args.num_pictures, directory)
+    summary = result.summary()
+    path = directory / 'loop_times.json'
+    document = dict(config=args.config, checkpoint=args.checkpoint, **summary)
+    document['images'] = of_images(result, dataset)
+    path.write_text(json.dumps(document) + '\n')
+    print_summary(summary)
+    print_results({'counts': str(path), **files})
+
+
+if __name__ == '__main__':
+    with clean_errors():
+        main()
