@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,16 +10,12 @@ import torch
 from mmrecur.analysis.forced_loops import spread_iterations
 from mmrecur.analysis.loop_complexity import measure_loops
 from mmrecur.models.backbones import DRResNet
-
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'benchmark_loops.py'
+from tests.tool_module import load_tool
 
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('benchmark_loops', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('benchmark_loops.py')
 
 
 @pytest.mark.parametrize('skip', [True, False])

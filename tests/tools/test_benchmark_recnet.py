@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import torch
 
 from mmrecur.models.backbones import RecNet
 from tests.models.test_rla import randomise_norms
-
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'benchmark_recnet.py'
+from tests.tool_module import load_tool
 
 
 def load():
-    spec = importlib.util.spec_from_file_location('benchmark_recnet', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('benchmark_recnet.py')
 
 
 def test_the_reference_is_the_same_function() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model
 from tests.models.test_dr_resnet import halve_batches
 from tests.models.test_rla import randomise_norms
-
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools' / 'loop_times.py'
+from tests.tool_module import load_tool
 
 BACKBONE = """
 custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
@@ -54,10 +52,7 @@ test_dataloader = dict(
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('loop_times', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('analysis_tools/loop_times.py')
 
 
 def write_images(root: Path, size: tuple[int, int]) -> list[str]:
@@ -86,7 +81,8 @@ def write_config(path: Path, model: str, data: Path) -> Path:
 def save_checkpoint(config: Path, path: Path, images: list[Path]) -> nn.Module:
     """Weights whose gates let half of the images in."""
     cfg = read_whole_config(str(config))
-    model = build_model({**cfg.model, 'data_preprocessor': cfg.data_preprocessor}, cfg.default_scope).eval()
+    outside = {key: cfg[key] for key in ('data_preprocessor',) if key in cfg}  # a classifier's
+    model = build_model({**outside, **cfg.model}, cfg.default_scope).eval()
     torch.manual_seed(0)
     randomise_norms(model.backbone)
     for block in model.backbone.recursive_blocks().values():

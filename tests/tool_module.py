@@ -1,0 +1,20 @@
+"""The tools as modules, so that tests can call their parts."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_tool(path: str) -> ModuleType:
+    """Load a tool by its path in tools/, such as ``benchmark_loops.py``."""
+    script = ROOT / 'tools' / path
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[script.stem] = module  # dataclasses look for their module there
+    spec.loader.exec_module(module)
+    return module
