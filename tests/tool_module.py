@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def load_tool(path: str) -> ModuleType:
     """Load a tool by its path in tools/, such as ``benchmark_loops.py``."""
     script = ROOT / 'tools' / path
-    spec = importlib.util.spec_from_file_location(script.stem, script)
+    name = f'tool_{script.stem}'
+    spec = importlib.util.spec_from_file_location(name, script)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[script.stem] = module  # dataclasses look for their module there
+    sys.modules[name] = module  # dataclasses look for their module there
     spec.loader.exec_module(module)
     return module

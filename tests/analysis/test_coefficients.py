@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from mmrecur.analysis.coefficients import coefficients, cosine_similarity, gram_spectra, mean_similarity
 from mmrecur.apis.runner import ToolError
 from mmrecur.models.backbones import ResNetShared, RLAResNet
+from tests.tool_module import load_tool
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools' / 'plot_coefficients.py'
 SMALL = dict(depth=34, base_channels=4, shared_rank=3, unique_rank=1, bases=1)
 
 
@@ -62,9 +61,7 @@ def test_networks_without_coefficients_are_named() -> None:
 
 
 def test_the_tool_compares_checkpoints(tmp_path: Path, capsys: Any) -> None:
-    spec = importlib.util.spec_from_file_location('plot_coefficients', SCRIPT)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('analysis_tools/plot_coefficients.py')
     model = small()
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'first.pth')
     for _, conv in model.layer2.factorized():

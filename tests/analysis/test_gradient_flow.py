@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from mmrecur.analysis.gradient_flow import of_epoch, read_records, shared_filter
 from mmrecur.apis.runner import ToolError
 from mmrecur.engine import AuxiliaryLossHook, GradientFlowHook
 from mmrecur.models.backbones import ResNetShared
-
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools' / 'plot_gradient_flow.py'
+from tests.tool_module import load_tool
 
 
 class Images(Dataset):
@@ -107,9 +105,7 @@ def test_epochs_are_chosen(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='epoch=2, allowed: 0, 1'):
         of_epoch(records, 2)
 
-    spec = importlib.util.spec_from_file_location('plot_gradient_flow', SCRIPT)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('analysis_tools/plot_gradient_flow.py')
     with pytest.raises(ToolError, match='No such file.*nowhere'):
         tool.main([str(tmp_path / 'nowhere')])
     (tmp_path / 'nowhere').mkdir()
@@ -118,9 +114,7 @@ def test_epochs_are_chosen(tmp_path: Path) -> None:
 
 
 def test_the_tool_draws_and_summarises(tmp_path: Path, capsys: Any) -> None:
-    spec = importlib.util.spec_from_file_location('plot_gradient_flow', SCRIPT)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('analysis_tools/plot_gradient_flow.py')
     run(tmp_path / 'both', 1)
     run(tmp_path / 'neither', 1, basis_norm=False, loss_ortho=None)
     picture = tmp_path / 'flow.png'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -15,16 +14,10 @@ from mmrecur.apis import deploy
 from mmrecur.apis.runner import ToolError
 from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
+from tests.tool_module import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = 'mmrecur.SWRN(depth=22, width=1, num_templates=2, base_channels=8)'
-
-
-def tool(path: str):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / 'tools' / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def save(model: torch.nn.Module, path: Path) -> str:
@@ -47,7 +40,7 @@ def test_folding_writes_a_checkpoint_a_config_and_a_diagram(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / 'folded.pth'
-    tool('model_converters/fold.py').main([MODULE, checkpoint, str(out), '--threshold', '0.95'])
+    load_tool('model_converters/fold.py').main([MODULE, checkpoint, str(out), '--threshold', '0.95'])
     text = capsys.readouterr().out
     assert 'layer1: 1 2 3 4 5 6   [6 layers in 6 steps]' in text
     assert 'layer2: 1 2 (3 4) x 2   [4 layers in 6 steps]' in text
@@ -68,7 +61,7 @@ def test_folding_writes_a_checkpoint_a_config_and_a_diagram(
 
 
 def test_wrong_uses_are_named(checkpoint: str, tmp_path: Path) -> None:
-    main = tool('model_converters/fold.py').main
+    main = load_tool('model_converters/fold.py').main
     out = str(tmp_path / 'out.pth')
     with pytest.raises(ToolError, match='no two layers are that similar, the highest is 0.7'):
         model = SWRN(depth=22, width=1, num_templates=2, base_channels=8)
@@ -95,7 +88,7 @@ def test_metrics_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture,
     options = ['model.num_templates=1', 'test_dataloader.dataset.num_examples=4']
     out = tmp_path / 'folded.pth'
     config = str(ROOT / 'configs/swrn/shortest-path_scnn.py')
-    tool('model_converters/fold.py').main(
+    load_tool('model_converters/fold.py').main(
         [config, save(model, tmp_path / 'a.pth'), str(out), '--test', '--cfg-options', *options]
     )
     text = capsys.readouterr().out
@@ -111,7 +104,7 @@ def test_metrics_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture,
 def test_similarity_is_printed_and_drawn(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    main = tool('analysis_tools/layer_similarity.py').main
+    main = load_tool('analysis_tools/layer_similarity.py').main
     out = tmp_path / 'similarity.png'
     main([MODULE, checkpoint, '--out', str(out)])
     text = capsys.readouterr().out

@@ -1,22 +1,16 @@
 """tools/analysis_tools/get_flops.py: known numbers of known models."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from mmrecur.apis.runner import ToolError
-
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools' / 'get_flops.py'
+from tests.tool_module import load_tool
 
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('get_flops', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('analysis_tools/get_flops.py')
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """make_shapes: complete or absent, repeatable, and careful with what is already there."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tool_module import load_tool
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / 'tools' / 'dataset_converters' / 'make_shapes.py'
 SMALL = ['--num-train', '6', '--num-val', '4', '--size', '48']
@@ -18,9 +19,7 @@ SMALL = ['--num-train', '6', '--num-val', '4', '--size', '48']
 
 @pytest.fixture(scope='module')
 def main():
-    spec = importlib.util.spec_from_file_location('make_shapes', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool('dataset_converters/make_shapes.py')
     return lambda *args: module.main([str(arg) for arg in args])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,17 +12,14 @@ from PIL import Image
 
 from mmrecur.apis.runner import ToolError
 from mmrecur.models.backbones import DenseNetBC
+from tests.tool_module import load_tool
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools' / 'plot_lag_weights.py'
 MODEL = "mmrecur.DenseNetBC(depth=40, growth_rate=4, sharing='lag')"
 
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('plot_lag_weights', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('analysis_tools/plot_lag_weights.py')
 
 
 @pytest.fixture

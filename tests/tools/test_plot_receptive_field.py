@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,17 +10,14 @@ import pytest
 from PIL import Image
 
 from mmrecur.apis.runner import ToolError
+from tests.tool_module import load_tool
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools' / 'plot_receptive_field.py'
 MODEL = 'mmrecur.RecNet(expansion=2, segments=(2, 3), steps=(4, 3))'
 
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('plot_receptive_field', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('analysis_tools/plot_receptive_field.py')
 
 
 def test_prints_and_draws(tool, tmp_path: Path, capsys) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from torch import nn
 from mmrecur.apis.demo_inputs import demo_inputs
 from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model
-
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'swap_backbone.py'
+from tests.tool_module import load_tool
 
 DETECTOR = """
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
@@ -38,10 +36,7 @@ model = dict(
 
 @pytest.fixture(scope='module')
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location('swap_backbone', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('swap_backbone.py')
 
 
 def build(path: Path) -> tuple[nn.Module, Config]:

@@ -1,6 +1,5 @@
 """tools/test.py on real processes: detectors, classifiers, predictions, pictures, refusals."""
 
-import importlib.util
 import json
 import pickle
 import re
@@ -11,11 +10,9 @@ import torch
 
 from mmrecur.apis.runner import ToolError, load_config
 from mmrecur.checkpoint.io import CheckpointError, load_checkpoint_file
+from tests.tool_module import load_tool
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'test.py'
-SPEC = importlib.util.spec_from_file_location('test_tool', SCRIPT)
-tool = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tool)
+tool = load_tool('test.py')
 
 
 def metrics_of(output):

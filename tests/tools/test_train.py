@@ -1,6 +1,5 @@
 """tools/train.py on real processes: resumption after a kill, refusals, precision, processes."""
 
-import importlib.util
 import json
 import re
 import signal
@@ -11,11 +10,9 @@ import torch
 
 from mmrecur.apis.runner import ToolError, load_config, use_amp, use_auto_scale_lr
 from mmrecur.checkpoint.io import CheckpointError, load_checkpoint_file
+from tests.tool_module import load_tool
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'train.py'
-SPEC = importlib.util.spec_from_file_location('train_tool', SCRIPT)
-train = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(train)
+train = load_tool('train.py')
 
 STEPS = 5  # iterations of an epoch: 10 images, 2 at a time
 
