@@ -48,8 +48,8 @@ def test_prints_ratios_of_every_rate_and_batch_size(tool, capsys, extra: list[st
     rows = [line.strip('│ ').split('│') for line in printed.splitlines() if line.startswith('│')]
     cells = [[float(cell) for cell in row[:4] + row[5:]] for row in rows]
     assert [row[:2] for row in cells] == [[0.5, 1], [0.5, 3], [0.8, 1], [0.8, 3]]
-    for _, _, _, time, work, quotient, aim, masked, no_slower in cells:
-        assert 0 < work < 1 and time > 0 and masked > 0
+    for _, _, _, time, best, work, quotient, aim, masked, no_slower in cells:
+        assert 0 < work < 1 and time > 0 and masked > 0 and best > 0
         assert quotient == pytest.approx(time / work, rel=0.01)
         assert (aim, no_slower) == (1.08, 1.0)
 
