@@ -92,7 +92,12 @@ def _draw_sequence(axis: Axes, sequence: Sequence[int]) -> None:
         text = f'{layer}\n{passes[layer]}×' if layer in looped else str(layer)
         axis.text(x, 0, text, ha='center', va='center', fontsize=8, zorder=4)
     _arrow(axis, -0.8, -0.26, 0, 1)
-    _arrow(axis, place[sequence[-1]] + 0.22, place[sequence[-1]] + 0.8, 0, 1, level=0.14)
+    last = place[sequence[-1]]
+    if last + 1 == len(order):
+        _arrow(axis, last + 0.26, last + 0.8, 0, 1)
+    else:  # aside, or it would look like the way to the next layer
+        axis.add_patch(_arrow_patch((last + 0.17, 0.2), (last + 0.42, 0.6)))
+        axis.text(last + 0.45, 0.63, 'out', ha='left', va='center', fontsize=7)
     for (a, b), count in Counter(zip(sequence, sequence[1:])).items():
         start, end = place[a], place[b]
         if end == start + 1:
@@ -106,19 +111,14 @@ def _draw_sequence(axis: Axes, sequence: Sequence[int]) -> None:
 
 def _arrow(axis: Axes, start: float, end: float, bend: float, count: int, level: float = 0.0) -> None:
     """An arrow between two places; it bends to its left by a share of its length."""
-    axis.add_patch(
-        FancyArrowPatch(
-            (start, level),
-            (end, level),
-            connectionstyle=f'arc3,rad={bend}',
-            arrowstyle='-|>',
-            mutation_scale=9,
-            shrinkA=0,
-            shrinkB=0,
-        )
-    )
+    axis.add_patch(_arrow_patch((start, level), (end, level), bend))
     if count > 1:
         # the middle of the quadratic curve that the arc is
         height = level - bend * (end - start) / 2 if bend else level
         offset = 0.13 if height >= 0 else -0.13
         axis.text((start + end) / 2, height + offset, f'{count}×', ha='center', va='center', fontsize=7)
+
+
+def _arrow_patch(start: tuple[float, float], end: tuple[float, float], bend: float = 0.0) -> FancyArrowPatch:
+    style = dict(arrowstyle='-|>', mutation_scale=9, shrinkA=0, shrinkB=0)
+    return FancyArrowPatch(start, end, connectionstyle=f'arc3,rad={bend}', **style)
