@@ -63,14 +63,26 @@ class LoopTimes:
             number (int): Images of each; at most half of all, rounded up, so that none is both.
 
         Returns:
-            tuple[list[int], list[int]]: Indices, fewest iterations first and most first. Of equals the first
-            image comes first.
+            tuple[list[int], list[int]]: Indices, fewest iterations first and most first. If not all with the
+            same iterations are taken, those that are stand evenly spaced in the data, which may be in the
+            order of its classes.
         """
         totals = self.totals
         number = min(number, -(-len(totals) // 2))
-        easiest = np.argsort(totals, kind='stable')[:number].tolist()
-        hardest = [i for i in np.argsort(-totals, kind='stable').tolist() if i not in easiest]
-        return easiest, hardest[:number]
+        easiest = _lowest(totals, np.arange(len(totals)), number)
+        rest = np.setdiff1d(np.arange(len(totals)), easiest)
+        return easiest, _lowest(-totals, rest, min(number, len(rest)))
+
+
+def _lowest(values: np.ndarray, candidates: np.ndarray, number: int) -> list[int]:
+    """Those of the candidates with the lowest values, in ascending order; of equals at the end a spread."""
+    order = candidates[np.argsort(values[candidates], kind='stable')]
+    if not number:
+        return []
+    last = values[order[number - 1]]
+    below, equal = order[values[order] < last], order[values[order] == last]
+    missing = number - len(below)
+    return [*below.tolist(), *equal[np.arange(missing) * len(equal) // missing].tolist()]
 
 
 class LoopRecorder:

@@ -155,7 +155,9 @@ def test_easy_and_hard_images_come_in_order_and_ties_in_that_of_the_data_set() -
     easy, hard = times.easiest_and_hardest(100)
     assert (easy, hard) == ([2, 5, 0, 3], [6, 1, 4])  # none is both
     same = LoopTimes({'a': 1}, {'a': np.ones(4, int)})
-    assert same.easiest_and_hardest(2) == ([0, 1], [2, 3])
+    assert same.easiest_and_hardest(2) == ([0, 2], [1, 3])
+    many = LoopTimes({'a': 4}, {'a': np.array([1] + 9 * [3] + 20 * [4])})
+    assert many.easiest_and_hardest(4) == ([0, 1, 4, 7], [10, 15, 20, 25])  # spread over their equals
 
 
 def test_averages_take_every_image_for_what_it_cost() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmrecur.analysis.loop_times import LoopTimes
 from mmrecur.apis.folding import read_whole_config
 from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model
@@ -158,9 +159,9 @@ def test_pictures_are_of_the_files(tool, classifier, monkeypatch: pytest.MonkeyP
     images = json.loads((tmp_path / 'loop_times.json').read_text())['images']
     assert len(images) == 7 and limit == 5 and (len(easy), len(hard)) == (4, 3)
     totals = [image['iterations'] for image in images]
-    order = sorted(range(7), key=lambda i: (totals[i], i))[:4]
-    rest = sorted(set(range(7)) - set(order), key=lambda i: (-totals[i], i))
-    for index, (pixels, iterations) in zip(order + rest, easy + hard):
+    times = LoopTimes({'all': limit}, {'all': np.array(totals)})
+    order, rest = times.easiest_and_hardest(10)
+    for index, (pixels, iterations) in zip(order + rest, easy + hard, strict=True):
         assert iterations == totals[index]
         bgr = cv2.imread(str(config.parent / 'images' / names[index]))
         assert np.array_equal(pixels, bgr[..., ::-1])

@@ -6,8 +6,8 @@ CONFIG is a config of a classifier or a detector with such a backbone, CHECKPOIN
                              of each gate, average multiply-adds, accuracy by iterations
     loop_times.png           distribution of the iterations (Figure 8 of the DR-ResNet paper), of all loops
                              together and of each
-    easy_and_hard.png        the images with the fewest and the most iterations (Figure 9); of equal ones the
-                             first of the data set
+    easy_and_hard.png        the images with the fewest and the most iterations (Figure 9); of more equal ones
+                             than there is place for, some from all over the data set
     passed_and_skipped.png   mean and variance of each channel of the maps that a gate let pass and of those
                              that it did not, for a shallow and a deep loop (Figure 7)
 
