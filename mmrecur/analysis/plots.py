@@ -256,7 +256,7 @@ def plot_curves(runs: Mapping[str, Sequence[Curve]], metric: str, marks: Sequenc
     for index, (name, curves) in enumerate(runs.items()):
         steps, seeds = curves[0].steps, list(zip(*(curve.values for curve in curves)))
         colour, dots = COLOURS[index % len(COLOURS)], 'o' if len(steps) <= 50 else ''
-        label = name if len(curves) == 1 else f'{name}, mean and range of {len(curves)} seeds'
+        label = name if len(curves) == 1 else f'{name} ({len(curves)} seeds)'
         means = [statistics.mean(values) for values in seeds]
         axes.plot(steps, means, color=colour, marker=dots, markersize=3, linewidth=1.5, label=label)
         low, high = [min(values) for values in seeds], [max(values) for values in seeds]
@@ -267,7 +267,9 @@ def plot_curves(runs: Mapping[str, Sequence[Curve]], metric: str, marks: Sequenc
     axes.set_ylabel(metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style_axes(axes)
-    axes.legend(fontsize='small', frameon=False)
+    several = any(len(curves) > 1 for curves in runs.values())
+    title = 'mean, range of the seeds' if several else None
+    axes.legend(fontsize='small', title=title, title_fontsize='small', alignment='left', frameon=False)
     return figure
 
 

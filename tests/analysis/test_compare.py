@@ -60,7 +60,7 @@ def test_picture_has_a_line_for_each_config(tmp_path: Path) -> None:
         assert (np.abs(picture - (blue, green, red)).sum(-1) < 12).sum() > 100
     (axes,) = plot_curves(runs, 'accuracy/top1', marks=[1.5]).axes
     means = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
-    assert means['plain'] == [3.0, 4.0] and means['rla, mean and range of 2 seeds'] == [2.5, 5.5]
+    assert means['plain'] == [3.0, 4.0] and means['rla (2 seeds)'] == [2.5, 5.5]
     assert list(axes.get_lines()[-1].get_xdata()) == [1.5, 1.5]
 
 
