@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -29,12 +28,9 @@ import numpy as np
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.fileio import get
-from mmengine.registry import DATASETS, DefaultScope
-from mmengine.runner import Runner
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import Subset
 
 from mmrecur.analysis.gate_maps import shallow_and_deep
 from mmrecur.analysis.loop_figures import plot_easy_and_hard, plot_gate_maps, plot_loop_times
@@ -43,6 +39,7 @@ from mmrecur.analysis.plots import save_figure
 from mmrecur.apis.folding import load_model
 from mmrecur.apis.runner import ToolError, clean_errors, load_config
 from mmrecur.apis.summary import print_results
+from mmrecur.apis.test_images import build_test_loader, config_scope
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -68,36 +65,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def build_loader(cfg: Config, num_images: int | None) -> Any:
-    """The loader of the test data, in their order and with the config's batch size."""
-    if cfg.get('test_dataloader') is None:
-        raise ToolError(f'config {cfg.filename!r} has no test_dataloader: it describes no test')
-    loader = cfg.test_dataloader.to_dict()
-    dataset = DATASETS.build(loader['dataset'])
-    if not hasattr(dataset, 'get_data_info'):
-        raise ToolError(f'the test data set is a {type(dataset).__name__}, allowed: one of images')
-    count = min(len(dataset), num_images or len(dataset))
-    loader.update(
-        dataset=Subset(dataset, range(count)), sampler=dict(type='DefaultSampler', shuffle=False)
-    )
-    loader.pop('batch_sampler', None)
-    if cfg.get('default_scope') == 'mmpretrain':  # its models take stacked batches
-        loader.setdefault('collate_fn', dict(type='default_collate'))
-    return Runner.build_dataloader(loader)
-
-
 def run(cfg: Config, args: argparse.Namespace) -> tuple[LoopRun, Any]:
     """Sends the data set through the model; what happened, and the data set."""
     model = load_model(cfg, args.checkpoint).to(get_device())
-    scope = cfg.get('default_scope')
-    if scope is not None:
-        importlib.import_module(f'{scope}.registry')
-    with DefaultScope.overwrite_default_scope(scope):
-        loader = build_loader(cfg, args.num_images)
-        try:
-            return run_loops(model, loader), loader.dataset.dataset
-        except ValueError as error:
-            raise ToolError(f'{args.config}: {error}') from error
+    loader, dataset = build_test_loader(cfg, args.num_images)
+    try:
+        with config_scope(cfg):
+            return run_loops(model, loader), dataset
+    except ValueError as error:
+        raise ToolError(f'{args.config}: {error}') from error
 
 
 def pixels_of(info: dict[str, Any]) -> np.ndarray:

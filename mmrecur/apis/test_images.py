@@ -1,0 +1,60 @@
+"""The images that a config tests on, for tools that look at each of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, Subset
+
+from .runner import ToolError
+
+
+@contextmanager
+def config_scope(cfg: Config) -> Iterator[None]:
+    """Find what a config names without a scope in its own one."""
+    scope = cfg.get('default_scope')
+    if scope is not None:
+        importlib.import_module(f'{scope}.registry')
+    with DefaultScope.overwrite_default_scope(scope):
+        yield
+
+
+def build_test_loader(
+    cfg: Config, num_images: int | None = None, batch_size: int | None = None
+) -> tuple[DataLoader, Any]:
+    """Build the loader of a config's test data, in their order.
+
+    Args:
+        cfg (Config): The config.
+        num_images (int, optional): Take only the first images. Defaults to None, all.
+        batch_size (int, optional): Images in a batch. Defaults to None, the config's.
+
+    Returns:
+        tuple[DataLoader, Dataset]: The loader, and the data set with ``get_data_info`` of each image.
+
+    Raises:
+        ToolError: If the config describes no test, or the data set does not hold images.
+    """
+    if cfg.get('test_dataloader') is None:
+        raise ToolError(f'config {cfg.filename!r} has no test_dataloader: it describes no test')
+    loader = cfg.test_dataloader.to_dict()
+    with config_scope(cfg):
+        dataset = DATASETS.build(loader['dataset'])
+        if not hasattr(dataset, 'get_data_info'):
+            raise ToolError(f'the test data set is a {type(dataset).__name__}, allowed: one of images')
+        count = min(len(dataset), num_images or len(dataset))
+        loader.update(
+            dataset=Subset(dataset, range(count)), sampler=dict(type='DefaultSampler', shuffle=False)
+        )
+        if batch_size is not None:
+            loader['batch_size'] = batch_size
+        loader.pop('batch_sampler', None)
+        if cfg.get('default_scope') == 'mmpretrain':  # its models take stacked batches
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+        return Runner.build_dataloader(loader), dataset
