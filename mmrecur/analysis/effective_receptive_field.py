@@ -88,7 +88,7 @@ def segment_view(
     """What each output segment of a CRC layer sees.
 
     Args:
-        layer (ChannelRecurrentConv): The layer; evaluated with its norms as in evaluation.
+        layer (ChannelRecurrentConv): The layer; measured in evaluation mode and left as it is.
         size (int, optional): Height and width of the random inputs. Defaults to what holds the widest
             receptive field, 2 d + 3.
         num_inputs (int): Number of inputs, from a normal distribution. Defaults to 4.
@@ -100,21 +100,26 @@ def segment_view(
     Raises:
         ValueError: If an output segment sees nothing, since a ReLU is closed everywhere.
     """
-    training = layer.training
-    layer.eval()
+    modes = {module: module.training for module in layer.modules()}
     parameter = next(layer.parameters())
     size = 2 * layer.steps + 3 if size is None else size
     x = torch.randn(
         num_inputs, layer.steps * layer.in_channels, size, size, generator=torch.Generator().manual_seed(0)
     ).to(parameter)
     influence, radius = [], []
-    for i in range(layer.steps):
-        first = i * layer.out_channels
-        energy = gradient_energy(layer, x, first, first + layer.out_channels)
-        if not energy.sum() > 0:
-            raise ValueError(f'output segment {i} of {name or "layer"} has no gradient: its ReLU is closed')
-        shares = energy.reshape(layer.steps, -1).sum(1)
-        influence.append((shares / shares.sum()).cpu().numpy())
-        radius.append(radius_of(energy))
-    layer.train(training)
+    layer.eval()
+    try:
+        for i in range(layer.steps):
+            first = i * layer.out_channels
+            energy = gradient_energy(layer, x, first, first + layer.out_channels)
+            if not energy.sum() > 0:
+                raise ValueError(
+                    f'output segment {i} of {name or "layer"} has no gradient: its ReLU is closed'
+                )
+            shares = energy.reshape(layer.steps, -1).sum(1)
+            influence.append((shares / shares.sum()).cpu().numpy())
+            radius.append(radius_of(energy))
+    finally:
+        for module, training in modes.items():  # frozen norms are in evaluation mode in training, too
+            module.training = training
     return SegmentView(name, np.array(influence), np.array(radius))

@@ -43,8 +43,9 @@ def test_shares_of_the_segments() -> None:
 def test_segments_see_those_before_them_and_further_than_the_first() -> None:
     torch.manual_seed(0)
     layer = ChannelRecurrentConv(2, 4, 5).train()
+    layer.norms[0].eval()
     view = segment_view(layer)
-    assert layer.training
+    assert layer.training and layer.norms[1].training and not layer.norms[0].training
     assert np.array_equal(view.influence > 0, np.tril(np.ones((5, 5), bool)))
     assert view.influence.sum(1) == pytest.approx(np.ones(5))
     assert (view.radius[1:] > view.radius[0]).all()
@@ -55,3 +56,4 @@ def test_a_layer_that_computes_nothing_is_named() -> None:
     nn.init.constant_(layer.conv_x.bias, -1e4)
     with pytest.raises(ValueError, match='output segment 0 of conv has no gradient'):
         segment_view(layer, name='conv')
+    assert layer.training
