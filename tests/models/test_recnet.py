@@ -217,6 +217,13 @@ def test_sum_in_half_precision_is_rounded_once() -> None:
         total = pointwise_sum(maps, [torch.ones(1, 1, 1, 1)] * 50)
     assert total.dtype == torch.bfloat16
     assert torch.equal(total, torch.full((1, 1, 2, 2), 450.0).bfloat16())
+    weights = [torch.ones(1, 1, 1, 1).bfloat16()] * 50
+    assert torch.equal(pointwise_sum([x.bfloat16() for x in maps], weights), total)
+
+
+def test_sum_of_no_images() -> None:
+    total = pointwise_sum([torch.zeros(0, 3, 5, 4)] * 2, [torch.zeros(2, 3, 1, 1)] * 2)
+    assert total.shape == (0, 2, 5, 4)
 
 
 class WideModule(nn.Module):

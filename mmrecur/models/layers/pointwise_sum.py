@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 def pointwise_sum(maps: Iterable[Tensor], weights: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
     """Sum of the 1x1 convolutions of maps.
@@ -28,8 +30,9 @@ def pointwise_sum(maps: Iterable[Tensor], weights: Sequence[Tensor], bias: Tenso
     for i, x in enumerate(maps):
         weight = weights[i]
         if total is None:
-            as_matrices = _is_plain_cpu(x) and x.dtype == weight.dtype
-            as_matrices = as_matrices and not torch.is_autocast_enabled('cpu')
+            as_matrices = _is_plain_cpu(x) and not torch.is_autocast_enabled('cpu')
+            # matrices of half precision would round the sum with every map
+            as_matrices = as_matrices and x.dtype == weight.dtype and x.dtype not in _HALF
         if as_matrices:
             shape = x.shape
             rows, matrix = x.permute(0, 2, 3, 1).reshape(-1, x.size(1)), weight.flatten(1).t()
@@ -41,12 +44,12 @@ def pointwise_sum(maps: Iterable[Tensor], weights: Sequence[Tensor], bias: Tenso
         part = F.conv2d(x, weight, bias if total is None else None)
         if total is not None:
             total += part
-        elif type(part) is Tensor and part.dtype in (torch.float16, torch.bfloat16):
+        elif type(part) is Tensor and part.dtype in _HALF:
             dtype, total = part.dtype, part.float()
         else:
             total = part
     if as_matrices:
-        return total.view(shape[0], shape[2], shape[3], -1).permute(0, 3, 1, 2)
+        return total.view(shape[0], shape[2], shape[3], total.size(1)).permute(0, 3, 1, 2)
     return total if dtype is None else total.to(dtype)
 
 
