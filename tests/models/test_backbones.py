@@ -211,6 +211,7 @@ def test_deployed_form_has_the_gradients_of_the_other(name: str) -> None:
         'rla-r50-d',
         'rla-eca-mobilenet',
         'swrn-22-2-2',
+        'recnet',
     ],
 )
 def test_training_takes_other_layouts_odd_sizes_and_single_images(name: str) -> None:
@@ -232,7 +233,7 @@ def test_checkpointed_graph_can_be_used_twice() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize('name', ['rla-r50', 'rla-eca-mobilenet'])
+@pytest.mark.parametrize('name', ['rla-r50', 'rla-eca-mobilenet', 'recnet', 'recnet-linear'])
 @pytest.mark.parametrize('deploy', [False, True])
 def test_half_precision_weights_run(name: str, deploy: bool) -> None:
     model = build(name).eval()

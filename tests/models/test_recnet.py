@@ -117,7 +117,16 @@ def test_inference_form_is_exact(activation: str, kernels: tuple, recurrent: boo
         expected = module(x)
         module.switch_to_deploy()
         assert torch.allclose(module(x), expected, rtol=1e-8, atol=1e-8)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+        module.switch_to_deploy()
+        assert torch.allclose(module(x), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_input_of_another_width_is_refused() -> None:
+    layer = ChannelRecurrentConv(2, 4, steps=3)
+    for channels in (4, 7, 8):
+        with pytest.raises(RuntimeError, match=rf'{channels} .*\[2, 2, 2\]'):
+            layer(torch.zeros(1, channels, 5, 5))
 
 
 def grouped_reference(layer: ChannelRecurrentConv, x: Tensor) -> Tensor:
@@ -316,6 +325,8 @@ def test_named_networks_are_table_3(name: str) -> None:
 def test_counts_are_those_of_table_1() -> None:
     counts = [classifier_parameters(arch=name) for name in ('60-1280', '60-640', '120-2560', '60-480')]
     assert counts == [1_733_140, 444_860, 5_388_740, 285_740]
+    # Section 2.1.1: a layer of 160 and 640 channels in ten segments
+    assert sum(p.numel() for p in ChannelRecurrentConv(16, 64, 10).parameters()) == 47_360
     # Table 2 (c): 1,769 K less 1,425 K and 1,683 K
     assert counts[0] - classifier_parameters(kernel_size_h=1) == 344_064
     assert counts[0] - classifier_parameters(kernel_size_x=1) == 86_016
@@ -369,6 +380,14 @@ WRONG = [
 def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         RecNet(**arguments)
+
+
+def test_wrong_arguments_of_a_module_are_named() -> None:
+    layer = ChannelRecurrentConv(2, 4, 3)
+    with pytest.raises(ValueError, match='out_channels=0, allowed: an integer of at least 1'):
+        RecurrentModule(layer, 0)
+    with pytest.raises(TypeError, match='with_cp=1.*allowed: True or False'):
+        RecurrentModule(layer, 4, with_cp=1)
 
 
 def test_plain_networks_are_refused_with_the_reason() -> None:

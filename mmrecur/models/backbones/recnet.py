@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
-from ..layers.channel_recurrent import ChannelRecurrentConv, RecurrentModule
+from ..layers.channel_recurrent import ChannelRecurrentConv, NormLayer, RecurrentModule
 from ..layers.checks import check_choice, check_int
 from ..layers.fuse import fold_norm
 from .base import Backbone, make_norm_layer
@@ -165,7 +165,7 @@ class RecNet(Backbone):
         if len(segments) != len(steps):
             raise ValueError(f'steps={steps!r} with segments={segments!r}, allowed: as many as those')
 
-    def _make_stem(self, stem: str, channels: int, norm_layer: nn.Module) -> None:
+    def _make_stem(self, stem: str, channels: int, norm_layer: NormLayer) -> None:
         large = stem == 'imagenet'
         kernel_size = 7 if large else 3
         self.conv1 = nn.Conv2d(

@@ -120,7 +120,8 @@ class ChannelRecurrentConv(nn.Module):
         Yields:
             Tensor: The segments of the output, shape (N, S_out, H, W) each. They must not be changed.
         """
-        parts = x.split(self.in_channels, dim=1)
+        # sizes in full: x with too many channels is an error, not cut off
+        parts = x.split([self.in_channels] * self.steps, dim=1)
         composed = None if self.recurrent or self.conv_h is None else self.composed_kernel()
         h = None
         for i in range(self.steps):
@@ -173,7 +174,10 @@ class ChannelRecurrentConv(nn.Module):
         """Fold the norms into the convolutions; norms for each step make kernels for each step.
 
         Those of a linear layer stay, for what reads its output to fold, as :class:`RecurrentModule` does.
+        A second call does nothing.
         """
+        if self.step_convs_x is not None:
+            return
         if not self.recurrent and self.conv_h is not None:
             self._compose()
         if self.activation == 'shared_bn':
@@ -218,6 +222,9 @@ class RecurrentModule(nn.Module):
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
         with_cp (bool): Recompute activations in the backward pass. Defaults to False.
 
+    Raises:
+        TypeError, ValueError: If an argument is wrong; the message says what is allowed.
+
     Example:
         >>> import torch
         >>> module = RecurrentModule(ChannelRecurrentConv(8, 32, steps=10), out_channels=160)
@@ -233,6 +240,8 @@ class RecurrentModule(nn.Module):
         with_cp: bool = False,
     ) -> None:
         super().__init__()
+        check_int('out_channels', out_channels, 1)
+        check_flag(with_cp=with_cp)
         self.crc = crc
         self.conv = nn.Conv2d(crc.steps * crc.out_channels, out_channels, 1, bias=False)
         self.norm = norm_layer(out_channels)
@@ -255,7 +264,7 @@ class RecurrentModule(nn.Module):
         return self.relu(self.norm(pointwise_sum(self.crc.segments(x), weights, self.conv.bias)))
 
     def switch_to_deploy(self) -> None:
-        """Fold the norms."""
+        """Fold the norms; a second call does nothing."""
         self.crc.switch_to_deploy()
         if self.crc.activation == 'linear' and all(map(is_foldable, self.crc.norms)):
             self._fold_output_norms()
