@@ -139,7 +139,7 @@ def plot_segment_views(views: Sequence[SegmentView]) -> Figure:
         shares.set_xlabel('input segment')
         radii.plot(np.arange(len(view.radius)), view.radius, 'o-', color=COLOURS[0], markersize=4)
         radii.set_xlabel('output segment')
-        radii.set_ylim(bottom=0)
+        radii.set_ylim(0, 1.1 * view.radius.max() or 1)  # 1x1 kernels see no further than their pixel
         style_axes(radii)
         for axes in (shares, radii):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmrecur.analysis.effective_receptive_field import SegmentView
+from mmrecur.analysis.plots import plot_segment_views
 from mmrecur.apis.runner import ToolError
 from tests.tool_module import load_tool
 
@@ -30,6 +32,14 @@ def test_prints_and_draws(tool, tmp_path: Path, capsys) -> None:
         assert len(layer['radius']) == 4 and all(0 < radius < 4 for radius in layer['radius'])
     with Image.open(out) as picture:
         assert len(picture.convert('RGB').getcolors(1 << 20)) > 20
+
+
+def test_no_radius_is_cut_off() -> None:
+    radii = [np.array([1.0, 1.01, 1.02]), np.zeros(3)]
+    figure = plot_segment_views([SegmentView('crc', np.eye(3), radius) for radius in radii])
+    limits = [axes.get_ylim() for axes in figure.axes if axes.get_xlabel() == 'output segment']
+    assert [low for low, _ in limits] == [0, 0]
+    assert limits[0][1] > 1.05 * 1.02 and limits[1][1] > 0
 
 
 def test_prints_a_table(tool, capsys) -> None:
