@@ -49,7 +49,10 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     backbone.add_argument('--amp', choices=('bf16', 'fp16'), help='run both under autocast')
     backbone.add_argument('--compile', action='store_true', help='torch.compile both')
-    backbone.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    backbone.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='default: cuda if there is a GPU, else cpu',
+    )  # fmt: skip
     backbone.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
     backbone.add_argument('--rounds', type=int, default=20, help='timed rounds (default: 20)')
     backbone.add_argument('--json', action='store_true', help='print JSON instead of a table')

@@ -39,7 +39,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--num-images', type=int, default=256, help='images timed (default: 256)')
     parser.add_argument('--batch-size', type=int, default=1, help='default: 1')
     parser.add_argument('--deploy', action='store_true', help='inference form (BN folded) of all')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='default: cuda if there is a GPU, else cpu',
+    )  # fmt: skip
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
     parser.add_argument('--rounds', type=int, default=8, help='timed rounds (default: 8)')
     args = parser.parse_args(argv)

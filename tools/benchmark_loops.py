@@ -63,17 +63,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--depth', type=int, default=53, choices=list(DRResNet.arch_settings))
+    parser.add_argument(
+        '--depth', type=int, default=53, choices=list(DRResNet.arch_settings), help='default: 53'
+    )
     parser.add_argument(
         '--rate', type=float, nargs='+', default=[0.7], help='shares that gates let pass (default: 0.7)'
     )
-    parser.add_argument('--batch-size', type=int, nargs='+', default=[1, 16], help='default: 1 16')
+    parser.add_argument(
+        '--batch-size', type=int, nargs='+', default=[1, 16], help='images in a batch (default: 1 16)'
+    )
     parser.add_argument(
         '--shape', type=int, nargs=2, metavar=('H', 'W'),
         help='size of the images (default: 224 224, 32 32 for the depths of CIFAR)',
     )  # fmt: skip
     parser.add_argument('--deploy', action='store_true', help='inference form (BN folded)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='default: cuda if there is a GPU, else cpu',
+    )  # fmt: skip
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
     parser.add_argument('--rounds', type=int, default=12, help='timed rounds (default: 12)')
     parser.add_argument('--seed', type=int, default=0, help='of the draw of who leaves (default: 0)')

@@ -80,10 +80,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--arch', default='60-1280', choices=list(RecNet.arch_settings))
-    parser.add_argument('--batch-size', type=int, default=64)
-    parser.add_argument('--size', type=int, default=32, help='height and width of the images')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument(
+        '--arch', default='60-1280', choices=list(RecNet.arch_settings), help='default: 60-1280'
+    )
+    parser.add_argument('--batch-size', type=int, default=64, help='images in a batch (default: 64)')
+    parser.add_argument('--size', type=int, default=32, help='height and width of the images (default: 32)')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='default: cuda if there is a GPU, else cpu',
+    )  # fmt: skip
     parser.add_argument('--threads', type=int, help='CPU threads (default: all cores)')
     parser.add_argument('--rounds', type=int, default=12, help='timed rounds (default: 12)')
     parser.add_argument('--compile', action='store_true', help='torch.compile both')

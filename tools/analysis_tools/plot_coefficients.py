@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('config', help='config or module, see above')
     parser.add_argument('checkpoints', nargs='*', metavar='CHECKPOINT', help='weights, or TITLE=weights')
-    parser.add_argument('--stage', default='layer2', help='stage whose coefficients are drawn')
+    parser.add_argument('--stage', default='layer2', help='whose coefficients are drawn (default: layer2)')
     parser.add_argument(
         '--similarity', type=picture_path, help='write the similarities to this file: png, pdf or svg'
     )

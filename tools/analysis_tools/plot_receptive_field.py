@@ -39,8 +39,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config or module, see above')
-    parser.add_argument('checkpoint', nargs='?', help='weights of the model')
-    parser.add_argument('--layer', default='*', help='shell pattern of the names of CRC layers')
+    parser.add_argument('checkpoint', nargs='?', help='weights; default: random ones')
+    parser.add_argument('--layer', default='*', help='shell pattern of CRC layer names (default: all)')
     parser.add_argument('--out', type=picture_path, help='write the plot to this file: png, pdf or svg')
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     parser.add_argument(

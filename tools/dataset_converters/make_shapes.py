@@ -57,10 +57,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[Path, ShapesConfig, bool]
         '--max-objects', type=int, default=default.max_objects, metavar='N',
         help='a picture holds 1 to N shapes; detection only (default: %(default)s)',
     )  # fmt: skip
-    parser.add_argument('--seed', type=int, default=default.seed, help='(default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=default.seed, help='of the draw (default: %(default)s)')
     parser.add_argument(
-        '--task', choices=TASKS, default=default.task, help='(default: %(default)s)'
-    )
+        '--task', choices=TASKS, default=default.task,
+        help='detection: COCO format; classification: a folder for each class (default: %(default)s)',
+    )  # fmt: skip
     parser.add_argument(
         '--force', action='store_true',
         help='make it anew where OUT_DIR already holds a data set that this script made',

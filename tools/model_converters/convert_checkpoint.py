@@ -3,6 +3,7 @@
     python tools/model_converters/convert_checkpoint.py theirs.pth ours.pth --source rlanet \\
         --config configs/rla/rla-resnet50_4xb64_in1k.py --cfg-options model.backbone.variant=v3
 
+The layouts are those of the authors of RLA (rlanet), ResNet-Shared (net_rl2) and SWRN (soft_sharing).
 Nothing in the file is executed. The result is tried on an image of noise and written beside a report.
 """
 
@@ -22,7 +23,9 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_file_arguments(parser)
-    parser.add_argument('--source', required=True, choices=sorted(CONVERTERS), help="whose layout SRC is in")
+    parser.add_argument(
+        '--source', required=True, choices=sorted(CONVERTERS), help='whose layout SRC is in, see above'
+    )
     args = parser.parse_args(argv)
     report = transfer_file(
         args, lambda state, model: convert(state, args.source, model, strict=not args.no_strict)
