@@ -143,6 +143,25 @@ def test_masked_norm_computes_half_precision_in_single(dtype: torch.dtype) -> No
     assert norm.running_mean.dtype == torch.float32
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_masked_norm_takes_its_statistics_in_single_under_autocast(dtype: torch.dtype) -> None:
+    x, passed, results = maps().float() + 50, torch.tensor([1.0, 0, 1, 1, 0, 0]), []
+    for enabled in (False, True):
+        norm = nn.BatchNorm2d(8)
+        with torch.autocast('cpu', dtype, enabled=enabled):
+            results.append([masked_batch_norm(x, norm, passed), norm.running_mean, norm.running_var])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_masked_norm_of_a_single_value_normalises_by_running_statistics_and_keeps_them() -> None:
+    norm, x = nn.BatchNorm2d(8).double(), maps()[..., :1, :1]
+    randomise_norms(norm)
+    before = copy.deepcopy(norm.state_dict())
+    y = masked_batch_norm(x, norm, torch.tensor([0.0, 1, 0, 0, 0, 0]))
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+    torch.testing.assert_close(y, norm.eval()(x))
+
+
 def test_iterations_have_norms_of_their_own() -> None:
     position = LoopPosition()
     norm = LoopNorm(nn.BatchNorm2d(8).double(), 3, position)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checks import check_int
@@ -34,7 +34,8 @@ class LoopNorm(nn.ModuleList):
     Guo et al., *Dynamic Recursive Neural Network*, CVPR 2019. With ``masked`` it is the improved form
     (I-LVBN): in training, samples that a gate did not let pass are normalised by, but do not count in, the
     statistics of the batch and the running ones. An iteration that no sample passes normalises by the
-    running statistics and leaves them as they are.
+    running statistics and leaves them as they are; so does one in which a single value passes, a sample with
+    a map of one pixel, since it has no variance.
 
     Args:
         norm (nn.Module): The norm of the first iteration, which the others start as copies of. What is no
@@ -84,8 +85,8 @@ def masked_batch_norm(x: Tensor, norm: _BatchNorm, weights: Tensor) -> Tensor:
 
     Args:
         x (Tensor): Shape (N, C, H, W).
-        norm (_BatchNorm): The norm, whose running statistics are updated; not if no sample counts, and x
-            is normalised by them then.
+        norm (_BatchNorm): The norm, whose running statistics are updated; not if no more than one value of
+            a channel counts, and x is normalised by them then.
         weights (Tensor): 1 for samples that count, 0 for others, shape (N,).
 
     Returns:
@@ -93,7 +94,7 @@ def masked_batch_norm(x: Tensor, norm: _BatchNorm, weights: Tensor) -> Tensor:
     """
     values = x if x.dtype == torch.float64 else x.float()
     mean, var, count = _masked_statistics(values, norm, weights.detach().to(values))
-    some = count > 0
+    some = count > 1  # one value has no variance
     if norm.running_mean is not None:
         mean = torch.where(some, mean, norm.running_mean.to(values))
         var = torch.where(some, var, norm.running_var.to(values))
@@ -114,9 +115,10 @@ def _masked_statistics(x: Tensor, norm: _BatchNorm, weights: Tensor) -> tuple[Te
     own_var, own_mean = torch.var_mean(x, pixels, correction=0)  # of each sample, in one pass
     weights = weights * (x[0, 0].numel())
     count = _over_processes(weights.sum(), norm)
-    share = weights / count.clamp(min=1)
-    mean = _over_processes(share @ own_mean, norm)
-    var = _over_processes(share @ (own_var + (own_mean - mean).square()), norm)
+    share = (weights / count.clamp(min=1)).unsqueeze(1)
+    # sums, not products of matrices: autocast would round those to half precision
+    mean = _over_processes((share * own_mean).sum(0), norm)
+    var = _over_processes((share * (own_var + (own_mean - mean).square())).sum(0), norm)
     return mean, var, count
 
 
@@ -125,13 +127,28 @@ def _over_processes(x: Tensor, norm: _BatchNorm) -> Tensor:
     if not isinstance(norm, nn.SyncBatchNorm) or not (dist.is_available() and dist.is_initialized()):
         return x
     group = norm.process_group or dist.group.WORLD
-    return all_reduce(x, group=group) if dist.get_world_size(group) > 1 else x
+    return _SumOverProcesses.apply(x, group) if dist.get_world_size(group) > 1 else x
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over the processes of a group; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        x = x.contiguous().clone()
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _SumOverProcesses.apply(grad, ctx.group), None
 
 
 @torch.no_grad()
 def _record(norm: _BatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None:
-    """Update the running statistics as the norm itself would, unless no value counts."""
-    some = (count > 0).to(norm.running_mean)
+    """Update the running statistics as the norm itself would, unless no more than one value counts."""
+    some = (count > 1).to(norm.running_mean)
     norm.num_batches_tracked.add_(some.to(norm.num_batches_tracked))
     momentum = norm.momentum
     if momentum is None:  # the average over all batches
