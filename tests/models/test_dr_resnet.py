@@ -181,6 +181,17 @@ def test_rates_and_their_loss_are_of_the_last_pass() -> None:
     assert build('dr-r', loss_gate=None).train().auxiliary_losses() == {}
 
 
+def test_gates_frozen_in_the_middle_of_training_leave_the_objective() -> None:
+    model = build('dr-r').train()
+    model(image(2, 3, 32, 32))
+    model.auxiliary_losses()['loss_gate'].backward()
+    model.layer3.requires_grad_(False).eval()
+    model(image(2, 3, 32, 32))
+    loss = model.auxiliary_losses()['loss_gate']
+    assert loss.item() == pytest.approx(build('dr-r').loss_gate(model.layer4[1].decisions).item())
+    loss.backward()  # the graph of the first pass is gone
+
+
 def test_hooks_are_those_that_the_arguments_need() -> None:
     def hooks(name: str, **kwargs) -> list[str]:
         return [hook['type'] for hook in build(name, **kwargs).required_hooks]

@@ -324,6 +324,41 @@ def test_any_residual_block_can_be_wrapped(make) -> None:
         torch.testing.assert_close(block(maps()), expected)
 
 
+class Foreign(nn.Module):
+    """A residual block of somebody else's, which knows no inference form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+def test_a_block_without_an_inference_form_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    block, x = RecursiveBlock(Foreign(), 3, random_gate(8)), maps().float()
+    randomise_norms(block)
+    with torch.no_grad():
+        expected = block.eval()(x)
+        block.switch_to_deploy()
+        assert torch.equal(block(x), expected)
+    assert 'unrolled.2.body.1.running_mean' in block.state_dict()
+
+
+@pytest.mark.parametrize('norm, gated', [('lvbn', False), ('shared', True), ('lvbn', True), ('i-lvbn', True)])
+def test_autocast_changes_no_dtype_on_the_way(norm: str, gated: bool) -> None:
+    torch.manual_seed(0)
+    block = RecursiveBlock(Bottleneck(8, 4, 8), 3, random_gate(8) if gated else None, norm)
+    x, outputs = maps(16).float(), []
+    with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
+        for training, skip in ((True, True), (False, True), (False, False)):
+            block.skip = skip
+            outputs.append(block.train(training)(x))
+    assert [y.dtype for y in outputs] == 3 * [torch.float32]
+    torch.testing.assert_close(outputs[1], outputs[2], rtol=0.02, atol=0.02)
+
+
 def test_group_norms_have_parameters_of_their_own() -> None:
     block = RecursiveBlock(
         Bottleneck(8, 4, 8, norm_layer=lambda c: nn.GroupNorm(2, c)), 2, random_gate(8), 'i-lvbn'

@@ -146,9 +146,9 @@ class RecursiveBackbone(OwnObjective, Backbone):
 
         Returns:
             list[GateDecision]: Of every block and iteration of the last training pass; empty if no gate took
-            part in it.
+            part in it. Blocks that are in evaluation mode, frozen since then perhaps, are left out.
         """
-        return [d for block in self.recursive_blocks().values() for d in block.decisions]
+        return [d for block in self.recursive_blocks().values() if block.training for d in block.decisions]
 
     @torch.no_grad()
     def gate_rates(self) -> dict[str, float]:

@@ -49,6 +49,7 @@ class RecursiveBlock(nn.Module):
     Args:
         block (nn.Module): A residual block of stride 1 that keeps the number of channels, with norms as
             submodules. If it returns several values, the first is its output. It is taken over and changed.
+            What its ``switch_to_deploy()`` does, if it has one, is part of the inference form.
         num_loops (int): Iterations.
         gate (nn.Module, optional): Decides from a map of shape (N, C, H, W) for each sample, see
             :class:`GumbelGate`. One gate serves all iterations. None for a loop of fixed length. Defaults to
@@ -135,7 +136,9 @@ class RecursiveBlock(nn.Module):
             self.position.iteration, self.position.passed = index, passed
             output = self.block(x)
             self.position.passed = None
-        return output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, tuple) else output
+        # autocast may have changed the dtype, and samples that left keep theirs
+        return output.to(x.dtype)
 
     def _learn(self, x: Tensor) -> Tensor:
         reached, decisions = x.new_ones(len(x), dtype=torch.promote_types(x.dtype, torch.float32)), []
@@ -152,7 +155,7 @@ class RecursiveBlock(nn.Module):
         still = reached * passed
         output = self._iterate(x, index, still.detach())
         # a weight of 0 or 1 gives one of the two exactly
-        return torch.lerp(x, output.to(x.dtype), _per_sample(still).to(x.dtype)), passed, still
+        return torch.lerp(x, output, _per_sample(still).to(x.dtype)), passed, still
 
     def _leave_out(self, x: Tensor) -> Tensor:
         """Run the loop in evaluation on the samples that are still in it."""
@@ -182,7 +185,8 @@ class RecursiveBlock(nn.Module):
         for index in range(1 if self.norm == 'shared' else self.num_loops):
             block = copy.deepcopy(self.block)
             _replace_norms(block, lambda module, index=index: module[index], LoopNorm)
-            block.switch_to_deploy()
+            if hasattr(block, 'switch_to_deploy'):
+                block.switch_to_deploy()
             blocks.append(block)
         self.unrolled, self.block = nn.ModuleList(blocks), None
 
