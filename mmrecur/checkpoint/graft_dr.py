@@ -16,7 +16,7 @@ from ..models.layers.recursive import RecursiveBlock
 from .convert import unwrap
 from .graft import GraftTransfer, register_graft
 from .layouts_mobilenet import mobilenet_names
-from .report import Report
+from .report import Report, TransferError
 
 #: How the blocks of a loop are made one.
 METHODS = ('average', 'least squares')
@@ -45,6 +45,9 @@ def graft_dr(transfer: GraftTransfer, images: Tensor | None = None) -> None:
     Args:
         transfer (GraftTransfer): The transfer to fill.
         images (Tensor, optional): A batch as the plain network gets it, shape (N, C, H, W).
+
+    Raises:
+        TransferError: If the plain network's blocks are of another kind or width than those in the loops.
     """
     backbone = transfer.backbone
     if hasattr(backbone, 'width_mult'):
@@ -53,6 +56,7 @@ def graft_dr(transfer: GraftTransfer, images: Tensor | None = None) -> None:
         _take_all(transfer)  # a network with loops already
         return
     places = assign_blocks(backbone, transfer.plain)
+    _check_blocks(transfer, places)
     used = {block for blocks in places.values() for block in blocks}
     for name in transfer.backbone_keys():
         if not any(name.startswith(f'{loop}.') for loop in places):
@@ -92,7 +96,8 @@ def graft_loops(
         of every key.
 
     Raises:
-        TransferError: If keys or shapes do not fit, with ``strict``.
+        TransferError: If keys or shapes do not fit, with ``strict``; always if the blocks are of another kind
+            or width.
     """
     transfer = GraftTransfer(unwrap(state_dict), model)
     graft_dr(transfer, images)
@@ -133,6 +138,24 @@ def assign_blocks(backbone: nn.Module, plain: Mapping[str, str]) -> dict[str, li
     return places
 
 
+def _convolutions(loop: RecursiveBlock) -> dict[str, nn.Conv2d]:
+    return {name: module for name, module in loop.block.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def _check_blocks(transfer: GraftTransfer, places: Mapping[str, list[str]]) -> None:
+    """Raise unless the plain blocks have the convolutions of the loops that they become."""
+    for loop, blocks in places.items():
+        for conv, module in _convolutions(transfer.backbone.get_submodule(loop)).items():
+            for name in (f'{block}.{conv}.weight' for block in blocks):
+                wanted = tuple(module.weight.shape)
+                found = transfer.source[transfer.plain[name]].shape if name in transfer.plain else None
+                if found != wanted:
+                    has = 'no' if found is None else tuple(found)
+                    raise TransferError(
+                        f'the source has {has} {name}, allowed for {loop}: a convolution of shape {wanted}'
+                    )
+
+
 def _take_all(transfer: GraftTransfer) -> None:
     for name in transfer.backbone_keys():
         transfer.take(name)
@@ -143,7 +166,7 @@ def _fill_loop(
 ) -> tuple[float, str]:
     """Fill a loop from its blocks; its error and the method that was taken."""
     module: RecursiveBlock = transfer.backbone.get_submodule(loop)
-    convs = [name for name, m in module.block.named_modules() if isinstance(m, nn.Conv2d)]
+    convs = [*_convolutions(module)]
     weights = {
         conv: [transfer.source[transfer.plain[f'{block}.{conv}.weight']] for block in blocks]
         for conv in convs
@@ -160,7 +183,7 @@ def _fill_loop(
     for conv in convs:
         sources = [transfer.plain[f'{block}.{conv}.weight'] for block in dict.fromkeys(blocks)]
         target = f'{transfer.prefix}{loop}.block.{conv}.weight'
-        transfer.transform(target, sources, choices[method][conv].to(weights[conv][0].dtype), how)
+        transfer.transform(target, sources, choices[method][conv].to(weights[conv][0]), how)
     _fill_norms(transfer, loop, blocks)
     return error, method
 
@@ -192,6 +215,9 @@ def _distance(weights: Mapping[str, list[Tensor]], shared: Mapping[str, Tensor])
 class _PlainReader:
     """The plain network on a batch: what its convolutions read and its blocks return.
 
+    In a stage without loops only the blocks run that the network with loops has too, so that what its loops
+    are fitted to is what they will read.
+
     Args:
         transfer (GraftTransfer): Holds the plain network's weights and the network with loops, whose parts
             the plain one is put together from.
@@ -218,7 +244,7 @@ class _PlainReader:
         modules = getattr(backbone, stage)
         template = next((m for m in modules if isinstance(m, RecursiveBlock)), None)
         indices = {int(m[1]) for n in self.transfer.plain if (m := re.match(rf'{stage}\.(\d+)\.', n))}
-        for index in sorted(indices):
+        for index in sorted(indices if template is not None else indices & {*range(len(modules))}):
             name = f'{stage}.{index}'
             if index == 0 or template is None:
                 block = modules[index]
@@ -267,7 +293,7 @@ class _PlainReader:
             ).mean(0)
             average = average.view(cross.shape)
             ridge = 1e-6 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=1e-12)
-            eye = ridge * torch.eye(gram.size(1), dtype=gram.dtype)
+            eye = ridge * torch.eye(gram.size(1), dtype=gram.dtype, device=gram.device)
             solved = torch.linalg.solve(gram + eye, (cross + average @ eye).transpose(1, 2))
             fitted[conv] = solved.transpose(1, 2).reshape(cross_average.shape)
         return fitted

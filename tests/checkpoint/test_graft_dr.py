@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmrecur.checkpoint import graft
 from mmrecur.checkpoint.graft_dr import assign_blocks, graft_loops
+from mmrecur.checkpoint.report import TransferError
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet, RLAMobileNetV2
 from tests.models.test_rla import randomise_norms
 
@@ -113,6 +114,38 @@ def test_blocks_nobody_stands_for_are_explained_and_few_blocks_repeat() -> None:
     assert set(report.unused.values()) == {'a block that no iteration stands for'}
     assert {key.split('.')[0] for key in report.unused} == {'layer3'}
     assert torch.equal(state['layer4.1.block.bn1.0.weight'], state['layer4.1.block.bn1.1.weight'])
+
+
+@pytest.mark.parametrize('batch', [None, images()])
+def test_a_stage_without_loops_may_have_fewer_blocks(batch: Tensor | None) -> None:
+    """As DR-ResNet-35's second stage has fewer than ResNet-50's."""
+    source = with_equal_convolutions(plain((1, 4, 7, 3)), ('layer4', 1, 2))
+    model = looped(blocks=(1, 3, 3, 2))
+    state, report = graft_loops(source.state_dict(), model, batch)
+    model.load_state_dict(state)
+    assert {key.rsplit('.', 2)[0] for key in report.unused} == {'layer2.3'}
+    with torch.no_grad():
+        x = source.layer4[0](images()[:, :, :6, :6].mean(1, keepdim=True).expand(-1, 64, -1, -1))[0]
+        wanted = source.layer4[2](source.layer4[1](x)[0])[0]
+        torch.testing.assert_close(model.layer4[1](x), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_loops_are_fitted_on_the_device_of_the_model() -> None:
+    source, model, batch = plain().state_dict(), looped(), images()
+    with torch.device('meta'):  # where tensors of no stated device would lie
+        state, _ = graft_loops(source, model, batch)
+    assert {tensor.device.type for tensor in state.values()} == {'cpu'}
+
+
+@pytest.mark.parametrize('batch', [None, images()])
+def test_other_blocks_are_named(batch: Tensor | None) -> None:
+    source = plain().state_dict()
+    basic = {key: value for key, value in source.items() if '.conv3.' not in key and '.bn3.' not in key}
+    with pytest.raises(TransferError, match=r'no layer3.1.conv3.weight, allowed for layer3.1: .* shape'):
+        graft_loops(basic, looped(), batch)
+    shapes = r'\(16, 64, 1, 1\) layer3.1.conv1.weight, allowed .* \(32, 128, 1, 1\)'
+    with pytest.raises(TransferError, match=shapes):
+        graft_loops(source, looped(base_channels=8), batch)
 
 
 def test_a_network_with_loops_is_taken_as_it_is() -> None:
