@@ -192,6 +192,16 @@ def test_gates_frozen_in_the_middle_of_training_leave_the_objective() -> None:
     loss.backward()  # the graph of the first pass is gone
 
 
+def test_names_have_the_papers_target_rates() -> None:
+    named = {**DRResNet.architectures, **DRMobileNetV2.architectures}
+    special = {'dr-resnet35': 0.8, 'dr-mobilenetv2': 0.9}
+    assert special.keys() < named.keys() and 'dr-resnet53' in named
+    for name, arguments in named.items():
+        with torch.device('meta'):
+            model = (DRMobileNetV2 if 'mobilenet' in name else DRResNet)(**arguments)
+        assert model.loss_gate.target_rate == special.get(name, 0.7)
+
+
 def test_hooks_are_those_that_the_arguments_need() -> None:
     def hooks(name: str, **kwargs) -> list[str]:
         return [hook['type'] for hook in build(name, **kwargs).required_hooks]

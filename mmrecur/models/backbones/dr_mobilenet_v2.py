@@ -75,6 +75,8 @@ class DRMobileNetV2(RecursiveBackbone):
         (6, 320, 1),
     )
 
+    architectures = {'dr-mobilenetv2': {}}
+
     def __init__(
         self,
         width_mult: float = 1.0,

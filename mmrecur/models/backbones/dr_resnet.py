@@ -99,7 +99,11 @@ class DRResNet(RecursiveBackbone):
         66: ((18, 7, 7), (1, 3, 3), True),
         74: ((18, 9, 9), (1, 2, 2), True),
     }
-    architectures = {f'dr-resnet{depth}': dict(depth=depth) for depth in (35, 44, 47, 53, 65)}
+    #: With the target rates of Section 4.2.
+    architectures = {
+        'dr-resnet35': dict(depth=35, loss_gate=dict(type='mmrecur.GateRateLoss', target_rate=0.8)),
+        **{f'dr-resnet{depth}': dict(depth=depth) for depth in (44, 47, 53, 65)},
+    }
 
     def __init__(
         self,
