@@ -346,6 +346,24 @@ def test_a_block_without_an_inference_form_stays_as_it_is() -> None:
     assert 'unrolled.2.body.1.running_mean' in block.state_dict()
 
 
+class FixedNorm(nn.Module):
+    """A frozen batch norm, as other libraries have: no kin of torch's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer('running_mean', torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.running_mean
+
+
+def test_norms_of_other_libraries_are_norms_too() -> None:
+    block = RecursiveBlock(Bottleneck(8, 4, 8, norm_layer=FixedNorm), 3, random_gate(8))
+    assert isinstance(block.block.bn2, LoopNorm)
+    assert {'block.bn3.0.running_mean', 'block.bn3.2.running_mean'} <= block.state_dict().keys()
+    block(maps().float())
+
+
 @pytest.mark.parametrize('norm, gated', [('lvbn', False), ('shared', True), ('lvbn', True), ('i-lvbn', True)])
 def test_autocast_changes_no_dtype_on_the_way(norm: str, gated: bool) -> None:
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,6 @@ from .loop_norm import LoopNorm, LoopPosition
 
 #: What the iterations of a loop do with a block's norms.
 LOOP_NORMS = ('shared', 'lvbn', 'i-lvbn')
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class GateDecision(NamedTuple):
@@ -101,7 +101,7 @@ class RecursiveBlock(nn.Module):
         self.gate = gate
         if norm != 'shared':
             _replace_norms(
-                block, lambda module: LoopNorm(module, num_loops, self.position, norm == 'i-lvbn')
+                block, lambda module: LoopNorm(module, num_loops, self.position, norm == 'i-lvbn'), _is_norm
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class RecursiveBlock(nn.Module):
         blocks = []
         for index in range(1 if self.norm == 'shared' else self.num_loops):
             block = copy.deepcopy(self.block)
-            _replace_norms(block, lambda module, index=index: module[index], LoopNorm)
+            _replace_norms(block, lambda module, index=index: module[index], _is_loop_norm)
             if hasattr(block, 'switch_to_deploy'):
                 block.switch_to_deploy()
             blocks.append(block)
@@ -195,12 +195,25 @@ class RecursiveBlock(nn.Module):
         return {**self.__dict__, 'decisions': []}
 
 
-def _replace_norms(module: nn.Module, replacement: Any, kinds: Any = _NORMS) -> None:
+def _replace_norms(
+    module: nn.Module,
+    replacement: Callable[[nn.Module], nn.Module],
+    is_replaced: Callable[[nn.Module], bool],
+) -> None:
     for name, child in module.named_children():
-        if isinstance(child, kinds):
+        if is_replaced(child):
             setattr(module, name, replacement(child))
         else:
-            _replace_norms(child, replacement, kinds)
+            _replace_norms(child, replacement, is_replaced)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    # other libraries' batch norms (MMCV's SyncBatchNorm, frozen ones) need not be torch's
+    return isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) or hasattr(module, 'running_mean')
+
+
+def _is_loop_norm(module: nn.Module) -> bool:
+    return isinstance(module, LoopNorm)
 
 
 def _is_traced(x: Tensor) -> bool:
