@@ -3,8 +3,8 @@
     python tools/compare_training.py configs/demo/resnet20-mini_cifar10.py \\
         configs/demo/rla-resnet20-mini_cifar10.py --seeds 0 1 2 --plot compared.png
 
---plot draws the metric over the epochs, --size-plot over the parameters, with a line for each class of
-backbone.
+--plot draws the metric over the epochs, --size-plot over the parameters. There configs whose names begin
+alike, up to the first "-", stand on one line: resnet20-w8, resnet20 and resnet20-w24.
 
 Runs are made by tools/train.py, one after the other, in WORK_DIR/CONFIG/seed-SEED. A run that is done is
 not repeated and one that was killed goes on, so the same command can be given again and again.
@@ -81,11 +81,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     args = parse_args(argv)
     runs: dict[str, list[Curve]] = {}
-    parameters, kinds = {}, {}
+    parameters = {}
     for config in args.configs:
-        name, model = Path(config).stem, build_model(*read_model(config))
-        parameters[name] = sum(p.numel() for p in model.parameters())
-        kinds[name] = type(getattr(model, 'backbone', model)).__name__
+        name = Path(config).stem
+        parameters[name] = sum(p.numel() for p in build_model(*read_model(config)).parameters())
     for seed in args.seeds:
         for config in args.configs:
             name = Path(config).stem
@@ -103,7 +102,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.size_plot:
         sizes: dict[str, list[tuple[int, Summary]]] = {}
         for summary in summaries:
-            sizes.setdefault(kinds[summary.name], []).append((parameters[summary.name], summary))
+            kind = summary.name.partition('-')[0]
+            sizes.setdefault(kind, []).append((parameters[summary.name], summary))
         save_figure(plot_sizes(sizes, args.metric), args.size_plot)
         print(f'Plot of the sizes: {args.size_plot}')
 

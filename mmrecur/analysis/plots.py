@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 if TYPE_CHECKING:  # drawing needs what they hold, not how it is computed
     from .compare import Curve, Summary
@@ -285,7 +285,10 @@ def plot_sizes(kinds: Mapping[str, Sequence[tuple[int, Summary]]], metric: str) 
         Figure: The figure.
     """
     figure, ((axes,),) = open_figure(7, 4.5)
+    # names stand below the lowest line and above the others, so that fewer meet
+    lowest = min(kinds, key=lambda kind: statistics.mean(summary.mean for _, summary in kinds[kind]))
     for index, (kind, networks) in enumerate(kinds.items()):
+        offset, alignment = ((5, -10), 'left') if kind == lowest else ((-5, 5), 'right')
         sizes, summaries = zip(*sorted(networks, key=lambda network: network[0]))
         means = [summary.mean for summary in summaries]
         below = [summary.mean - min(summary.final) for summary in summaries]
@@ -293,11 +296,16 @@ def plot_sizes(kinds: Mapping[str, Sequence[tuple[int, Summary]]], metric: str) 
         style = dict(color=COLOURS[index % len(COLOURS)], marker='o', markersize=5, linewidth=1.5, capsize=3)
         axes.errorbar(sizes, means, [below, above], label=kind, **style)
         for size, mean, summary in zip(sizes, means, summaries):
-            axes.annotate(summary.name, (size, mean), (4, -9), textcoords='offset points', fontsize=7)
+            axes.annotate(
+                summary.name, (size, mean), offset, textcoords='offset points', ha=alignment, fontsize=7
+            )
     axes.set_xscale('log')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel('parameters')
     axes.set_ylabel(metric)
     style_axes(axes)
-    axes.margins(x=0.12)
+    axes.margins(x=0.16)
     axes.legend(frameon=False)
     return figure
