@@ -17,6 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mmengine.config import DictAction
+
 from mmrecur.analysis.compare import Curve, Summary, print_summaries, read_curve
 from mmrecur.analysis.plots import picture_path, plot_curves, plot_sizes, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
@@ -53,6 +55,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def filled(options: list[str], name: str, seed: int) -> list[str]:
+    """The options of one run."""
+    return [option.replace('{seed}', str(seed)).replace('{config}', name) for option in options]
+
+
+def count_parameters(config: str, options: list[str], seed: int) -> int:
+    """Parameters of a config's model, with what the options change of it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('options', nargs='*', action=DictAction)
+    changes = parser.parse_args(filled(options, Path(config).stem, seed)).options
+    return sum(p.numel() for p in build_model(*read_model(config, changes)).parameters())
+
+
 def train(config: str, seed: int, work_dir: Path, options: list[str], train_args: list[str]) -> None:
     """Train one config with one seed, unless that is done.
 
@@ -63,8 +78,7 @@ def train(config: str, seed: int, work_dir: Path, options: list[str], train_args
     if done.exists():
         return
     name = Path(config).stem
-    options = [option.replace('{seed}', str(seed)).replace('{config}', name) for option in options]
-    options.append(f'randomness.seed={seed}')
+    options = [*filled(options, name, seed), f'randomness.seed={seed}']
     command = [sys.executable, str(TRAIN), config, '--work-dir', str(work_dir), '--resume', 'auto']
     command += [*train_args, '--num-pictures', '0', '--cfg-options', *options]
     print(f'Training {name}, seed {seed}', flush=True)
@@ -81,10 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     args = parse_args(argv)
     runs: dict[str, list[Curve]] = {}
-    parameters = {}
-    for config in args.configs:
-        name = Path(config).stem
-        parameters[name] = sum(p.numel() for p in build_model(*read_model(config)).parameters())
+    seed, options = args.seeds[0], args.cfg_options
+    parameters = {Path(config).stem: count_parameters(config, options, seed) for config in args.configs}
     for seed in args.seeds:
         for config in args.configs:
             name = Path(config).stem
