@@ -139,12 +139,16 @@ class Transfer:
         groups = (sources for sources, _ in self.report.transformed.values())
         return set(self.report.copied.values()).union(*groups)
 
+    def mismatch(self, target: str, wanted: Sequence[int], sources: Sequence[str], tensor: Tensor) -> None:
+        """Note a tensor of a wrong shape."""
+        self._mismatched.append(
+            f'{target} has shape {tuple(wanted)}, {", ".join(sources)} gives {tuple(tensor.shape)}'
+        )
+
     def _put(self, target: str, tensor: Tensor, sources: Sequence[str]) -> bool:
         wanted = self.target[target].shape
         if tensor.shape != wanted:
-            self._mismatched.append(
-                f'{target} has shape {tuple(wanted)}, {", ".join(sources)} gives {tuple(tensor.shape)}'
-            )
+            self.mismatch(target, wanted, sources, tensor)
             return False
         # a copy: neither a view that keeps a large tensor alive nor an alias of the source
         self._tensors[target] = tensor.detach().clone().contiguous()

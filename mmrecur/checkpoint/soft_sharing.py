@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import torch
 
-from ..models.layers.template_bank import TemplateBank, fit_templates
+from ..models.layers.template_bank import TemplateBank
+from ..models.layers.template_fit import fit_templates
 from .layouts import why_absent
 from .report import Transfer, TransferError
 
@@ -73,13 +74,21 @@ def fill_bank(transfer: Transfer, name: str, bank: TemplateBank, keys: list[str]
         keys (list[str]): Source keys of the layers' weights.
 
     Returns:
-        float: Relative error of the weights.
+        float: Relative error of the weights; 0 if shapes do not fit, which the transfer reports.
+
+    Raises:
+        TransferError: If the bank is folded.
     """
     if bank.rows is not None:
         raise TransferError(f'{name} is folded, allowed: a model without folding')
     prefix = f'{transfer.prefix}{name}.'
-    stacked = torch.stack([transfer.source[key] for key in keys])
+    if wrong := [key for key in keys if transfer.source[key].shape != bank.weight_shape]:
+        for key in wrong:
+            transfer.mismatch(f'layers of {prefix[:-1]}', bank.weight_shape, [key], transfer.source[key])
+        return 0.0
     given = transfer.target[prefix + 'coefficients']
+    # in the model's precision: solved for in that of a half-precision checkpoint it would be less than exact
+    stacked = torch.stack([transfer.source[key] for key in keys]).to(given.dtype)
     coefficients, templates, error = fit_templates(stacked, bank.num_templates, given)
     layers, count = bank.num_layers, bank.num_templates
     how = (

@@ -127,6 +127,21 @@ def test_misfits_are_named() -> None:
     del source['layer2.1.conv2.weight']
     with pytest.raises(TransferError, match='layer2.bank.templates'):
         graft(source, SWRN(**SMALL))
+    source = {**wrn().state_dict(), 'layer2.1.conv2.weight': torch.zeros(3, 3, 3, 3)}
+    with pytest.raises(TransferError, match=r'layers of layer2.bank .*, layer2.1.conv2.weight gives \(3, 3'):
+        graft(source, SWRN(**SMALL))
     folded = SWRN(**SMALL, num_templates=2, folding=dict(layer1=dict(bank=[0, 1, 0, 1])))
     with pytest.raises(TransferError, match='layer1.bank is folded'):
         graft(wrn().state_dict(), folded)
+
+
+def test_half_precision_checkpoints_are_solved_for_in_the_models() -> None:
+    plain = wrn()
+    source = {k: v.half() if v.is_floating_point() else v for k, v in plain.state_dict().items()}
+    plain.load_state_dict(source)
+    model = SWRN(**SMALL).eval()
+    model.load_state_dict(graft(source, model)[0])
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for output, expected in zip(model(x), plain.eval()(x), strict=True):
+            assert (output - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -15,7 +15,7 @@ from ..layers.checks import check_choice, check_int
 from ..layers.fuse import fold_norm
 from ..layers.preact_wide import PreactBlock, WideBottleneck
 from ..layers.residual import NormLayer
-from ..layers.template_bank import COEFFICIENT_INITS, SharedConv, TemplateBank
+from ..layers.template_bank import COEFFICIENT_INITS, SharedConv, TemplateBank, check_rows
 from ..losses.objective import OwnObjective
 from ..losses.recurrence import RECURRENCE
 from .base import Backbone, make_norm_layer
@@ -58,6 +58,8 @@ class SharingStage(nn.Module):
         for name, places in self.groups.items():
             layers = [getattr(blocks[block], layer) for block, layer in places]
             tied = (rows or {}).get(name)
+            if tied is not None:
+                check_rows(f'folding: {name}', tied, len(layers))
             most = len(layers) if tied is None else max(tied) + 1
             count = most if num_templates == 'per_layer' else min(num_templates, most)
             bank = TemplateBank(len(layers), count, layers[0].weight.shape, coefficient_init, tied)

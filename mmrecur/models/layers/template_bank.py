@@ -65,41 +65,23 @@ def initial_coefficients(num_layers: int, num_templates: int, kind: str) -> Tens
     return coefficients * (order < kept)
 
 
-def fit_templates(
-    weights: Tensor, num_templates: int, coefficients: Tensor | None = None
-) -> tuple[Tensor, Tensor, float]:
-    """Coefficients and templates that come nearest to given weights.
-
-    With as many templates as layers the weights are met exactly, with the coefficients given. With fewer,
-    the result is the best approximation of that rank, from a singular value decomposition; its
-    coefficients have orthonormal columns.
+def check_rows(name: str, rows: Any, num_layers: int) -> None:
+    """Raise unless rows tie layers as :class:`TemplateBank` wants it.
 
     Args:
-        weights (Tensor): Weights of the layers, shape (L, ...).
-        num_templates (int): Templates k.
-        coefficients (Tensor, optional): Shape (L, k), used if ``k >= L`` and they have full rank.
-            Defaults to None.
+        name (str): The argument's name, for the message.
+        rows (Any): What was given.
+        num_layers (int): Layers of the bank.
 
-    Returns:
-        tuple[Tensor, Tensor, float]: Coefficients, shape (L, k), templates, shape (k, ...), and the
-        relative error ``||W - A T|| / ||W||``.
+    Raises:
+        ValueError: If ``rows`` are not integers that name rows 0, 1, ... without a gap, one a layer.
     """
-    flat = weights.detach().double().flatten(1)
-    num_layers = len(flat)
-    if num_templates >= num_layers:
-        chosen = torch.eye(num_layers, num_templates) if coefficients is None else coefficients.detach()
-        chosen = chosen.to(flat)
-        if torch.linalg.matrix_rank(chosen) < num_layers:
-            chosen = torch.eye(num_layers, num_templates).to(flat)
-        templates = torch.linalg.pinv(chosen) @ flat
-    else:
-        # the left singular vectors are the eigenvectors of the small matrix W W^T
-        vectors = torch.linalg.eigh(flat @ flat.t()).eigenvectors
-        chosen = vectors[:, -num_templates:].flip(1)
-        templates = chosen.t() @ flat
-    chosen, templates = chosen.to(weights.dtype), templates.to(weights.dtype)
-    error = (flat - chosen.double() @ templates.double()).norm() / flat.norm().clamp(min=1e-30)
-    return chosen, templates.unflatten(1, weights.shape[1:]), error.item()
+    is_list = isinstance(rows, Sequence) and all(type(row) is int for row in rows)
+    if not is_list or len(rows) != num_layers or set(rows) != set(range(max(rows) + 1)):
+        raise ValueError(
+            f'{name}={rows!r}, allowed: None or {num_layers} integers that name rows 0, 1, ... '
+            'without a gap'
+        )
 
 
 class TemplateBank(nn.Module):
@@ -153,6 +135,12 @@ class TemplateBank(nn.Module):
         self.num_layers = num_layers
         self.num_templates = num_templates
         self.weight_shape = tuple(weight_shape)
+        if len(self.weight_shape) < 2 or any(type(n) is not int or n < 1 for n in self.weight_shape):
+            raise ValueError(
+                f'weight_shape={weight_shape!r}, allowed: integers (C_out, C_in / groups, ...) of at least 1'
+            )
+        if rows is not None:
+            check_rows('rows', rows, num_layers)
         self._cache: tuple[Any, tuple[Tensor, ...]] | None = None
         channels, *rest = self.weight_shape
         self.templates = nn.Parameter(torch.empty(num_templates * channels, *rest))
@@ -168,11 +156,6 @@ class TemplateBank(nn.Module):
         self.rows = None if rows is None else tuple(rows)
         if self.rows is None:
             return
-        if len(self.rows) != self.num_layers or set(self.rows) != set(range(max(self.rows, default=0) + 1)):
-            raise ValueError(
-                f'rows={rows!r}, allowed: None or {self.num_layers} integers that name rows 0, 1, ... '
-                'without a gap'
-            )
         selection = torch.eye(max(self.rows) + 1)[list(self.rows)].to(self.templates)
         self.register_buffer('row_selection', selection, persistent=False)
         self.row_scales = nn.Parameter(self.templates.new_ones(self.num_layers))
@@ -186,7 +169,11 @@ class TemplateBank(nn.Module):
             scales (Tensor): Factor of each layer, shape (L,).
             coefficients (Tensor): Shape (R, k).
             templates (Tensor): Shape (k * C_out, C_in / groups, ...).
+
+        Raises:
+            ValueError: If the rows are wrong.
         """
+        check_rows('rows', rows, self.num_layers)
         learns = self.templates.requires_grad  # or the bank is frozen
         self.num_templates = coefficients.size(1)
         self.coefficients = nn.Parameter(coefficients.to(self.coefficients), learns)
@@ -221,6 +208,9 @@ class TemplateBank(nn.Module):
         """
         key = self._cache_key()
         if key is None:
+            if not torch.compiler.is_compiling():
+                # what has gradients is about to change; fused optimizers do not count it as a change
+                self._cache = None
             return self._combine(slice(None))
         if self._cache is None or self._cache[0] != key:
             # ordinary tensors, whose use outside inference mode is allowed
@@ -239,6 +229,8 @@ class TemplateBank(nn.Module):
         """
         if self._cache_key() is not None:
             return self()[index]
+        if not torch.compiler.is_compiling():
+            self._cache = None  # as in forward
         return self._combine(slice(index, index + 1))[0]
 
     def _combine(self, layers: slice) -> tuple[Tensor, ...]:
@@ -250,6 +242,8 @@ class TemplateBank(nn.Module):
         # in full precision and rounded once, like a plain layer's weight
         with torch.autocast(device, enabled=False):
             weights = self._product(layers)
+        if templates.dtype is torch.float64:  # which autocast leaves alone
+            return weights
         dtype = torch.get_autocast_dtype(device)
         return tuple(weight.to(dtype) for weight in weights)
 
@@ -308,6 +302,10 @@ class SharedConv(nn.Module):
         groups (int): As in ``nn.Conv2d``. Defaults to 1.
         padding_mode (str): As in ``nn.Conv2d``. Defaults to 'zeros'.
         bias (Parameter, optional): The layer's own bias. Defaults to None.
+
+    Raises:
+        ValueError: If the bank's weights are not those of a 1-, 2- or 3-dimensional convolution, or it has
+            no such layer.
     """
 
     _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -324,6 +322,11 @@ class SharedConv(nn.Module):
         bias: nn.Parameter | None = None,
     ) -> None:
         super().__init__()
+        if len(bank.weight_shape) not in self._CONVOLUTIONS:
+            raise ValueError(
+                f'bank with weight_shape={bank.weight_shape}, allowed: 3, 4 or 5 sizes, as of a convolution'
+            )
+        check_int('index', index, 0, bank.num_layers - 1)
         self._bank = (bank,)  # in a tuple: no submodule
         self.index = index
         channels, in_channels, *self.kernel_size = bank.weight_shape
@@ -363,7 +366,9 @@ class SharedConv(nn.Module):
         Returns:
             nn.Module: ``nn.Conv2d``, or the like of another dimension, in the same mode.
         """
-        weight = self.template_bank.weight(self.index)
+        # in full precision even where a caller runs under autocast
+        with torch.autocast(self.template_bank.templates.device.type, enabled=False):
+            weight = self.template_bank.weight(self.index)
         kind, has_bias = type(self._rule[0]), self.bias is not None
         with torch.device(weight.device):
             conv = kind(
