@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..models.backbones import Backbone
+from ..models.shortest_path import ShortestPathNet
 
 Model = TypeVar('Model', bound=nn.Module)
 
@@ -16,7 +17,8 @@ def deploy(model: Model, memory_format: torch.memory_format | None = None) -> Mo
     """Bring every backbone of this package in a model into its inference form, in place.
 
     Args:
-        model (nn.Module): A detector, a classifier or a backbone. It is put into evaluation mode.
+        model (nn.Module): A detector, a classifier, a backbone or a :class:`ShortestPathNet`. It is put into
+            evaluation mode.
         memory_format (torch.memory_format, optional): See :meth:`Backbone.switch_to_deploy`.
             Defaults to None.
 
@@ -33,7 +35,7 @@ def deploy(model: Model, memory_format: torch.memory_format | None = None) -> Mo
         >>> model.deployed
         True
     """
-    backbones = [module for module in model.modules() if isinstance(module, Backbone)]
+    backbones = [module for module in model.modules() if isinstance(module, (Backbone, ShortestPathNet))]
     if not backbones:
         raise ValueError(
             f'model of type {type(model).__name__} has no backbone of mmrecur, allowed: a model with one'

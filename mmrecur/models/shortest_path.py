@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from mmrecur.registry import MODELS
 
 from .layers.checks import check_choice, check_int
-from .layers.template_bank import SharedConv, TemplateBank
+from .layers.fuse import fold_norm
+from .layers.preact_wide import convolve, materialised
+from .layers.template_bank import COEFFICIENT_INITS, SharedConv, TemplateBank, check_rows
 from .losses.objective import OwnObjective
 from .losses.recurrence import RECURRENCE
 
@@ -71,8 +73,11 @@ class ShortestPathNet(OwnObjective, BaseModel):
             check_int('num_templates', num_templates, 1, num_layers)
         if num_templates is None and (loss_recurrence is not None or folding is not None):
             raise ValueError('num_templates=None with loss_recurrence or folding, allowed: with templates')
-        if folding is not None and set(folding) != {'bank'}:
-            raise ValueError(f'folding={folding!r}, allowed: None or dict(bank=ROWS)')
+        check_choice('coefficient_init', coefficient_init, COEFFICIENT_INITS)
+        if folding is not None:
+            if not isinstance(folding, Mapping) or set(folding) != {'bank'}:
+                raise ValueError(f'folding={folding!r}, allowed: None or dict(bank=ROWS)')
+            check_rows('folding: bank', folding['bank'], num_layers)
         self._build_objective(loss_recurrence, RECURRENCE)
         self.conv1 = nn.Conv2d(2, channels, 1)
         if num_templates is None:
@@ -88,6 +93,7 @@ class ShortestPathNet(OwnObjective, BaseModel):
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(num_layers))
         self.conv2 = nn.Conv2d(channels, 1, 1)
         self._finish_objective()
+        self.deployed = False
         for conv in self.convs:
             if isinstance(conv, nn.Conv2d):  # as the templates start
                 nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
@@ -95,6 +101,31 @@ class ShortestPathNet(OwnObjective, BaseModel):
     def objective_input(self) -> list[TemplateBank]:
         """See :class:`OwnObjective`."""
         return [self.bank]
+
+    def train(self, mode: bool = True) -> ShortestPathNet:
+        """Set training mode; a model in its inference form stays in evaluation mode."""
+        return super().train(mode and not self.deployed)
+
+    @torch.no_grad()
+    def switch_to_deploy(self, memory_format: torch.memory_format | None = None) -> None:
+        """Give every layer its weight and fold the norms, in place; see :meth:`Backbone.switch_to_deploy`.
+
+        Args:
+            memory_format (torch.memory_format, optional): Layout of the weights. Defaults to None: channels
+                last on a CPU, else unchanged.
+        """
+        if self.deployed:
+            return
+        self.eval()
+        self._drop_objective()
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
+            self.convs[i], self.norms[i] = fold_norm(materialised(conv), norm)
+        self.bank = None
+        self.deployed = True
+        if memory_format is None and self.conv1.weight.device.type == 'cpu':
+            memory_format = torch.channels_last
+        if memory_format is not None:
+            self.to(memory_format=memory_format)
 
     def forward(
         self, inputs: Tensor, targets: Tensor | None = None, mode: str = 'tensor'
@@ -111,13 +142,15 @@ class ShortestPathNet(OwnObjective, BaseModel):
             each example ``prediction`` and, if given, ``target``.
 
         Raises:
-            ValueError: If ``mode`` is another one.
+            ValueError: If ``mode`` is another one, or ``'loss'`` without targets.
         """
         check_choice('mode', mode, ('tensor', 'loss', 'predict'))
+        if mode == 'loss' and targets is None:
+            raise ValueError("targets=None with mode='loss', allowed: a tensor of shape (N, H, W)")
         x = self.conv1(inputs)
         weights = [None] * len(self.convs) if self.bank is None else self.bank()
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
-            x = x + torch.relu(norm(conv(x) if weights[i] is None else conv(x, weights[i])))
+            x = x + torch.relu(norm(convolve(conv, x, weights[i])))
         logits = self.conv2(x).squeeze(1)
         if mode == 'loss':
             return dict(loss_path=F.binary_cross_entropy_with_logits(logits.float(), targets))

@@ -8,7 +8,10 @@ import pytest
 import torch
 from mmpretrain.models import ResNet
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
+from mmrecur.models import ShortestPathNet
+from mmrecur.models.backbones import SWRN
 from mmrecur.models.layers import SharedConv, TemplateBank, materialise_convs, share_convs, template_banks
 from tests.models.test_rla import randomise_norms
 
@@ -149,7 +152,16 @@ def test_traced_and_compiled_networks_compute_the_same() -> None:
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(num_templates=0), 'num_templates=0, allowed: an integer of at least 1'),
+        (dict(num_templates=0), "num_templates=0, allowed: an integer of at least 1, or 'per_layer'"),
+        (dict(num_templates='all'), "num_templates='all', allowed: .*'per_layer'"),
+        (dict(num_templates=3, coefficient_init='identity'), 'with 4 layers and 3 templates'),
+        (
+            dict(num_templates=3, coefficient_init='identity', groups=['layer2.1.*', 'layer1.*.conv?']),
+            'with 4 layers and 3 templates',
+        ),
+        (dict(num_templates=2, groups=[['layer1.*', 'layer9.*']]), r"'layer9.\*' matches no convolution"),
+        (dict(num_templates=2, groups='layer1.*'), r"groups='layer1.\*', allowed: None, or a list"),
+        (dict(num_templates=2, groups=[3]), r'groups=\[3\], allowed: None, or a list'),
         (dict(num_templates=2, groups=['layer9.*']), r"'layer9.\*' matches no .*layer1.\*.conv1"),
         (dict(num_templates=2, groups=['layer2.*.conv*']), 'different shapes'),
         (
@@ -164,3 +176,41 @@ def test_wrong_arguments_are_named_and_change_nothing(arguments: dict, message: 
     with pytest.raises((ValueError, TypeError), match=message):
         share_convs(model, **arguments)
     assert not template_banks(model)
+
+
+def test_a_convolution_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match='module=Conv2d.*allowed: a network'):
+        share_convs(nn.Conv2d(3, 3, 3), 2)
+
+
+def test_weights_that_are_computed_stay_so() -> None:
+    normed = [nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3)) for _ in range(2)]
+    pruned = [prune.l1_unstructured(nn.Conv2d(3, 3, 3), 'weight', 0.5) for _ in range(2)]
+    turned = [nn.ConvTranspose2d(3, 3, 3) for _ in range(2)]
+    model = nn.Sequential(*normed, *pruned, *turned, nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    assert list(share_convs(model, 1)) == ['6']
+    assert [*model[:6]] == [*normed, *pruned, *turned]
+    with pytest.raises(ValueError, match="'2' matches no convolution that can share"):
+        share_convs(model, 1, groups=['2'])
+
+
+def test_what_did_not_learn_does_not_learn() -> None:
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 3, bias=False) for _ in range(2)))
+    model.requires_grad_(False)
+    share_convs(model, 2, from_weights=True)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_networks_with_their_own_banks_are_made_plain_too() -> None:
+    torch.manual_seed(0)
+    for model, x in (
+        (SWRN(16, 1, num_templates=2), image(3, 9)),
+        (ShortestPathNet(2, num_layers=3, channels=4), torch.rand(2, 2, 9, 9)),
+    ):
+        model.eval()
+        with torch.no_grad():
+            expected = model(x)
+            outputs = materialise_convs(model)(x)
+        for output, reference in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(output, reference)
+        assert not any(isinstance(m, SharedConv) for m in model.modules())

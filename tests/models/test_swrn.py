@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from mmrecur.apis import deploy
 from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
 from mmrecur.models.layers import TemplateBank, layer_similarity, template_banks
@@ -178,7 +179,9 @@ WRONG = [
     (dict(folding=[1]), r'folding=\[1\], allowed: a dict of layer1, layer2, layer3'),
     (dict(folding=dict(layer4=dict(bank=[0]))), 'folding=.*allowed: a dict of layer1'),
     (dict(folding=dict(layer1=dict(bank1=[0]))), 'folding of bank1, allowed: bank'),
-    (dict(folding=dict(layer1=dict(bank=[0, 1]))), r'rows=\[0, 1\], allowed: None or 4 integers'),
+    (dict(folding=dict(layer1=dict(bank=[0, 1]))), r'folding: bank=\[0, 1\], allowed: None or 4 integers'),
+    (dict(folding=dict(layer1=dict(bank=[]))), r'folding: bank=\[\], allowed: None or 4 integers'),
+    (dict(folding=dict(layer1=dict(bank=5))), 'folding: bank=5, allowed: None or 4 integers'),
     (dict(out_indices=(3,)), r'out_indices=\(3,\), allowed: .* from 0 to 2'),
     (dict(frozen_stages=4), 'frozen_stages=4, allowed: an integer from -1 to 3'),
     (dict(num_templates=None, loss_recurrence=dict(type='mmrecur.RecurrenceLoss')), 'loss_recurrence with'),
@@ -219,3 +222,39 @@ def test_shortest_path_network_is_the_papers() -> None:
     with pytest.raises(ValueError, match='num_templates=None with loss_recurrence'):
         ShortestPathNet(loss_recurrence=dict(type='mmrecur.RecurrenceLoss'))
     assert isinstance(plain.convs[0], nn.Conv2d)
+
+
+@pytest.mark.parametrize('num_templates, folding', [(None, None), (2, None), (2, dict(bank=[0, 1, 0]))])
+def test_shortest_path_network_has_an_inference_form(num_templates, folding) -> None:
+    torch.manual_seed(0)
+    loss = None if num_templates is None else dict(type='mmrecur.RecurrenceLoss')
+    model = ShortestPathNet(num_templates, 3, 4, folding=folding, loss_recurrence=loss)
+    randomise_norms(model)
+    x = torch.rand(2, 2, 9, 9)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        state = {k: v.clone() for k, v in deploy(model).state_dict().items()}
+        output = deploy(model).train()(x)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert not model.training and not any('bank' in name or 'norm' in name for name in state)
+    assert model.auxiliary_losses() == {}
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(folding=3), 'folding=3, allowed: None or dict'),
+        (dict(folding=dict(bank=[0])), r'folding: bank=\[0\], allowed: None or 20 integers'),
+        (dict(num_templates=21), 'num_templates=21, allowed: an integer from 1 to 20'),
+        (dict(num_templates=None, coefficient_init='ones'), "coefficient_init='ones', allowed"),
+    ],
+)
+def test_wrong_arguments_of_the_shortest_path_network_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ShortestPathNet(**{'num_templates': 2, **arguments})
+
+
+def test_a_loss_without_targets_is_refused() -> None:
+    with pytest.raises(ValueError, match="targets=None with mode='loss', allowed"):
+        ShortestPathNet(2, 3, 4)(torch.rand(1, 2, 9, 9), mode='loss')

@@ -16,7 +16,8 @@ Weight = Tensor | None
 
 def convolve(conv: nn.Module, x: Tensor, weight: Weight) -> Tensor:
     """Run a layer with its own weight, or with the one that its bank gave."""
-    return conv(x) if weight is None else conv(x, weight)
+    # a layer that was made a plain one needs none
+    return conv(x, weight) if isinstance(conv, SharedConv) else conv(x)
 
 
 def materialised(conv: nn.Module) -> nn.Module:

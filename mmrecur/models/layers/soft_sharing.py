@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from .checks import check_flag, check_int
-from .template_bank import SharedConv, TemplateBank, fit_templates
+from .checks import check_flag
+from .template_bank import SharedConv, TemplateBank
+from .template_fit import fit_templates
 
 _SHAREABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Groups = Sequence[str | Sequence[str]]
@@ -30,6 +31,10 @@ def share_convs(
     the state dict has ``NAME.bank.templates`` and ``NAME.bank.coefficients`` under that layer's name and
     no more weights under the others'. Give the coefficients no weight decay.
 
+    Transposed convolutions, subclasses of torch's convolutions, and those whose weight is computed already
+    (weight and spectral norm, pruning) stay as they are. A group that did not learn (``requires_grad``) does
+    not learn afterwards.
+
     Args:
         module (nn.Module): Any network; it must not be a convolution itself.
         num_templates (int or str): Templates of each group, in a group of fewer layers one per layer;
@@ -45,34 +50,32 @@ def share_convs(
         dict[str, TemplateBank]: The banks by the name of the layer that holds them.
 
     Raises:
-        ValueError: If a pattern matches no convolution, one convolution is in two groups, or shapes in a
-            group differ.
+        TypeError, ValueError: If an argument is wrong, a pattern matches no convolution, one convolution is
+            in two groups, or shapes in a group differ; the network is unchanged then.
 
     Example:
         >>> import torchvision  # doctest: +SKIP
         >>> model = torchvision.models.resnet18()  # doctest: +SKIP
         >>> banks = share_convs(model, 2, groups=['layer1.*.conv?', 'layer2.1.conv?'])  # doctest: +SKIP
     """
-    if num_templates != 'per_layer':
-        check_int('num_templates', num_templates, 1)
+    if num_templates != 'per_layer' and (type(num_templates) is not int or num_templates < 1):
+        raise ValueError(
+            f"num_templates={num_templates!r}, allowed: an integer of at least 1, or 'per_layer'"
+        )
     check_flag(from_weights=from_weights)
-    convs = {name: m for name, m in module.named_modules() if name and type(m) in _SHAREABLE}
-    found = _by_shape(convs) if groups is None else [_matching(convs, group) for group in groups]
+    if isinstance(module, _SHAREABLE):
+        raise ValueError(f'module={module!r}, allowed: a network that has convolutions in it')
+    convs = {name: m for name, m in module.named_modules() if _is_shareable(m)}
+    found = _by_shape(convs) if groups is None else _by_patterns(convs, groups)
     _check_disjoint(found)
-    banks = {}
-    for names in found:
-        layers = [convs[name] for name in names]
-        count = len(layers) if num_templates == 'per_layer' else min(num_templates, len(layers))
-        weight = layers[0].weight
-        with torch.device(weight.device):
-            bank = TemplateBank(len(layers), count, weight.shape, coefficient_init).to(weight.dtype)
-        if from_weights:
-            stacked = torch.stack([layer.weight.detach() for layer in layers])
-            coefficients, templates, _ = fit_templates(stacked, count, bank.coefficients)
-            bank.coefficients.data.copy_(coefficients)
-            bank.templates.data.copy_(templates.flatten(0, 1))
+    # all before the first is put in its place: an error leaves the network as it was
+    banks = {
+        names[0]: _bank_for([convs[name] for name in names], num_templates, from_weights, coefficient_init)
+        for names in found
+    }
+    for names, bank in zip(found, banks.values()):
         bank.train(module.training)
-        for index, layer in enumerate(layers):
+        for index, layer in enumerate(convs[name] for name in names):
             options = {key: getattr(layer, key) for key in ('stride', 'padding', 'dilation', 'groups')}
             shared = SharedConv(
                 bank, index, **options, padding_mode=layer.padding_mode, bias=layer.bias
@@ -80,12 +83,35 @@ def share_convs(
             if index == 0:
                 shared.add_module('bank', bank)
             _replace(module, layer, shared)
-        banks[names[0]] = bank
     return banks
+
+
+def _is_shareable(module: nn.Module) -> bool:
+    """Whether a module is a convolution with a weight of its own, none that is made of other tensors."""
+    return type(module) in _SHAREABLE and 'weight' in module._parameters
+
+
+def _bank_for(
+    layers: Sequence[nn.Module], num_templates: int | str, from_weights: bool, coefficient_init: str
+) -> TemplateBank:
+    """The bank of a group."""
+    count = len(layers) if num_templates == 'per_layer' else min(num_templates, len(layers))
+    weight = layers[0].weight
+    with torch.device(weight.device):
+        bank = TemplateBank(len(layers), count, weight.shape, coefficient_init).to(weight.dtype)
+    if from_weights:
+        stacked = torch.stack([layer.weight.detach() for layer in layers])
+        coefficients, templates, _ = fit_templates(stacked, count, bank.coefficients)
+        bank.coefficients.data.copy_(coefficients)
+        bank.templates.data.copy_(templates.flatten(0, 1))
+    return bank.requires_grad_(any(layer.weight.requires_grad for layer in layers))
 
 
 def materialise_convs(module: nn.Module) -> nn.Module:
     """Make every convolution that draws from a bank a plain one with the same weight, in place.
+
+    Banks of :func:`share_convs` go with the layers that hold them. Networks that hold their banks
+    themselves, as this package's do, keep them, unused; they have ``switch_to_deploy()``.
 
     Args:
         module (nn.Module): A network, or a part of one.
@@ -117,11 +143,22 @@ def _by_shape(convs: dict[str, nn.Module]) -> list[list[str]]:
     return [names for names in shapes.values() if len(names) > 1]
 
 
-def _matching(convs: dict[str, nn.Module], group: str | Sequence[str]) -> list[str]:
-    patterns = [group] if isinstance(group, str) else list(group)
-    names = [name for name in convs if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    if not names:
-        raise ValueError(f'groups: {group!r} matches no convolution, allowed: patterns over {_some(convs)}')
+def _by_patterns(convs: dict[str, nn.Module], groups: Groups) -> list[list[str]]:
+    is_list = isinstance(groups, Sequence) and not isinstance(groups, str)
+    lists = [[group] if isinstance(group, str) else group for group in groups] if is_list else [None]
+    if not all(isinstance(g, (list, tuple)) and g and all(isinstance(p, str) for p in g) for g in lists):
+        raise TypeError(f'groups={groups!r}, allowed: None, or a list of patterns and of lists of patterns')
+    return [_matching(convs, patterns) for patterns in lists]
+
+
+def _matching(convs: dict[str, nn.Module], group: Sequence[str]) -> list[str]:
+    for pattern in group:
+        if not any(fnmatchcase(name, pattern) for name in convs):
+            raise ValueError(
+                f'groups: {pattern!r} matches no convolution that can share, allowed: patterns over '
+                f'{_some(convs)}'
+            )
+    names = [name for name in convs if any(fnmatchcase(name, pattern) for pattern in group)]
     shapes = {name: tuple(convs[name].weight.shape) for name in names}
     if len(set(shapes.values())) > 1:
         raise ValueError(f'groups: {group!r} matches layers of different shapes, {shapes}')
