@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.fold import check_banks
 from ..models.layers.soft_sharing import template_banks
 from ..models.layers.template_bank import layer_similarity
 
@@ -26,11 +27,13 @@ def similarity_matrices(
         dict[str, Tensor]: By the bank's name a matrix of shape (L, L) on the CPU.
 
     Raises:
-        ValueError: If the model has no bank.
+        ValueError: If the model has no bank, or the state dict none that fits.
     """
     banks = template_banks(model)
     if not banks:
         raise ValueError('the model has no template bank, allowed: one that shares weights, not yet deployed')
+    if state_dict is not None:
+        check_banks(state_dict, banks)
     matrices = {}
     for name, bank in banks.items():
         if state_dict is None:

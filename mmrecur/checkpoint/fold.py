@@ -109,7 +109,8 @@ def fold(
         ``folding=result.arguments()`` (or for ``result.apply(model)``), and what was tied.
 
     Raises:
-        ValueError: If the threshold is out of range or the model has no bank.
+        ValueError: If the threshold is out of range, the model has no bank, or the state dict lacks the
+            model's banks or has others.
 
     Example:
         >>> from mmrecur.models.backbones import SWRN
@@ -126,6 +127,7 @@ def fold(
     banks = template_banks(model)
     if not banks:
         raise ValueError('the model has no template bank, allowed: one that shares weights, not yet deployed')
+    check_banks(state_dict, banks)
     folded = {name: _fold_bank(state_dict, name, bank, threshold) for name, bank in banks.items()}
     state = {key: value.detach().clone() for key, value in state_dict.items()}
     for name, bank in folded.items():
@@ -136,6 +138,26 @@ def fold(
     before = sum(p.numel() for p in model.parameters())
     change = sum(_size(bank, banks[name]) for name, bank in folded.items() if bank.is_tied)
     return state, Folding(folded, (before, before + change))
+
+
+def check_banks(state_dict: Mapping[str, Tensor], banks: Mapping[str, TemplateBank]) -> None:
+    """Raise unless a state dict has the weights of banks.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): Weights of a model.
+        banks (Mapping[str, TemplateBank]): By the bank's name in the model.
+
+    Raises:
+        ValueError: Naming what is missing or has another shape.
+    """
+    for name, bank in banks.items():
+        for own, parameter in bank.named_parameters():
+            key, wanted = f'{name}.{own}', tuple(parameter.shape)
+            given = tuple(state_dict[key].shape) if key in state_dict else 'nothing'
+            if given != wanted:
+                raise ValueError(
+                    f'state_dict has {given} for {key}, allowed: weights of the model, here of shape {wanted}'
+                )
 
 
 def _size(folded: FoldedBank, bank: TemplateBank) -> int:
@@ -154,7 +176,11 @@ def _fold_bank(
         coefficients = scales.unsqueeze(1) * coefficients[list(bank.rows)]
     flat = templates.double().reshape(bank.num_templates, -1)
     similarity = layer_similarity(coefficients)
-    rows = cluster(similarity, threshold)
+    if bank.rows is None:
+        rows = cluster(similarity, threshold)
+    else:  # what is tied stays so, whatever factor a layer has learned, be it 0
+        merged = cluster(layer_similarity(state_dict[f'{name}.coefficients'].double()), threshold)
+        rows = tuple(merged[row] for row in bank.rows)
     num_rows = max(rows) + 1
     scales = torch.ones(len(rows), dtype=torch.float64, device=flat.device)
     distinct = coefficients.new_zeros(num_rows, bank.num_templates)
@@ -164,7 +190,8 @@ def _fold_bank(
         own = coefficients[members]
         scales[members], distinct[row] = _nearest_direction(own, products)
     change = scales.unsqueeze(1) * distinct[list(rows)] - coefficients
-    error = _squared_norm(change, products).sqrt() / _squared_norm(coefficients, products).sqrt()
+    before = _squared_norm(coefficients, products).clamp(min=1e-30)
+    error = (_squared_norm(change, products) / before).sqrt()
     if num_rows <= bank.num_templates:
         new = (distinct @ flat).view(-1, *templates.shape[1:])
         distinct = torch.eye(num_rows, dtype=torch.float64, device=flat.device)

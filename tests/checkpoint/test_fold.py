@@ -9,6 +9,7 @@ import torch
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor, nn
 
+from mmrecur.analysis.layer_similarity import similarity_matrices
 from mmrecur.analysis.loops import describe_loops, find_loops, layer_sequences
 from mmrecur.analysis.sharing_figures import plot_loops
 from mmrecur.checkpoint import fold
@@ -220,3 +221,28 @@ def test_stages_run_their_own_layers_first() -> None:
     with torch.device('meta'):
         bottleneck = SWRN(50, 2, folding=folding)
     assert layer_sequences(bottleneck)['layer1'] == [1, 2, 3, 4, 2, 6, 4, 2, 6]
+
+
+def test_weights_of_another_model_are_named() -> None:
+    model = swrn()
+    for other in (swrn(num_templates=2), swrn(num_templates=None), swrn(depth=16, num_templates=2)):
+        with pytest.raises(ValueError, match=r'state_dict has .* for layer1.bank.*, allowed: .*shape \('):
+            fold(other.state_dict(), model, 0.9)
+        with pytest.raises(ValueError, match='state_dict has .* for layer1.bank'):
+            similarity_matrices(model, other.state_dict())
+
+
+def test_what_is_tied_stays_tied_when_it_lost_its_say() -> None:
+    model = alike(swrn())
+    state, folding = fold(model.state_dict(), model, 1)
+    tied = swrn(folding=folding.arguments())
+    tied.load_state_dict(state)
+    with torch.no_grad():
+        tied.layer1.bank.row_scales.zero_()
+        tied.layer2.bank.row_scales[2] = 0
+    again, refolded = fold(tied.state_dict(), tied, 1)
+    assert refolded.arguments() == folding.arguments()
+    twice = swrn(folding=refolded.arguments()).eval()
+    twice.load_state_dict(again)
+    with torch.no_grad():
+        assert_close(twice(image()), tied.eval()(image()))
