@@ -49,8 +49,11 @@ def grid_distances(blocked: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 def _check_grid(size: int, obstacle_probability: float, unreachable: str) -> None:
     check_int('size', size, 2)  # else there is no place for a second point
-    if not 0 <= obstacle_probability < 1:
-        raise ValueError(f'obstacle_probability={obstacle_probability!r}, allowed: from 0 to below 1')
+    is_number = isinstance(obstacle_probability, (int, float)) and not isinstance(obstacle_probability, bool)
+    if not is_number or not 0 <= obstacle_probability < 1:
+        raise ValueError(
+            f'obstacle_probability={obstacle_probability!r}, allowed: a number from 0 to below 1'
+        )
     check_choice('unreachable', unreachable, ('redraw', 'empty'))
 
 
@@ -100,6 +103,7 @@ def generate_shortest_paths(
     Raises:
         ValueError: If an argument is wrong.
     """
+    check_int('count', count, 0)
     check_int('radius', radius, 1)
     _check_grid(size, obstacle_probability, unreachable)
     inputs = np.zeros((count, 2, size, size), np.uint8)

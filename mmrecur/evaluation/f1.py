@@ -29,8 +29,13 @@ class PixelF1(BaseMetric):
             data_batch (Any): Unused.
             data_samples (Sequence[dict]): Each with ``prediction`` and ``target``, of one shape, not zero
                 where a pixel is marked.
+
+        Raises:
+            ValueError: If an example lacks one of them.
         """
         for sample in data_samples:
+            if missing := {'prediction', 'target'}.difference(sample):
+                raise ValueError(f'example without {", ".join(sorted(missing))}, allowed: one with both')
             found, wanted = sample['prediction'].bool(), sample['target'].bool()
             hits = (found & wanted).sum().item()
             self.results.append((hits, found.sum().item(), wanted.sum().item()))

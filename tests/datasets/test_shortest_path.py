@@ -92,7 +92,8 @@ def test_examples_depend_on_the_arguments_only() -> None:
         (dict(phase=5), 'phase=5, allowed: an integer from 0 to 4'),
         (dict(split='all'), "split='all', allowed: 'train', 'val', 'test'"),
         (dict(unreachable='skip'), "unreachable='skip', allowed: 'redraw', 'empty'"),
-        (dict(obstacle_probability=1.0), 'obstacle_probability=1.0, allowed: from 0 to below 1'),
+        (dict(obstacle_probability=1.0), 'obstacle_probability=1.0, allowed: a number from 0 to below 1'),
+        (dict(obstacle_probability='a'), "obstacle_probability='a', allowed: a number"),
         (dict(num_examples=0), 'num_examples=0, allowed'),
     ],
 )
@@ -106,7 +107,7 @@ def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
     [
         (dict(radius=0), 'radius=0, allowed: an integer of at least 1'),
         (dict(radius=2, size=1), 'size=1, allowed: an integer of at least 2'),
-        (dict(radius=2, obstacle_probability=-0.1), 'obstacle_probability=-0.1, allowed: from 0'),
+        (dict(radius=2, obstacle_probability=-0.1), 'obstacle_probability=-0.1, allowed: a number from 0'),
     ],
 )
 def test_grids_without_a_second_point_are_refused(arguments: dict, message: str) -> None:

@@ -29,3 +29,8 @@ def test_nothing_marked_scores_zero() -> None:
     empty = torch.zeros(4, 4)
     metric.process(None, [dict(prediction=empty, target=empty)])
     assert metric.evaluate(1) == dict(f1=0.0, precision=0.0, recall=0.0)
+
+
+def test_examples_without_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match='example without target, allowed: one with both'):
+        PixelF1().process(None, [dict(prediction=torch.zeros(4, 4))])

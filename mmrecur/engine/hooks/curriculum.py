@@ -14,8 +14,8 @@ class CurriculumHook(Hook):
     """Move the data sets of a training, and of its validation, from phase to phase.
 
     The phase depends on the epoch only, so a resumed run goes on where it was. The data sets need
-    ``num_phases`` and ``set_phase(phase)``, and their loaders ``num_workers=0`` or no persistent workers,
-    whose copies of the data could not be reached.
+    ``phase``, ``num_phases`` and ``set_phase(phase)``, and their loaders ``num_workers=0`` or no persistent
+    workers, whose copies of the data could not be reached.
 
     Args:
         epochs_per_phase (int): Epochs of each phase; what is left over belongs to the last phase.
@@ -51,7 +51,14 @@ class CurriculumHook(Hook):
                 'persistent_workers=True, allowed with CurriculumHook: False, or num_workers=0'
             )
         dataset = loader.dataset
+        if not hasattr(dataset, 'set_phase'):
+            raise TypeError(
+                f'dataset of type {type(dataset).__name__} with CurriculumHook, allowed: one with phases, '
+                'such as mmrecur.ShortestPaths, not wrapped in another'
+            )
         phase = min(epoch // self.epochs_per_phase, dataset.num_phases - 1)
         if phase != dataset.phase:
             runner.logger.info(f'Curriculum: phase {phase + 1} of {dataset.num_phases}')
         dataset.set_phase(phase)
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()  # here, or every worker does it for itself in every epoch

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import master_only
-from mmengine.fileio import get_file_backend
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmrecur.analysis.layer_similarity import mean_similarity, similarity_matrices
+from mmrecur.engine.file_backend import AtomicLocalBackend
 from mmrecur.models.layers.checks import check_int
 from mmrecur.registry import HOOKS
 
@@ -56,7 +56,7 @@ class LayerSimilarityHook(Hook):
             runner (Runner): The runner of the training.
         """
         if runner.epoch == 0:
-            self._record(runner, 0, [])
+            self._record(runner, 0)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Record the epoch.
@@ -64,10 +64,8 @@ class LayerSimilarityHook(Hook):
         Args:
             runner (Runner): The runner of the training.
         """
-        epoch = runner.epoch + 1
-        # an interrupted run may have recorded more than the checkpoint that it resumes from
         if self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner):
-            self._record(runner, epoch, [r for r in self._read(runner) if r['epoch'] < epoch])
+            self._record(runner, runner.epoch + 1)
 
     @master_only
     def after_train(self, runner: Runner) -> None:
@@ -100,13 +98,15 @@ class LayerSimilarityHook(Hook):
         return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
     @master_only
-    def _record(self, runner: Runner, epoch: int, before: list[dict]) -> None:
+    def _record(self, runner: Runner, epoch: int) -> None:
+        # an interrupted run may have recorded more than the checkpoint that it resumes from
+        before = [record for record in self._read(runner) if record['epoch'] < epoch]
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         matrices = similarity_matrices(model)
         for name, matrix in matrices.items():
             runner.message_hub.update_scalar(f'train/layer_similarity/{name}', mean_similarity(matrix))
         rounded = {k: [[round(v, 5) for v in row] for row in m.tolist()] for k, m in matrices.items()}
         records = [*before, dict(epoch=epoch, matrices=rounded)]
-        path = self._path(runner)
         text = '\n'.join(map(json.dumps, records)) + '\n'
-        get_file_backend(path).put_text(text, path)
+        # whole after a kill also where the training was not started by this package's tools
+        AtomicLocalBackend().put_text(text, self._path(runner))
