@@ -46,7 +46,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def natural(path: Path) -> list:
     """Sorts epoch_10 behind epoch_9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', str(path))]
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r'(\d+)', str(path)))]
+
+
+def labels(paths: list[Path]) -> list[str]:
+    """Names of files, with as much of their directories as tells them apart."""
+    for names in ([p.stem for p in paths], [f'{p.parent.name}/{p.stem}' for p in paths]):
+        if len(set(names)) == len(paths):
+            return names
+    return [str(path.with_suffix('')) for path in paths]
 
 
 def print_matrix(name: str, matrix: Tensor) -> None:
@@ -62,15 +70,13 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the tool."""
     args = parse_args(argv)
     cfg = read_whole_config(args.config, args.cfg_options)
-    paths = sorted(map(Path, args.checkpoints), key=natural)
+    paths = sorted(set(map(Path, args.checkpoints)), key=natural)
     columns = {}
-    for path in paths:
+    for path, label in zip(paths, labels(paths)):
         try:
             matrices = similarity_matrices(load_model(cfg, path))
         except ValueError as error:
             raise ToolError(str(error)) from error
-        # runs in several directories often have files of one name
-        label = path.stem if len({p.stem for p in paths}) == len(paths) else f'{path.parent.name}/{path.stem}'
         columns[label] = matrices
         if len(paths) == 1:
             for name, matrix in matrices.items():
