@@ -154,7 +154,6 @@ def test_traced_and_compiled_networks_compute_the_same() -> None:
     [
         (dict(num_templates=0), "num_templates=0, allowed: an integer of at least 1, or 'per_layer'"),
         (dict(num_templates='all'), "num_templates='all', allowed: .*'per_layer'"),
-        (dict(num_templates=3, coefficient_init='identity'), 'with 4 layers and 3 templates'),
         (
             dict(num_templates=3, coefficient_init='identity', groups=['layer2.1.*', 'layer1.*.conv?']),
             'with 4 layers and 3 templates',

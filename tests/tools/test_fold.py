@@ -156,3 +156,12 @@ def test_hook_records_epochs_once(tmp_path: Path) -> None:
     assert runner.train_dataloader.dataset.phase == 2
     with pytest.raises(ValueError, match='interval=0, allowed'):
         LayerSimilarityHook(interval=0)
+
+
+def test_pictures_tell_files_of_one_name_apart() -> None:
+    tool = load_tool('analysis_tools/layer_similarity.py')
+    paths = [Path(name) for name in ('a/x/epoch_9.pth', 'a/x/epoch_10.pth', 'b/x/epoch_9.pth')]
+    assert tool.labels(paths[:2]) == ['epoch_9', 'epoch_10']
+    assert tool.labels([Path('s0/e.pth'), Path('s1/e.pth')]) == ['s0/e', 's1/e']
+    assert tool.labels(paths) == ['a/x/epoch_9', 'a/x/epoch_10', 'b/x/epoch_9']
+    assert sorted(paths, key=tool.natural)[0] == paths[0]
