@@ -83,6 +83,7 @@ def test_wrong_uses_are_named(checkpoint: str, tmp_path: Path) -> None:
 
 def test_metrics_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # a runner sets it; not for the tests after this
     torch.manual_seed(0)
     model = ShortestPathNet(num_templates=1)
     options = ['model.num_templates=1', 'test_dataloader.dataset.num_examples=4']
