@@ -80,7 +80,13 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    # a call of the module would run them; gradients of its maps are seen by hooks of the backward pass
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 class _NormReadout(torch.autograd.Function):
