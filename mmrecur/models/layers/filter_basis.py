@@ -116,17 +116,24 @@ class _Penalty(torch.autograd.Function):
 def orthogonality_penalty(matrix: Tensor) -> Tensor:
     r"""How far rows are from orthonormal: :math:`\|B B^T - I\|_F^2`, equation 7 of the paper.
 
+    Autocast leaves it alone: in half precision the deviations of a basis that is nearly orthonormal would be
+    lost in rounding.
+
     Args:
         matrix (Tensor): B, shape (R, K). With R > K the penalty is at least R - K.
 
     Returns:
-        Tensor: A scalar. It can be differentiated once.
+        Tensor: A scalar of the matrix' dtype. It can be differentiated once.
 
     Example:
         >>> orthogonality_penalty(2 * torch.eye(3))
         tensor(27.)
     """
-    return _Penalty.apply(matrix)
+    device = matrix.device.type
+    if device == 'meta' or not torch.is_autocast_enabled(device):
+        return _Penalty.apply(matrix)
+    with torch.autocast(device, enabled=False):
+        return _Penalty.apply(matrix)
 
 
 class SharedConv2d(nn.Module):
