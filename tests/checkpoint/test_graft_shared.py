@@ -133,8 +133,8 @@ def test_what_is_shared_as_a_whole_is_the_average(share: str) -> None:
 
 
 def test_mobilenet_and_resnext() -> None:
-    source = plain(MobileNetV2Shared, share=None, widen_factor=0.25)
-    model = MobileNetV2Shared(widen_factor=0.25, out_indices=(5,))
+    source = plain(MobileNetV2Shared, share=None, width_mult=0.25)
+    model = MobileNetV2Shared(width_mult=0.25, out_indices=(5,))
     errors = grafted(model, source.state_dict())
     assert len(errors) == 2 + 3 + 2 + 2
     source = plain(ResNeXtShared, shared_rank=0, base_channels=8, groups=4)

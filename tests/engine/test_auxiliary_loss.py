@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmrecur.engine import CPUAmpOptimWrapper
 from mmrecur.engine.hooks.auxiliary_loss import collect_auxiliary_losses, merge_auxiliary_losses
-from mmrecur.models.backbones import ResNetShared
+from mmrecur.models.backbones import MobileNetV2Shared, ResNetShared
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What a training of the SCNN-R logs.
@@ -319,6 +319,23 @@ def test_nothing_to_collect_nothing_to_warn_of(warned: Warnings, options: dict) 
     for _ in range(3):
         step(model, wrapper)
     assert warned.count == 0
+
+
+def test_frozen_bases_are_no_objective(warned: Warnings) -> None:
+    # all stages that share are frozen, the last one and the head are not
+    bare = MobileNetV2Shared(width_mult=0.25, frozen_stages=6).train()
+    assert not bare.required_hooks and bare.auxiliary_losses() == {}
+    optimizer = torch.optim.SGD([p for p in bare.parameters() if p.requires_grad], 0.01)
+    for _ in range(3):
+        bare(torch.randn(2, 3, 32, 32))[-1].sum().backward()
+        optimizer.step()
+    assert warned.count == 0
+    # frozen later, as the teacher of a student is
+    model = prepared(classifier)
+    with torch.no_grad():
+        assert model.backbone.auxiliary_losses()['loss_ortho'] > 0
+    model.backbone.requires_grad_(False)
+    assert model.backbone.auxiliary_losses() == {}
 
 
 def test_no_warning_where_the_losses_are_collected(warned: Warnings) -> None:

@@ -184,6 +184,47 @@ def test_penalty_is_equation_7_and_its_gradient() -> None:
         assert torch.autograd.gradcheck(orthogonality_penalty, matrix)
 
 
+def test_penalty_is_computed_in_single_precision_under_autocast() -> None:
+    matrix = FilterBasis(16, 16).matrix.detach()
+    matrix[0] *= 1 + 1e-4
+    with torch.autocast('cpu', torch.bfloat16):
+        penalty = orthogonality_penalty(matrix)
+    assert penalty.item() == pytest.approx(4e-8, rel=0.05) and penalty.dtype == torch.float32
+
+
+def test_hooks_on_the_gradients_of_norm_and_coefficients_are_called() -> None:
+    for name in ('norm', 'coefficients'):
+        _, conv = basis_and_conv()
+        called = []
+        conv.get_submodule(name).register_full_backward_hook(lambda *args, called=called: called.append(args))
+        conv(torch.randn(2, 6, 8, 8, requires_grad=True)).sum().backward()
+        assert len(called) == 1
+
+
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda: ResNetShared(18, base_channels=8, shared_rank=4),
+        lambda: MobileNetV2Shared(width_mult=0.25),
+        lambda: DenseNetShared(growth=4, stem_channels=8, shared_rank=4),
+        lambda: ResNeXtShared(50, base_channels=8, groups=4, shared_rank=8),
+    ],
+)
+def test_every_part_can_be_asked_for_its_inference_form_twice(build) -> None:
+    """As tools of other libraries do, which go through all modules."""
+    torch.manual_seed(0)
+    model = build()
+    randomise_norms(model)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.eval()(x)[-1]
+        for _ in range(2):
+            for module in model.modules():
+                if hasattr(module, 'switch_to_deploy'):
+                    module.switch_to_deploy()
+        torch.testing.assert_close(model(x)[-1], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
 def test_loss_divides_by_all_inner_products() -> None:
     shared, other = torch.randn(3, 8), torch.randn(2, 8)
     unique = torch.randn(1, 8)
@@ -231,7 +272,7 @@ def test_groups_hold_what_can_be_compared() -> None:
     [
         ResNetShared(18, base_channels=8, shared_rank=4),
         ResNetShared(50, base_channels=8, share='all'),
-        MobileNetV2Shared(widen_factor=0.25, share='double'),
+        MobileNetV2Shared(width_mult=0.25, share='double'),
         ResNeXtShared(50, base_channels=8, groups=4, shared_rank=8),
     ],
     ids=lambda model: type(model).__name__ + str(getattr(model, 'share', '')),
@@ -300,6 +341,7 @@ WRONG = [
     (dict(depth=50, shared_rank=16), 'shared_rank=16 with depth=50, allowed: None'),
     (dict(stem='mnist'), "stem='mnist', allowed: 'imagenet', 'cifar'"),
     (dict(basis_norm=1), 'basis_norm=1.*allowed: True or False'),
+    (dict(depth=50, basis_norm=False), 'basis_norm=False with depth=50, allowed: True'),
     (dict(loss_ortho=10.0), 'loss_ortho=10.0, allowed: None, or a dict with a type'),
     (dict(loss_ortho=dict(type='mmrecur.OrthogonalityLoss', loss_weight=-1)), 'loss_weight=-1, allowed'),
     (dict(base_channels=0), 'base_channels=0, allowed'),
@@ -315,8 +357,12 @@ def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
 
 
 def test_wrong_arguments_of_the_others_are_named() -> None:
-    with pytest.raises(ValueError, match='shared_rank=6, allowed: a multiple of base_width=4'):
-        ResNeXtShared(shared_rank=6)
+    for rank in (6, 96):  # 24 groups would not divide the 128 channels
+        with pytest.raises(ValueError, match=f'shared_rank={rank}, allowed: a multiple of base_width=4'):
+            ResNeXtShared(shared_rank=rank)
+    for factor in (True, 0, float('inf')):
+        with pytest.raises(ValueError, match=f'width_mult={factor}, allowed: a positive number'):
+            MobileNetV2Shared(width_mult=factor)
     with pytest.raises(ValueError, match="share='all', allowed: None, 'single', 'double'"):
         MobileNetV2Shared(share='all')
     with pytest.raises(ValueError, match="last_basis='fourth', allowed: 'own', 'third'"):

@@ -11,7 +11,7 @@ from mmrecur.registry import MODELS
 
 from ..layers.checks import check_choice
 from ..layers.fuse import fold_norm
-from ..layers.inverted_residual import InvertedResidual, round_channels
+from ..layers.inverted_residual import InvertedResidual, check_width_mult, round_channels
 from ..layers.residual import NormLayer
 from .base import make_norm_layer
 from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share_convolutions
@@ -77,7 +77,7 @@ class MobileNetV2Shared(SharedBasisBackbone):
         act (str): Activation in the blocks: ``'relu'``, or ``'prelu'``, a ReLU with a learned slope for
             each block. The authors' Shared++ has 17 parameters more than its convolutions and norms, as
             many as blocks, which such slopes would be. Defaults to 'relu'.
-        widen_factor (float): Factor of all widths; the products are rounded to multiples of 8. Defaults
+        width_mult (float): Factor of all widths; the products are rounded to multiples of 8. Defaults
             to 1.0.
         loss_ortho (Mapping, optional): See :class:`ResNetShared`. Defaults to
             ``dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0)``.
@@ -118,7 +118,7 @@ class MobileNetV2Shared(SharedBasisBackbone):
         self,
         share: str | None = 'single',
         act: str = 'relu',
-        widen_factor: float = 1.0,
+        width_mult: float = 1.0,
         loss_ortho: Mapping | None = ORTHOGONALITY,
         in_channels: int = 3,
         out_indices: Sequence[int] = (7,),
@@ -141,24 +141,23 @@ class MobileNetV2Shared(SharedBasisBackbone):
         )
         check_choice('share', share, SHARES)
         check_choice('act', act, ['relu', 'prelu'])
-        if not isinstance(widen_factor, (int, float)) or not widen_factor > 0:
-            raise ValueError(f'widen_factor={widen_factor!r}, allowed: a positive number')
+        check_width_mult(width_mult)
         self.share = share
         self.act = act
         norm_layer = make_norm_layer(self.norm_cfg)
-        channels = round_channels(32 * widen_factor)
+        channels = round_channels(32 * width_mult)
         self.conv1 = nn.Conv2d(self.in_channels, channels, 3, stride=2, padding=1)
         self.bn1 = norm_layer(channels)
         self.relu6 = nn.ReLU6(inplace=True)
 
-        widths = [round_channels(width * widen_factor) for _, width, _, _ in self.arch_settings]
+        widths = [round_channels(width * width_mult) for _, width, _, _ in self.arch_settings]
         self.stages = []
         for i, width in enumerate(widths[: self.num_stages]):
             self.stages.append(f'layer{i + 1}')
             self.add_module(self.stages[-1], self._make_stage(i, channels, width, norm_layer))
             channels = width
         self.has_head = self.num_stages > len(widths)
-        widths.append(max(1280, round_channels(1280 * widen_factor)))
+        widths.append(max(1280, round_channels(1280 * width_mult)))
         if self.has_head:
             self.conv2 = nn.Conv2d(channels, widths[-1], 1)
             self.bn2 = norm_layer(widths[-1])

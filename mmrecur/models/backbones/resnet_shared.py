@@ -69,7 +69,7 @@ class ResNetShared(SharedBasisBackbone):
             a plain network. Defaults to 'single'.
         stem (str): ``'imagenet'``, a 7x7 convolution and pooling, both of stride 2, or ``'cifar'``, a 3x3
             convolution of stride 1. Defaults to None, 'cifar' for the CIFAR-10 depths, else 'imagenet'.
-        basis_norm (bool): Batch norms between basis and coefficients. Defaults to True.
+        basis_norm (bool): Norms between basis and coefficients of basic blocks. Defaults to True.
         loss_ortho (Mapping, optional): Objective that keeps the bases orthonormal; it needs
             ``custom_hooks=[dict(type='mmrecur.AuxiliaryLossHook')]``. None for none. Defaults to
             ``dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0)``.
@@ -161,9 +161,9 @@ class ResNetShared(SharedBasisBackbone):
         self.is_basic = depth in (18, 34) or num_stages == 3
         self.expansion = 1 if self.is_basic else 4
         self._choose_stem(stem, base_channels)
-        self._choose_sharing(share, shared_rank, unique_rank, bases)
         check_flag(basis_norm=basis_norm)
         self.basis_norm = basis_norm
+        self._choose_sharing(share, shared_rank, unique_rank, bases)
         strides = self._checked_strides(strides, num_stages)
 
         norm_layer = make_norm_layer(self.norm_cfg)
@@ -202,6 +202,11 @@ class ResNetShared(SharedBasisBackbone):
                         f'{name}={value!r} with depth={self.depth}, allowed: None; bottlenecks share whole '
                         'convolutions, see share'
                     )
+            if not self.basis_norm:
+                raise ValueError(
+                    f'basis_norm=False with depth={self.depth}, allowed: True; the norms of bottlenecks are '
+                    'those of the plain network'
+                )
             self.share = share
             return
         if share not in (None, 'single'):

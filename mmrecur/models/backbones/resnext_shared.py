@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from ..layers.filter_basis import FilterBasis, SharedConv2d
 from ..layers.fuse import is_foldable, norm_affine
 from ..layers.residual import NormLayer
 from .resnet_shared import ResidualBottleneck, ResNetShared
-from .shared_basis import SharedStage
+from .shared_basis import ORTHOGONALITY, SharedStage
 
 
 class GroupedBasisConv2d(nn.Module):
@@ -29,6 +31,11 @@ class GroupedBasisConv2d(nn.Module):
         super().__init__()
         self.unique = unique
         self.parts = nn.ModuleList([SharedConv2d(unique), SharedConv2d(shared)])
+
+    @property
+    def folded(self) -> bool:
+        """bool: Whether it is in its inference form."""
+        return not hasattr(self, 'unique')
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve.
@@ -91,7 +98,8 @@ class SharedResNeXtBlock(ResidualBottleneck):
 
     def switch_to_deploy(self) -> None:
         """Fold the norms into the convolutions; outputs in evaluation stay the same."""
-        self.bn2 = self.conv2.fold(self.bn2)
+        if not self.conv2.folded:
+            self.bn2 = self.conv2.fold(self.bn2)
         super().switch_to_deploy()
 
 
@@ -108,14 +116,15 @@ class ResNeXtShared(ResNetShared):
 
     Args:
         depth (int): 50, 101 or 152. Defaults to 50.
-        shared_rank (int): Shared filters in the first stage, a multiple of ``base_width``; 0 for a plain
-            network. Defaults to 64.
+        shared_rank (int): Shared filters in the first stage, ``base_width`` times a divisor of
+            ``groups * base_width``; 0 for a plain network. Defaults to 64.
         unique_rank (int): Filters of its own of each block in the first stage, at least one. Defaults
             to 4.
         groups (int): Groups of the plain block's 3x3 convolution. Defaults to 32.
         base_width (int): Channels of a group in the first stage. Defaults to 4.
         stem (str): See :class:`ResNetShared`. Defaults to 'cifar'.
-        **kwargs: ``loss_ortho`` and the rest of :class:`ResNetShared`.
+        loss_ortho, base_channels, strides, in_channels, out_indices, frozen_stages, norm_cfg, norm_eval, \
+        with_cp, init_cfg: See :class:`ResNetShared`.
 
     Raises:
         TypeError, ValueError: If an argument is wrong.
@@ -136,17 +145,44 @@ class ResNeXtShared(ResNetShared):
         groups: int = 32,
         base_width: int = 4,
         stem: str = 'cifar',
-        **kwargs: object,
+        loss_ortho: Mapping | None = ORTHOGONALITY,
+        base_channels: int = 64,
+        strides: Sequence[int] | None = None,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
     ) -> None:
         check_choice('depth', depth, [50, 101, 152])
         check_int('shared_rank', shared_rank, 0)
         check_int('unique_rank', unique_rank, 1)
         check_int('groups', groups, 1)
         check_int('base_width', base_width, 1)
-        if shared_rank % base_width:
-            raise ValueError(f'shared_rank={shared_rank!r}, allowed: a multiple of base_width={base_width}')
+        width = groups * base_width
+        if shared_rank % base_width or (shared_rank and width % (shared_rank // base_width)):
+            raise ValueError(
+                f'shared_rank={shared_rank!r}, allowed: a multiple of base_width={base_width}, by a divisor '
+                f'of groups * base_width = {width}'
+            )
         self._grouping = (shared_rank, unique_rank, groups, base_width)
-        super().__init__(depth, share='single' if shared_rank else None, stem=stem, **kwargs)
+        super().__init__(
+            depth,
+            share='single' if shared_rank else None,
+            stem=stem,
+            loss_ortho=loss_ortho,
+            base_channels=base_channels,
+            strides=strides,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_cfg=norm_cfg,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
 
     def _make_bottleneck(
         self, index: int, in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer

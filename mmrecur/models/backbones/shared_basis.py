@@ -72,11 +72,12 @@ class SharedStage(nn.Module):
             x = run_step(block, self.with_cp, block, x)
         return x
 
-    def switch_to_deploy(self, form: str) -> None:
+    def switch_to_deploy(self, form: str = 'auto') -> None:
         """Give the blocks filters of their own, folded.
 
         Args:
-            form (str): Of factorised convolutions, see :meth:`FactorizedConv2d.deployed`.
+            form (str): Of factorised convolutions, see :meth:`FactorizedConv2d.deployed`. Defaults to
+                'auto'.
         """
         for block in self.blocks:
             for name, child in list(block.named_children()):
@@ -142,7 +143,10 @@ class SharedBasisBackbone(OwnObjective, Backbone):
     def _finish(self) -> None:
         """Freeze what is to be frozen; drop an objective that has nothing to act on."""
         self._freeze()
-        self._finish_objective(acts=bool(self.shared_stages()))
+        self._finish_objective(acts=self._bases_learn())
+
+    def _bases_learn(self) -> bool:
+        return any(p.requires_grad for stage in self.shared_stages() for p in stage.basis.parameters())
 
     def shared_stages(self) -> list[SharedStage]:
         """list[SharedStage]: The stages that own bases."""
@@ -164,8 +168,8 @@ class SharedBasisBackbone(OwnObjective, Backbone):
         return groups
 
     def objective_input(self) -> list[BasisGroup]:
-        """See :class:`OwnObjective`."""
-        return self.basis_groups()
+        """See :class:`OwnObjective`; empty if all bases are frozen, since then perhaps, as a teacher's."""
+        return self.basis_groups() if self._bases_learn() else []
 
     def switch_to_deploy(
         self, memory_format: torch.memory_format | None = None, form: str = 'auto'
