@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
+from ..models.backbones.shared_basis import SharedBasisBackbone
 from .layouts import why_absent
 from .report import Transfer
 
@@ -58,13 +58,23 @@ def convert_net_rl2(transfer: Transfer) -> None:
 
     Args:
         transfer (Transfer): The transfer to fill.
+
+    Raises:
+        ValueError: If the backbone is of another family.
     """
+    if not isinstance(transfer.backbone, SharedBasisBackbone):
+        raise ValueError(
+            f"source='net_rl2' with a backbone of type {type(transfer.backbone).__name__}, allowed: one with "
+            'shared filter bases, such as mmrecur.ResNetShared'
+        )
     source, target, prefix = transfer.source, transfer.target, transfer.prefix
     places: dict[str, list[str]] = {}
     for key in source:
         name = net_rl2_name(key)
         if 'shared_basis' in name:
-            places.setdefault(_owner(name, transfer.backbone), []).append(key)
+            owner = _owner(name, transfer.backbone)
+            if owner is not None:
+                places.setdefault(owner, []).append(key)
             continue
         ours = name if name.startswith('head.') else prefix + name
         if ours in target:
@@ -79,8 +89,13 @@ def convert_net_rl2(transfer: Transfer) -> None:
             transfer.leave(key, 'not part of the backbone')
 
 
-def _owner(name: str, backbone: nn.Module) -> str:
-    """Where a shared basis of the authors' belongs: ``layer2.basis.conv1.weight``, or why nowhere."""
+def _owner(name: str, backbone: SharedBasisBackbone) -> str | None:
+    """Where a shared basis of the authors' belongs: ``layer2.basis.conv1.weight``.
+
+    Returns:
+        str, optional: An empty string if no block of the model reads it, since it is of a stage without a
+        basis; None if it does not fit: the stage has fewer bases.
+    """
     owners = [stage for stage in backbone.stages if getattr(backbone, stage).basis is not None]
     if match := _IN_NETWORK.fullmatch(name):
         # numbered by the stages that share
@@ -94,7 +109,7 @@ def _owner(name: str, backbone: nn.Module) -> str:
         return ''
     names = list(getattr(backbone, stage).basis)
     place = int(match[2] or 1) - 1
-    return f'{stage}.basis.{names[place]}.weight' if place < len(names) else ''
+    return f'{stage}.basis.{names[place]}.weight' if place < len(names) else None
 
 
 def _take_shared(transfer: Transfer, owner: str, keys: list[str]) -> None:
@@ -121,8 +136,8 @@ def _fill_last_block(transfer: Transfer) -> None:
     ours, theirs = (f'layer{i}.basis.conv2.weight' for i in (4, 3))
     copied = transfer.report.copied
     last_reads_third = any('dense_block_layer_3' in key for key in transfer.source)
-    if last_reads_third and transfer.prefix + ours in transfer.target:
-        key = copied[transfer.prefix + theirs]
+    key = copied.get(transfer.prefix + theirs)  # None where it is missing or of another shape
+    if last_reads_third and key is not None and transfer.prefix + ours in transfer.target:
         unused = copied.pop(transfer.prefix + ours, None)
         if unused is not None:
             transfer.drop(unused, "no block of the authors' network reads it")

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmrecur.checkpoint import Report, TransferError, convert
-from mmrecur.models.backbones import ResNetShared
+from mmrecur.models.backbones import ResNetShared, RLAResNet
 from tests import golden
 
 NETWORKS = {
@@ -131,3 +131,11 @@ def test_misfits_are_named() -> None:
         convert(fixture.state_dict, 'net_rl2', classifier_of(fixture, shared_rank=8))
     with pytest.raises(TransferError, match='missing in the source: .*basis.conv2'):
         convert(golden.load('cifar10_resnet56_s16u1').state_dict, 'net_rl2', ResNetShared(56))
+    # all shapes fit a network with one basis a stage, but half of the convolutions would read the wrong one
+    with pytest.raises(TransferError, match='unexpected in the source: shared_basis_1_2.weight'):
+        convert(fixture.state_dict, 'net_rl2', classifier_of(fixture, bases=1))
+    with pytest.raises(ValueError, match="'net_rl2' with a backbone of type RLAResNet, allowed: one with"):
+        convert(fixture.state_dict, 'net_rl2', RLAResNet(50, base_channels=8))
+    dense = golden.load('cifar100_densenet121_s16u1')
+    with pytest.raises(TransferError, match='wrong shapes: .* has shape'):
+        convert(dense.state_dict, 'net_rl2', classifier_of(dense, shared_rank=8, last_basis='own'))
