@@ -14,6 +14,7 @@ from ..models.layers.filter_basis import FactorizedConv2d, SharedConv2d
 from ..models.layers.fuse import is_foldable
 from .graft import GraftTransfer, register_graft
 from .layouts import backbone_prefix
+from .report import TransferError
 
 _NORM = re.compile(r'\.(conv\d)\.norm\.(weight|bias|running_mean|running_var|num_batches_tracked)$')
 
@@ -98,7 +99,15 @@ def principal(matrix: Tensor, rank: int) -> Tensor:
     Returns:
         Tensor: The first right singular vectors, completed by others if there are too few; shape
         (rank, K).
+
+    Raises:
+        TransferError: If the rank is larger than K.
     """
+    if rank > matrix.size(1):
+        raise TransferError(
+            f'a basis of {rank} filters, allowed for a fit: at most {matrix.size(1)}, as many as a filter has '
+            'entries'
+        )
     rows = torch.linalg.svd(matrix, full_matrices=len(matrix) < rank)[2]
     return rows[:rank]
 

@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import Report, graft
+from mmrecur.checkpoint import Report, TransferError, graft
 from mmrecur.models.backbones import (
     DenseNetShared,
     MobileNetV2Shared,
@@ -108,6 +108,13 @@ def test_below_it_the_basis_is_the_best_and_the_report_says_how_far_off() -> Non
         # ... and of that, what 8 unique filters leave
         left = torch.linalg.svdvals(rest[place])[8:].square().sum().sqrt()
         assert off == pytest.approx((left / kernel.norm()).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize('ranks', [dict(shared_rank=37), dict(shared_rank=2, unique_rank=37)])
+def test_more_filters_than_entries_in_one_are_named(ranks: dict) -> None:
+    source = plain(ResNetShared, share=None, **SMALL).state_dict()
+    with pytest.raises(TransferError, match='a basis of 37 filters, allowed for a fit: at most 36'):
+        graft(source, ResNetShared(**SMALL, **ranks))
 
 
 @pytest.mark.parametrize('share', ['single', 'double', 'all'])
