@@ -50,7 +50,7 @@ class Model(BaseModel):
         return self(data, mode=mode)
 
 
-def run(work_dir: Path, interval: int = 2, **backbone: Any) -> Model:
+def run(work_dir: Path, interval: int = 2, scaler: Any = None, **backbone: Any) -> Model:
     runner = Runner(
         model=Model(**backbone),
         work_dir=str(work_dir),
@@ -61,10 +61,16 @@ def run(work_dir: Path, interval: int = 2, **backbone: Any) -> Model:
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         experiment_name=work_dir.name,
         log_level='ERROR',
+        randomness=dict(seed=0),
     )
     # the gradients are there until the next step clears them
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.optim_wrapper.zero_grad = lambda **_: None
+    if scaler is not None:
+        wrapper = runner.optim_wrapper
+        wrapper.loss_scaler = scaler
+        wrapper.backward = lambda loss: scaler.scale(loss).backward()
+        wrapper.step = lambda: (scaler.step(wrapper.optimizer), scaler.update())
     runner.register_hook(AuxiliaryLossHook())
     runner.register_hook(GradientFlowHook(interval))
     runner.train()
@@ -85,6 +91,16 @@ def test_records_are_the_gradients_of_the_steps(tmp_path: Path) -> None:
             step = (after[name] - before[name]).abs()
             assert record.maximum[name] == pytest.approx(step.max().item(), rel=1e-3)
             assert record.mean[name] == pytest.approx(step.mean().item(), rel=1e-3)
+
+
+def test_the_scale_of_mixed_precision_is_taken_out(tmp_path: Path) -> None:
+    run(tmp_path / 'plain', 1)
+    scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10, growth_interval=1, growth_factor=8.0)
+    run(tmp_path / 'scaled', 1, scaler)
+    assert scaler.get_scale() > 2.0**10
+    # the first step: later ones add to scaled gradients here
+    plain, scaled = (read_records(tmp_path / name)[0].mean for name in ('plain', 'scaled'))
+    assert scaled == pytest.approx(plain, rel=1e-4)
 
 
 def test_frozen_bases_have_no_record_and_others_are_refused(tmp_path: Path) -> None:

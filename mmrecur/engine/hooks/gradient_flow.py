@@ -63,7 +63,9 @@ class GradientFlowHook(Hook):
 
     def _listen(self, runner: Runner, name: str, grad: Tensor) -> None:
         if self.every_n_train_iters(runner, self.interval):
-            self._gradients[name] = grad
+            # now: the step changes the scale for the next iteration
+            scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+            self._gradients[name] = grad if scaler is None else grad / scaler.get_scale()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -78,12 +80,10 @@ class GradientFlowHook(Hook):
         """
         if not self._gradients:
             return
-        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-        scale = 1.0 if scaler is None else scaler.get_scale()
-        gradients = {name: grad / scale for name, grad in self._gradients.items()}
+        record = GradientRecord.of(self._gradients, runner.epoch, runner.iter)
         self._gradients = {}
         with self._path.open('a') as file:
-            file.write(GradientRecord.of(gradients, runner.epoch, runner.iter).to_json() + '\n')
+            file.write(record.to_json() + '\n')
 
     def after_train(self, runner: Runner) -> None:
         """Stop listening.
