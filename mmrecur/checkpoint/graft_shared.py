@@ -105,7 +105,7 @@ def principal(matrix: Tensor, rank: int) -> Tensor:
     """
     if rank > matrix.size(1):
         raise TransferError(
-            f'a basis of {rank} filters, allowed for a fit: at most {matrix.size(1)}, as many as a filter has '
+            f'a basis of {rank} filters, allowed for a fit: at most {matrix.size(1)}, as many as one has '
             'entries'
         )
     rows = torch.linalg.svd(matrix, full_matrices=len(matrix) < rank)[2]
