@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..models.backbones.mobilenet_v2_shared import MobileNetV2Shared
 from ..models.backbones.resnext_shared import GroupedBasisConv2d
 from ..models.backbones.shared_basis import SharedBasisBackbone, SharedStage
 from ..models.layers.filter_basis import FactorizedConv2d, SharedConv2d
 from ..models.layers.fuse import is_foldable
 from .graft import GraftTransfer, register_graft
 from .layouts import backbone_prefix
+from .layouts_mobilenet import mobilenet_names
 from .report import TransferError
 
 _NORM = re.compile(r'\.(conv\d)\.norm\.(weight|bias|running_mean|running_var|num_batches_tracked)$')
@@ -33,11 +35,21 @@ def graft_shared(transfer: GraftTransfer) -> None:
       normalises by the statistics of a batch, so the network changes with the first step unless norms
       are kept in evaluation mode (``norm_eval``).
 
+    A MobileNetV2 of the authors has an expansion in its first stage and biases beside two norms, which others
+    lack: these start as the identity and as zeros.
+
     The report says for each layer how far the fit is off: ``||W - W'|| / ||W||``.
 
     Args:
         transfer (GraftTransfer): The transfer to fill.
     """
+    if isinstance(transfer.backbone, MobileNetV2Shared):
+        transfer.plain = mobilenet_names(transfer.source)
+        if 'layer1.0.conv1.weight' not in transfer.plain:
+            transfer.report.notes.append(
+                'blocks of this network have ReLU where those of other MobileNetV2s have ReLU6: maps differ '
+                'where these reach 6'
+            )
     # a network of this package keeps its own names where other libraries name norms otherwise
     own, prefix = set(transfer.backbone_keys()), backbone_prefix(transfer.source)
     transfer.plain = {
@@ -164,8 +176,26 @@ def _fill(transfer: GraftTransfer, fitted: Mapping[str, tuple[Sequence[str], Ten
         elif (match := _NORM.search(name)) and f'{name[: match.end(1)]}.coefficients.weight' in fitted:
             norm = modules[name.rsplit('.', 1)[0]]
             _identity(transfer, target, match[2], norm)
-        else:
+        elif not _add_to_mobilenet(transfer, name):
             transfer.take(name)
+
+
+def _add_to_mobilenet(transfer: GraftTransfer, name: str) -> bool:
+    """Give what other MobileNetV2s lack a start at which it does nothing; whether ``name`` is of that."""
+    backbone, target = transfer.backbone, transfer.prefix + name
+    if not isinstance(backbone, MobileNetV2Shared):
+        return False
+    if name in ('conv1.bias', 'conv2.bias') or name.endswith('.relu.weight'):
+        transfer.zero(target, 'zeros: the plain network has none')
+    elif name == 'layer1.0.conv1.weight':
+        eye = torch.eye(backbone.conv1.out_channels)[..., None, None]
+        how = 'the identity: the plain network has no expansion there'
+        transfer.transform(target, [], eye.to(transfer.target[target]), how)
+    elif match := re.fullmatch(r'layer1\.0\.bn1\.(\w+)', name):
+        _identity(transfer, target, match[1], backbone.get_submodule('layer1.0.bn1'))
+    else:
+        return False
+    return True
 
 
 def _identity(transfer: GraftTransfer, target: str, leaf: str, norm: nn.Module) -> None:

@@ -154,6 +154,30 @@ def test_mobilenet_and_resnext() -> None:
 
 
 @pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet'])
+def test_other_libraries_mobilenets(scope: str) -> None:
+    pytest.importorskip(scope)
+    torch.manual_seed(1)
+    stages = (1, 4, 7)
+    source = MODELS.build(dict(type=f'{scope}.MobileNetV2', widen_factor=0.25, out_indices=stages))
+    randomise_norms(source)
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.mul_(100)  # maps stay below 6, where ReLU and ReLU6 are the same
+    for act in ('relu', 'prelu'):
+        model = MobileNetV2Shared(None, act, 0.25, out_indices=stages)
+        assert not grafted(model, source.state_dict())
+        assert error(features(model), features(source)) < 1e-5
+    model = MobileNetV2Shared(width_mult=0.25, out_indices=stages)
+    assert len(grafted(model, source.state_dict())) == 2 + 3 + 2 + 2
+    report = graft(source.state_dict(), model)[1]
+    assert 'ReLU6' in report.notes[0]
+    assert list(report.initial) == ['layer1.0.bn1.num_batches_tracked']
+    # a network of this package has all
+    report = graft(plain(MobileNetV2Shared, width_mult=0.25).state_dict(), model)[1]
+    assert not report.notes and not report.transformed and not report.initial
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet'])
 def test_other_libraries_networks_in_a_detectors_state(scope: str) -> None:
     pytest.importorskip(scope)
     torch.manual_seed(1)

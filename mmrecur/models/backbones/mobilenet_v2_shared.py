@@ -113,6 +113,10 @@ class MobileNetV2Shared(SharedBasisBackbone):
         (6, 320, 1, 1),
     )
     sharing_stages = (2, 3, 4, 5)
+    architectures = {
+        'mobilenetv2-shared': {},
+        'mobilenetv2-shared++': dict(share='double', act='prelu'),
+    }
 
     def __init__(
         self,
