@@ -79,3 +79,20 @@ def test_the_tool_compares_checkpoints(tmp_path: Path, capsys: Any) -> None:
     assert all(file.stat().st_size > 1000 for file in files)
     with pytest.raises(ToolError, match="--stage 'layer9', allowed: layer1, layer2"):
         tool.main([*command, '--stage', 'layer9', '--similarity', str(files[0])])
+
+
+def test_the_tool_shows_every_basis_also_without_coefficients(capsys: Any) -> None:
+    tool = load_tool('analysis_tools/plot_coefficients.py')
+    tool.main(["mmrecur.ResNetShared(depth=50, base_channels=8, share='double')", '--json'])
+    result = json.loads(capsys.readouterr().out)['as built']
+    # the 3x3 and the last 1x1 of four stages
+    assert result['mean_similarity'] == {} and len(result['eigenvalues']) == 8
+    tool.main(['mmrecur.ResNetShared(depth=50, base_channels=8)'])
+    assert capsys.readouterr().out.count('group ') == 4
+    # the fourth dense block reads the third one's basis
+    tool.main(["mmrecur.DenseNetShared(growth=4, stem_channels=8, last_basis='third')"])
+    assert 'layer4' in capsys.readouterr().out
+    with pytest.raises(ToolError, match='has no factorised convolutions'):
+        tool.main(['mmrecur.ResNetShared(depth=50, base_channels=8, share=None)'])
+    with pytest.raises(ToolError, match='has no factorised convolutions'):
+        tool.main(['mmrecur.ResNetShared(depth=50, base_channels=8)', '--similarity', 'similarity.png'])

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.convert import unwrap
 from mmrecur.checkpoint.io import load_checkpoint
+from mmrecur.models.layers import FactorizedConv2d
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -72,14 +74,18 @@ def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
 
 
 def measure(models: dict[str, nn.Module]) -> dict[str, Any]:
-    """Mean similarity of the coefficients of each stage, range of each group's eigenvalues."""
+    """Mean similarity of the coefficients of each stage, range of each group's eigenvalues.
+
+    Networks that share whole convolutions have bases, but no coefficients.
+    """
     result = {}
     for title, model in models.items():
+        spectra = [(values[-1].item(), values[0].item()) for values in gram_spectra(model)]
+        shares_whole = spectra and not any(isinstance(m, FactorizedConv2d) for m in model.modules())
         stages = {
             name: mean_similarity(cosine_similarity(torch.cat([*rows.values()])))
-            for name, rows in coefficients(model).items()
+            for name, rows in ({} if shares_whole else coefficients(model)).items()
         }
-        spectra = [(values[-1].item(), values[0].item()) for values in gram_spectra(model)]
         result[title] = dict(mean_similarity=stages, eigenvalues=spectra)
     return result
 
@@ -112,9 +118,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     table = Table('network', 'stage', 'mean |cos|', 'eigenvalues from', 'to', box=box.SIMPLE_HEAD)
     for title, values in result.items():
-        stages = values['mean_similarity'].items()
-        for (stage, mean), (low, high) in zip(stages, values['eigenvalues']):
-            table.add_row(title, stage, f'{mean:.4f}', f'{low:.3g}', f'{high:.3g}')
+        stages = [(name, f'{mean:.4f}') for name, mean in values['mean_similarity'].items()]
+        ranges = [(f'{low:.3g}', f'{high:.3g}') for low, high in values['eigenvalues']]
+        if not stages:
+            stages = [(f'group {i + 1}', '-') for i in range(len(ranges))]
+        # a DenseNet's last stage may read the basis of the one before
+        for stage, pair in zip_longest(stages, ranges, fillvalue=('-', '-')):
+            table.add_row(title, *stage, *pair)
     Console(markup=False).print(table)
 
 
