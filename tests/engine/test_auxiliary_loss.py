@@ -182,6 +182,21 @@ def test_other_modes_are_left_alone() -> None:
     assert losses['loss_ortho'].item() == pytest.approx(penalty(model).item(), rel=1e-5)
 
 
+def test_the_mode_may_be_one_of_many_keywords() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = ResNetShared(20, base_channels=8)
+
+        def forward(self, inputs: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+            return dict(loss=self.backbone(inputs)[-1].mean())
+
+    model = Model()
+    model.register_forward_hook(merge_auxiliary_losses, with_kwargs=True)
+    assert 'loss_ortho' in model(torch.randn(2, 3, 32, 32), mode='loss')
+    assert 'loss_ortho' not in model(torch.randn(2, 3, 32, 32), mode='predict')
+
+
 def test_several_modules_are_added_up_and_clashes_named() -> None:
     model = nn.Module()
     model.student = ResNetShared(20, base_channels=8, shared_rank=4)

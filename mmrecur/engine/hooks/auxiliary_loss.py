@@ -105,7 +105,9 @@ def merge_auxiliary_losses(
     """
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
     bound.apply_defaults()
-    if bound.arguments.get('mode') != 'loss' or not isinstance(output, dict):
+    # a model may take it among **kwargs
+    mode = bound.arguments.get('mode', kwargs.get('mode'))
+    if mode != 'loss' or not isinstance(output, dict):
         return None
     collected = collect_auxiliary_losses(model)
     if twice := sorted(output.keys() & collected.keys()):
