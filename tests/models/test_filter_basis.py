@@ -265,6 +265,9 @@ def test_groups_hold_what_can_be_compared() -> None:
     groups = ResNetShared(50, base_channels=8, share='double', out_indices=(0,)).basis_groups()
     assert [tuple(m.shape) for group in groups for m in group.shared] == [(8, 72), (32, 8)]
     assert not ResNetShared(50, base_channels=8, share=None).basis_groups()
+    # the fourth dense block adds its filters to the third one's basis
+    groups = DenseNetShared(growth=4, stem_channels=8, shared_rank=4, last_basis='third').basis_groups()
+    assert [len(group.unique) for group in groups] == [6, 12, 24 + 16]
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,11 @@ class SharedBasisBackbone(OwnObjective, Backbone):
             list[BasisGroup]: The groups, as views of the weights.
         """
         groups = []
+        # a stage may read the basis of another
+        readers = [m for m in self.modules() if isinstance(m, FactorizedConv2d)]
         for stage in self.shared_stages():
             for bases in by_length([*stage.basis.values()]):
-                convs = [conv for _, conv in stage.factorized() if conv.basis in bases]
+                convs = [conv for conv in readers if conv.basis in bases]
                 unique = [conv.unique.matrix for conv in convs if conv.unique is not None]
                 groups.append(BasisGroup([basis.matrix for basis in bases], unique))
         return groups
