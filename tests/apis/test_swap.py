@@ -237,6 +237,30 @@ def test_random_weights_are_not_frozen(small: Path) -> None:
     ]  # fmt: skip
 
 
+def test_statistics_that_no_longer_fit_are_named(small: Path) -> None:
+    for base, name, expected in (
+        (small_with(small), 'resnet50-shared', True),
+        (small_with(small, model__backbone__norm_eval=False), 'resnet50-shared', False),
+        (small_with(small), 'rla-resnet', False),  # computes the same
+    ):
+        notes = plan_swap(base, name).notes
+        assert any('norm_eval=False lets them follow' in note for note in notes) == expected
+
+
+def test_a_mobilenet_keeps_its_width() -> None:
+    base = load_config('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py')
+    base.model.backbone.widen_factor = 0.5
+    backbone = swap_backbone(base, 'mobilenetv2-shared++').model.backbone
+    assert (backbone.width_mult, backbone.share) == (0.5, 'double')
+
+
+def test_every_option_of_a_resnext_is_known() -> None:
+    options = {'model.backbone.depth': 50, 'model.backbone.init_cfg': None, 'model.backbone.with_cp': True}
+    base = load_config('mmdet::mask_rcnn/mask-rcnn_x101-32x4d_fpn_1x_coco.py', options)
+    backbone = swap_backbone(base, "mmrecur.ResNeXtShared(stem='imagenet')").model.backbone
+    assert backbone.with_cp and backbone.type == 'mmrecur.ResNeXtShared'
+
+
 def test_options_without_a_counterpart_are_named(small: Path) -> None:
     dcn = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
     base = small_with(

@@ -19,7 +19,7 @@ from mmrecur.models.backbones import Backbone
 from .channels import set_channels
 from .host import ARCHITECTURE, Host, Replaced, build, find_host, outputs, read_replaced
 from .names import find_backbone, signature
-from .weights import Start, _pretrained, choose_start, settle, try_graft
+from .weights import EXACT, Start, _pretrained, choose_start, settle, try_graft
 
 #: Image on which backbones are compared: both sides are multiples of 32, and differ.
 _PROBE = (96, 128)
@@ -128,6 +128,11 @@ def plan_swap(
     swap.new = f'{family.__name__}({_shown(new)})'
     if start.kind == 'graft' and replaced.is_plain and init == 'base':
         swap.difference = try_graft(replaced, start, host.scope, backbone, image)
+        if swap.difference > EXACT and new.get('norm_eval'):
+            swap.notes.append(
+                'norm_eval=True, as in the base, keeps the statistics that norms had with the weights from '
+                'before: norm_eval=False lets them follow'
+            )
     _note_options(swap, replaced, new)
     if load_from:
         _load(swap, load_from)
