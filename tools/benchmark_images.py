@@ -1,8 +1,8 @@
 """Time networks side by side on the images of a test data set: for networks whose work depends on the image.
 
 CONFIG and CHECKPOINT, given for each network in turn, are those of classifiers or detectors; the test data
-are those of the first config, its batches are loaded before the clock starts. The networks run in turn, so
-that the ratios hold on a noisy machine where milliseconds do not.
+are those of the first config, of which images are taken from all over the data set and loaded before the
+clock starts. The networks run in turn, so that the ratios hold on a noisy machine where milliseconds do not.
 
     python tools/benchmark_images.py --num-images 512 --batch-size 1 --deploy \\
         configs/dr_resnet/resnet20_1xb256_cifar10.py plain.pth \\
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         pairs = [*zip(args.networks[::2], args.networks[1::2])]
         networks = [prepare(config, checkpoint, args) for config, checkpoint in pairs]
-        loader, _ = build_test_loader(networks[0][0], args.num_images, args.batch_size)
+        loader, _ = build_test_loader(networks[0][0], args.num_images, args.batch_size, spread=True)
         batches = [*loader]
         number = len(loader.dataset)
         calls = [call_of(cfg, model, batches) for cfg, model in networks]

@@ -1,4 +1,4 @@
-"""The images that a config tests on, for tools that look at each of them."""
+"""The images of a config, for tools that look at each of them."""
 
 from __future__ import annotations
 
@@ -26,32 +26,45 @@ def config_scope(cfg: Config) -> Iterator[None]:
 
 
 def build_test_loader(
-    cfg: Config, num_images: int | None = None, batch_size: int | None = None
+    cfg: Config,
+    num_images: int | None = None,
+    batch_size: int | None = None,
+    training: bool = False,
+    spread: bool = False,
 ) -> tuple[DataLoader, Any]:
     """Build the loader of a config's test data, in their order.
 
     Args:
         cfg (Config): The config.
-        num_images (int, optional): Take only the first images. Defaults to None, all.
+        num_images (int, optional): Images at most. Defaults to None, all.
         batch_size (int, optional): Images in a batch. Defaults to None, the config's.
+        training (bool): Take the training data, processed as the test data are. Defaults to False.
+        spread (bool): Take images evenly spaced in the data, which may be in the order of their classes,
+            instead of the first. Defaults to False.
 
     Returns:
         tuple[DataLoader, Dataset]: The loader, and the data set with ``get_data_info`` of each image.
 
     Raises:
-        ToolError: If the config describes no test, or the data set does not hold images.
+        ToolError: If the config describes no test (or training), or the data set does not hold images.
     """
     if cfg.get('test_dataloader') is None:
         raise ToolError(f'config {cfg.filename!r} has no test_dataloader: it describes no test')
     loader = cfg.test_dataloader.to_dict()
+    if training:
+        if cfg.get('train_dataloader') is None:
+            raise ToolError(f'config {cfg.filename!r} has no train_dataloader: it describes no training')
+        pipeline = loader['dataset'].get('pipeline')
+        loader['dataset'] = dict(cfg.train_dataloader.dataset.to_dict(), pipeline=pipeline)
     with config_scope(cfg):
         dataset = DATASETS.build(loader['dataset'])
         if not hasattr(dataset, 'get_data_info'):
-            raise ToolError(f'the test data set is a {type(dataset).__name__}, allowed: one of images')
+            kind = 'training' if training else 'test'
+            raise ToolError(f'the {kind} data set is a {type(dataset).__name__}, allowed: one of images')
         count = min(len(dataset), num_images or len(dataset))
-        loader.update(
-            dataset=Subset(dataset, range(count)), sampler=dict(type='DefaultSampler', shuffle=False)
-        )
+        reach = len(dataset) if spread else count
+        chosen = Subset(dataset, [i * reach // count for i in range(count)])
+        loader.update(dataset=chosen, sampler=dict(type='DefaultSampler', shuffle=False))
         if batch_size is not None:
             loader['batch_size'] = batch_size
         loader.pop('batch_sampler', None)

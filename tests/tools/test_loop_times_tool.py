@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -200,17 +201,41 @@ def test_networks_are_timed_on_the_images(classifier, capsys, deploy: bool) -> N
     cfg, model = timing.prepare(str(config), str(weights), args)
     seen = []
     model.backbone.conv1.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0]))
-    loader, _ = timing.build_test_loader(cfg, 7, 3)
+    loader, _ = timing.build_test_loader(cfg, 4, 3, spread=True)
     timing.call_of(cfg, model, [*loader])()
-    images = [config.parent / 'images' / name for name in classifier[3]]
-    assert len(seen) == 7
-    assert all(torch.allclose(x, pixels_of(path)[0]) for x, path in zip(seen, images))
+    images = [config.parent / 'images' / classifier[3][index] for index in (0, 2, 5, 7)]
+    assert all(torch.allclose(x, pixels_of(path)[0]) for x, path in zip(seen, images, strict=True))
 
 
 def test_timing_needs_a_checkpoint_for_each_config(capsys) -> None:
     with pytest.raises(SystemExit):
         load_tool('benchmark_images.py').parse_args(['a.py', 'a.pth', 'b.py'])
     assert '3 files given; allowed: a checkpoint after each config' in capsys.readouterr().err
+
+
+def test_calibrated_gates_are_written(classifier, tmp_path: Path, capsys) -> None:
+    calibrate = load_tool('model_converters/calibrate_gates.py')
+    config, weights, model, names = classifier
+    data = dict(type='CustomDataset', data_prefix=str(config.parent / 'images'), pipeline=[])
+    options = [f'train_dataloader.dataset.{key}={value}' for key, value in data.items()]
+    out = tmp_path / 'calibrated.pth'
+    run = [str(config), str(weights), str(out), '--rate', '0.4', '--cfg-options', *options]
+    calibrate.main(run)
+    assert 'layer3.1: score of passing' in capsys.readouterr().out
+    expected = copy.deepcopy(model)
+    images = torch.cat([pixels_of(config.parent / 'images' / name) for name in sorted(names)])
+    calibrate.calibrate_gates(expected.backbone, images, 0.4)
+    state = torch.load(out)['state_dict']
+    assert state.keys() == expected.state_dict().keys()
+    for key, value in expected.state_dict().items():
+        assert torch.allclose(state[key], value, atol=1e-5), key
+
+    with pytest.raises(ToolError, match='has no train_dataloader'):
+        calibrate.main(run[:5])
+    with pytest.raises(ToolError, match='rate=None for a backbone without target rate'):
+        calibrate.main([*run[:3], *run[5:]])
+    with pytest.raises(ToolError, match='is the checkpoint itself'):
+        calibrate.main([str(config), str(weights), str(weights)])
 
 
 def test_what_does_not_fit_is_named(tool, classifier, tmp_path: Path, capsys) -> None:

@@ -174,6 +174,24 @@ class RecursiveBlock(nn.Module):
             x = self._iterate(x, index)
         return x if output is None else output.index_copy_(0, _index(rows, x), x)
 
+    @torch.no_grad()
+    def margins(self, x: Tensor) -> Tensor:
+        """How far the gate is from its decision in each iteration, if all are executed, in evaluation.
+
+        Args:
+            x (Tensor): Shape (N, C, H, W).
+
+        Returns:
+            Tensor: Scores of passing less those of leaving, shape (N, num_loops); a sample stays in the loop
+            until the first that is not positive.
+        """
+        margins = []
+        for index in range(self.num_loops):
+            scores = self.gate.scores(x)
+            margins.append(scores[:, 1] - scores[:, 0])
+            x = self._iterate(x, index)
+        return torch.stack(margins, dim=1).float()
+
     def switch_to_deploy(self) -> None:
         """Give each iteration convolutions with its own norms folded in; in evaluation the same function.
 
