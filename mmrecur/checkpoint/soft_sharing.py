@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from ..models.backbones.swrn import SWRN
 from ..models.layers.template_bank import TemplateBank
 from ..models.layers.template_fit import fit_templates
 from .layouts import why_absent
@@ -118,7 +119,15 @@ def convert_soft_sharing(transfer: Transfer) -> None:
 
     Args:
         transfer (Transfer): The transfer to fill.
+
+    Raises:
+        ValueError: If the backbone is of another family.
     """
+    if not isinstance(transfer.backbone, SWRN):
+        raise ValueError(
+            f"source='soft_sharing' with a backbone of type {type(transfer.backbone).__name__}, allowed: "
+            'mmrecur.SWRN'
+        )
     source, prefix = transfer.source, transfer.prefix
     bank_keys: dict[str, list[str]] = {}
     names: dict[str, str] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.checkpoint import TransferError, convert
-from mmrecur.models.backbones import SWRN
+from mmrecur.models.backbones import SWRN, RecNet
 from mmrecur.models.layers import TemplateBank, template_banks
 from tests import golden
 
@@ -130,6 +130,9 @@ def test_misfits_are_named() -> None:
         convert(source, 'soft_sharing', SWRN(16, 2, 2))
     with pytest.raises(TransferError, match=r'layer1.bank.templates has shape \(32, '):
         convert(fixture.state_dict, 'soft_sharing', SWRN(16, 2, 1))
+    other = RecNet(expansion=2, segments=(2,), steps=(2,))
+    with pytest.raises(ValueError, match='a backbone of type RecNet, allowed: mmrecur.SWRN'):
+        convert(fixture.state_dict, 'soft_sharing', other)
 
 
 COUNTS = json.loads((Path(__file__).parents[1] / 'data' / 'parameters.json').read_text())
