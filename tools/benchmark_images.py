@@ -23,11 +23,10 @@ from rich.table import Table
 from torch import nn
 
 from mmrecur.analysis.benchmark import deployed, measure
-from mmrecur.apis.deploy import deploy
 from mmrecur.apis.folding import load_model
 from mmrecur.apis.runner import clean_errors, load_config
-from mmrecur.apis.test_images import build_test_loader, config_scope
-from mmrecur.models.backbones import Backbone
+from mmrecur.apis.specs import registry_scope
+from mmrecur.apis.test_images import build_test_loader
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,14 +59,13 @@ def prepare(config: str, checkpoint: str, args: argparse.Namespace) -> tuple[Con
     cfg = load_config(config)
     model = load_model(cfg, checkpoint).to(args.device)
     if args.deploy:
-        ours = any(isinstance(module, Backbone) for module in model.modules())
-        model = deploy(model) if ours else deployed(model)
+        model = deployed(model)
     return cfg, model
 
 
 def call_of(cfg: Config, model: nn.Module, batches: list[dict]) -> Callable[[], None]:
     """All batches through the network, from images that are preprocessed to the head's outputs."""
-    with config_scope(cfg):
+    with registry_scope(cfg.get('default_scope')):
         ready = [model.data_preprocessor(batch, False) for batch in batches]
 
     def call() -> None:

@@ -100,9 +100,8 @@ def executed_share(model: DRResNet, x: torch.Tensor, iterations: dict[str, list[
     """Multiply-adds of a batch relative to those of all loops executed, with what the gates really did."""
     with forced_iterations(model, iterations), LoopRecorder(model, with_maps=False) as recorder:
         evaluation_call(model, x)()
-    rates = {name: [rate or 0.0 for rate in own] for name, own in recorder.times().rates().items()}
     work = measure_loops(model, x[:1])
-    return work.average(rates) / work.maximum
+    return recorder.times().average_work(work) / work.maximum
 
 
 def compare(model: DRResNet, rate: float, batch_size: int, args: argparse.Namespace) -> Row:

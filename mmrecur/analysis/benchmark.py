@@ -12,6 +12,9 @@ import torch
 from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
 from torch import Tensor, nn
 
+from mmrecur.apis.deploy import deploy
+from mmrecur.models.deployable import Deployable
+
 
 @dataclass
 class Timing:
@@ -36,12 +39,14 @@ def deployed(model: nn.Module) -> nn.Module:
     """A copy of a model in its inference form; of others than this package's, with BN folded.
 
     Args:
-        model (nn.Module): The model, left as it is.
+        model (nn.Module): The model, alone or around a backbone, left as it is.
 
     Returns:
         nn.Module: The copy, in evaluation mode.
     """
     model = copy.deepcopy(model)
+    if any(isinstance(module, Deployable) for module in model.modules()):
+        return deploy(model)
     model.eval()  # not chained: some backbones return None
     if hasattr(model, 'switch_to_deploy'):
         model.switch_to_deploy()

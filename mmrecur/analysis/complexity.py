@@ -17,6 +17,8 @@ import torch
 from mmengine.analysis import FlopAnalyzer
 from torch import Tensor, nn
 
+from mmrecur.models.layers.modes import evaluation_mode
+
 
 @dataclass(frozen=True)
 class Complexity:
@@ -82,17 +84,12 @@ def count_work(
     """
     if inputs.dim() != 4 or len(inputs) != 1:
         raise ValueError(f'inputs has shape {tuple(inputs.shape)}; allowed: (1, C, H, W)')
-    training = model.training
-    model.eval()
     analyzer = FlopAnalyzer(_TensorMode(model, arguments or {}), (inputs,))
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analyzer.tracer_warnings('none')
     logging.getLogger('mmengine.analysis').setLevel(logging.ERROR)
-    try:
-        with torch.no_grad():
-            work = analyzer.by_module()
-    finally:
-        model.train(training)
+    with evaluation_mode(model), torch.no_grad():
+        work = analyzer.by_module()
     return Counter({name.removeprefix('model').removeprefix('.'): int(n) for name, n in work.items() if name})
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmrecur.models.layers.channel_recurrent import ChannelRecurrentConv
+from mmrecur.models.layers.modes import evaluation_mode
 
 Function = Callable[[Tensor], Tensor]
 
@@ -100,15 +101,13 @@ def segment_view(
     Raises:
         ValueError: If an output segment sees nothing, since a ReLU is closed everywhere.
     """
-    modes = {module: module.training for module in layer.modules()}
     parameter = next(layer.parameters())
     size = 2 * layer.steps + 3 if size is None else size
     x = torch.randn(
         num_inputs, layer.steps * layer.in_channels, size, size, generator=torch.Generator().manual_seed(0)
     ).to(parameter)
     influence, radius = [], []
-    layer.eval()
-    try:
+    with evaluation_mode(layer):
         for i in range(layer.steps):
             first = i * layer.out_channels
             energy = gradient_energy(layer, x, first, first + layer.out_channels)
@@ -119,7 +118,4 @@ def segment_view(
             shares = energy.reshape(layer.steps, -1).sum(1)
             influence.append((shares / shares.sum()).cpu().numpy())
             radius.append(radius_of(energy))
-    finally:
-        for module, training in modes.items():  # frozen norms are in evaluation mode in training, too
-            module.training = training
     return SegmentView(name, np.array(influence), np.array(radius))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.models.layers.gate import check_rate
-from mmrecur.models.layers.recursive import RecursiveBlock
+from mmrecur.models.layers.recursive import RecursiveBlock, gated_blocks
 
 
 def spread_iterations(
@@ -74,7 +74,7 @@ def forced_iterations(model: nn.Module, iterations: Mapping[str, Sequence[int]])
         >>> with forced_iterations(model, {'layer2.1': [2, 0], 'layer3.1': [1, 1]}), torch.no_grad():
         ...     features = model(torch.rand(2, 3, 32, 32))
     """
-    blocks = {n: m for n, m in model.named_modules() if isinstance(m, RecursiveBlock) and m.gate is not None}
+    blocks = gated_blocks(model)
     handles: list[Any] = []
     try:
         for name, counts in iterations.items():

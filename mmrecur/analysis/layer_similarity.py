@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.fold import check_banks
-from ..models.layers.soft_sharing import template_banks
+from ..models.layers.soft_sharing import check_banks, template_banks
 from ..models.layers.template_bank import layer_similarity
 
 

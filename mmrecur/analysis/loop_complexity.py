@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mmrecur.models.layers.recursive import RecursiveBlock
+from mmrecur.models.layers.recursive import recursive_blocks
 
 from .complexity import count_work
 
@@ -104,10 +104,8 @@ def measure_loops(model: nn.Module, inputs: Tensor) -> LoopComplexity:
     """
     work = count_work(model, inputs)  # tracing computes all iterations
     loops = {}
-    for name, module in model.named_modules():
-        if isinstance(module, RecursiveBlock):
-            own, gate = work[name], work[f'{name}.gate']
-            count = module.num_loops
-            loops[name] = LoopWork(count, (own - gate) // count, gate // count)
+    for name, block in recursive_blocks(model).items():
+        own, gate, count = work[name], work[f'{name}.gate'], block.num_loops
+        loops[name] = LoopWork(count, (own - gate) // count, gate // count)
     in_loops = sum(loop.iterations * (loop.iteration + loop.gate) for loop in loops.values())
     return LoopComplexity(work[''] - in_loops, loops)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.models.backbones.recursive import RecursiveBackbone
-from mmrecur.models.layers.recursive import RecursiveBlock
+from mmrecur.models.layers.recursive import RecursiveBlock, gated_blocks
 
 from .complexity import is_detector
 from .gate_maps import GateMaps, MapStatistics
@@ -55,6 +55,17 @@ class LoopTimes:
             reached = [(counts >= k).sum().item() for k in range(self.limits[name] + 1)]
             result[name] = [after / before if before else None for before, after in zip(reached, reached[1:])]
         return result
+
+    def average_work(self, work: LoopComplexity) -> float:
+        """Multiply-adds for the average image.
+
+        Args:
+            work (LoopComplexity): Those of the network's parts, with loops of the same names.
+
+        Returns:
+            float: The average.
+        """
+        return work.average({name: [rate or 0.0 for rate in own] for name, own in self.rates().items()})
 
     def easiest_and_hardest(self, number: int) -> tuple[list[int], list[int]]:
         """Find the images with the fewest and the most iterations.
@@ -172,12 +183,6 @@ class LoopRecorder:
 _NO_GATES = '{} has no gates, allowed: a recursive backbone with gates, such as mmrecur.DRResNet'
 
 
-def gated_blocks(backbone: nn.Module) -> dict[str, RecursiveBlock]:
-    """The loops of a module that have a gate, by name, in order."""
-    blocks = {n: m for n, m in backbone.named_modules() if isinstance(m, RecursiveBlock)}
-    return {name: block for name, block in blocks.items() if block.gate is not None}
-
-
 def find_backbone(model: nn.Module) -> tuple[str, RecursiveBackbone]:
     """Find the recursive backbone of a model.
 
@@ -243,7 +248,7 @@ class LoopRun:
             there are labels.
         """
         times, rates = self.times, self.times.rates()
-        average = self.work.average({name: [rate or 0.0 for rate in own] for name, own in rates.items()})
+        average = times.average_work(self.work)
         loops = {name: _distribution(own, times.limits[name]) for name, own in times.counts.items()}
         for name, loop in loops.items():
             loop['gates'] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +91,39 @@ def write_checkpoint(
         destination (Path): Where to; it appears complete or not at all.
         dataset_meta (dict, optional): The source's, which says what the classes are. Defaults to None.
     """
-    buffer = io.BytesIO()
-    meta = dict(mmrecur_version=__version__, source=Path(source).name, config=None)
+    meta = dict(source=Path(source).name, config=None)
     if dataset_meta is not None:
         meta['dataset_meta'] = dataset_meta
-    torch.save(dict(meta=meta, state_dict=state), buffer)
-    backend = AtomicLocalBackend()
-    backend.put_text(json.dumps(report.to_dict(), indent=2), destination.with_suffix('.report.json'))
-    backend.put(buffer.getvalue(), destination)
+    text = json.dumps(report.to_dict(), indent=2)
+    AtomicLocalBackend().put_text(text, destination.with_suffix('.report.json'))
+    put_checkpoint(state, meta, destination)
+
+
+def put_checkpoint(state: Mapping[str, Tensor], meta: Mapping[str, Any], destination: str | Path) -> None:
+    """Write a checkpoint, which appears complete or not at all.
+
+    Args:
+        state (Mapping[str, Tensor]): Tensors by name.
+        meta (Mapping): Notes on where they are from; this package's version is added.
+        destination (str or Path): Where to.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(meta=dict(meta, mmrecur_version=__version__), state_dict=state), buffer)
+    AtomicLocalBackend().put(buffer.getvalue(), destination)
+
+
+def check_out(out: str | Path, checkpoint: str | Path) -> None:
+    """Raise if the file that a tool is to write is the one that it reads.
+
+    Args:
+        out (str or Path): The file to write.
+        checkpoint (str or Path): The file to read.
+
+    Raises:
+        ToolError: If they are one.
+    """
+    if Path(out).exists() and Path(checkpoint).exists() and Path(out).samefile(checkpoint):
+        raise ToolError(f'out={str(out)!r} is the checkpoint itself, allowed: another file')
 
 
 def check_outputs(model: nn.Module) -> None:

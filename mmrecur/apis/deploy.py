@@ -7,8 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..models.backbones import Backbone
-from ..models.shortest_path import ShortestPathNet
+from ..models.deployable import Deployable
 
 Model = TypeVar('Model', bound=nn.Module)
 
@@ -19,7 +18,7 @@ def deploy(model: Model, memory_format: torch.memory_format | None = None) -> Mo
     Args:
         model (nn.Module): A detector, a classifier, a backbone or a :class:`ShortestPathNet`. It is put into
             evaluation mode.
-        memory_format (torch.memory_format, optional): See :meth:`Backbone.switch_to_deploy`.
+        memory_format (torch.memory_format, optional): See :meth:`Deployable.switch_to_deploy`.
             Defaults to None.
 
     Returns:
@@ -35,7 +34,7 @@ def deploy(model: Model, memory_format: torch.memory_format | None = None) -> Mo
         >>> model.deployed
         True
     """
-    backbones = [module for module in model.modules() if isinstance(module, (Backbone, ShortestPathNet))]
+    backbones = [module for module in model.modules() if isinstance(module, Deployable)]
     if not backbones:
         raise ValueError(
             f'model of type {type(model).__name__} has no backbone of mmrecur, allowed: a model with one'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from rich.table import Table
 from torch import nn
 
 from mmrecur.analysis.loops import describe_loops, find_loops, layer_sequences
-from mmrecur.apis.runner import ToolError, build_runner, load_config
+from mmrecur.apis.checkpoints import check_out, put_checkpoint
+from mmrecur.apis.runner import ToolError, build_runner, load_config, stack_batches
 from mmrecur.apis.specs import build_model, parse_module
 from mmrecur.checkpoint.convert import unwrap
 from mmrecur.checkpoint.fold import Folding, fold
 from mmrecur.checkpoint.io import load_checkpoint_file
 from mmrecur.engine.file_backend import AtomicLocalBackend
-from mmrecur.version import __version__
 
 
 def read_whole_config(name: str, options: dict[str, Any] | None = None) -> Config:
@@ -120,8 +120,7 @@ def fold_file(cfg: Config, source: str | Path, destination: str | Path, threshol
     destination = Path(destination)
     if destination.suffix != '.pth':
         raise ToolError(f'out={str(destination)!r}, allowed: a name that ends in .pth')
-    if destination.exists() and destination.samefile(source):
-        raise ToolError(f'out={str(destination)!r} is the checkpoint itself, allowed: another file')
+    check_out(destination, source)
     model = load_model(cfg, source)
     try:
         state, folding = fold(model.state_dict(), model, threshold)
@@ -137,12 +136,8 @@ def fold_file(cfg: Config, source: str | Path, destination: str | Path, threshol
         )
     new = folded_config(cfg, folding, destination)
     build_model(copy.deepcopy(new.model), new.get('default_scope')).load_state_dict(state)
-    buffer = io.BytesIO()
-    meta = dict(mmrecur_version=__version__, folded=Path(source).name)
-    torch.save(dict(meta=meta, state_dict=state), buffer)
-    backend = AtomicLocalBackend()
-    backend.put(buffer.getvalue(), destination)
-    backend.put_text(new.pretty_text, destination.with_suffix('.py'))
+    put_checkpoint(state, dict(folded=Path(source).name), destination)
+    AtomicLocalBackend().put_text(new.pretty_text, destination.with_suffix('.py'))
     return folding
 
 
@@ -165,9 +160,26 @@ def evaluate_file(cfg: Config, checkpoint: str | Path, work_dir: str | Path) -> 
     cfg = Config(cfg.to_dict())
     cfg.update(work_dir=str(work_dir), load_from=str(checkpoint), resume=False, launcher='none')
     cfg.experiment_name = f'{Path(checkpoint).stem}-{len(list(Path(work_dir).glob("*")))}'
-    if cfg.get('default_scope') == 'mmpretrain':
-        cfg.test_dataloader.setdefault('collate_fn', dict(type='default_collate'))
+    stack_batches(cfg)
     return {name: float(value) for name, value in build_runner(cfg).test().items()}
+
+
+def metrics_before_and_after(before: tuple[Config, str | Path], after: tuple[Config, str | Path]) -> str:
+    """Run the tests of a network before and after something was done to it.
+
+    Args:
+        before (tuple): Its config and checkpoint.
+        after (tuple): Those of what it became.
+
+    Returns:
+        str: A line for each metric.
+
+    Raises:
+        ToolError: If a config describes no test.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        old, new = (evaluate_file(*network, directory) for network in (before, after))
+    return '\n'.join(f'{name}: {value:.4f} before, {new[name]:.4f} after' for name, value in old.items())
 
 
 def folding_report(model: nn.Module, folding: Folding) -> str:

@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmrecur.analysis.complexity import is_detector
+from mmrecur.models.layers.modes import evaluation_mode
 
 #: Pictures with a shorter side below this are enlarged by a whole factor, to be looked at.
 MIN_SIDE = 320
@@ -69,10 +70,8 @@ def draw_predictions(
     visualizer.dataset_meta = getattr(loader.dataset, 'metainfo', {})
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    training = model.training
-    model.eval()
     written: list[Path] = []
-    try:
+    with evaluation_mode(model):
         for batch in loader:
             with torch.no_grad():
                 samples = model.val_step(batch)
@@ -80,8 +79,6 @@ def draw_predictions(
                 written.append(_draw(visualizer, sample, directory, len(written), score_threshold))
                 if len(written) >= number:
                     return written
-    finally:
-        model.train(training)
     return written
 
 

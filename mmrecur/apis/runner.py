@@ -155,12 +155,20 @@ def prepare_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(cfg.filename).stem)
+    stack_batches(cfg)
+    return cfg
+
+
+def stack_batches(cfg: Config) -> None:
+    """Let the loaders of an mmpretrain config stack batches, as its models take them, in place.
+
+    Args:
+        cfg (Config): Any config. mmpretrain's own tools do this to every one.
+    """
     if cfg.get('default_scope') == 'mmpretrain':
-        # Its models take stacked batches; its own tools add this to every config.
         for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             if cfg.get(name) is not None:
                 cfg[name].setdefault('collate_fn', dict(type='default_collate'))
-    return cfg
 
 
 def use_amp(cfg: Config) -> None:

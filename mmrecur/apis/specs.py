@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -102,6 +104,24 @@ def read_model(
     return model, cfg.get('default_scope')
 
 
+@contextmanager
+def registry_scope(scope: str | None) -> Iterator[None]:
+    """Find what a config names without a scope in its own one.
+
+    Args:
+        scope (str, optional): Its default scope.
+
+    Raises:
+        ToolError: If that package is not installed.
+    """
+    if scope is not None:
+        if not is_installed(scope) and scope != 'mmrecur':
+            raise ToolError(f'the package {scope!r}, which the config needs, is not installed')
+        importlib.import_module(f'{scope}.registry')
+    with DefaultScope.overwrite_default_scope(scope):
+        yield
+
+
 def build_model(cfg: dict[str, Any], scope: str | None) -> nn.Module:
     """Build a model with random weights, the same ones every time.
 
@@ -115,13 +135,9 @@ def build_model(cfg: dict[str, Any], scope: str | None) -> nn.Module:
     Raises:
         ToolError: If it cannot be built; the message says why.
     """
-    if scope is not None:
-        if not is_installed(scope) and scope != 'mmrecur':
-            raise ToolError(f'the package {scope!r}, which the config needs, is not installed')
-        importlib.import_module(f'{scope}.registry')
     torch.manual_seed(0)
     try:
-        with DefaultScope.overwrite_default_scope(scope):
+        with registry_scope(scope):
             model = MODELS.build(ConfigDict(without_pretrained(cfg)))
     except (KeyError, TypeError, ValueError) as error:
         message = error.args[0] if error.args else error

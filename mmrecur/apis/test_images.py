@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
 
-from .runner import ToolError
-
-
-@contextmanager
-def config_scope(cfg: Config) -> Iterator[None]:
-    """Find what a config names without a scope in its own one."""
-    scope = cfg.get('default_scope')
-    if scope is not None:
-        importlib.import_module(f'{scope}.registry')
-    with DefaultScope.overwrite_default_scope(scope):
-        yield
+from .runner import ToolError, stack_batches
+from .specs import registry_scope
 
 
 def build_test_loader(
@@ -50,13 +39,15 @@ def build_test_loader(
     """
     if cfg.get('test_dataloader') is None:
         raise ToolError(f'config {cfg.filename!r} has no test_dataloader: it describes no test')
+    cfg = copy.deepcopy(cfg)
+    stack_batches(cfg)
     loader = cfg.test_dataloader.to_dict()
     if training:
         if cfg.get('train_dataloader') is None:
             raise ToolError(f'config {cfg.filename!r} has no train_dataloader: it describes no training')
         pipeline = loader['dataset'].get('pipeline')
         loader['dataset'] = dict(cfg.train_dataloader.dataset.to_dict(), pipeline=pipeline)
-    with config_scope(cfg):
+    with registry_scope(cfg.get('default_scope')):
         dataset = DATASETS.build(loader['dataset'])
         if not hasattr(dataset, 'get_data_info'):
             kind = 'training' if training else 'test'
@@ -68,6 +59,4 @@ def build_test_loader(
         if batch_size is not None:
             loader['batch_size'] = batch_size
         loader.pop('batch_sampler', None)
-        if cfg.get('default_scope') == 'mmpretrain':  # its models take stacked batches
-            loader.setdefault('collate_fn', dict(type='default_collate'))
         return Runner.build_dataloader(loader), dataset

@@ -11,7 +11,8 @@ from mmrecur.analysis.loop_complexity import expected_iterations
 
 from ..models.backbones.recursive import RecursiveBackbone
 from ..models.layers.gate import GumbelGate, check_rate
-from ..models.layers.recursive import RecursiveBlock
+from ..models.layers.modes import evaluation_mode
+from ..models.layers.recursive import RecursiveBlock, gated_blocks
 
 
 def target_rate(backbone: RecursiveBackbone) -> float:
@@ -63,8 +64,7 @@ def calibrate_gates(
     """
     rate = target_rate(backbone) if rate is None else rate
     check_rate('rate', rate)
-    blocks = {n: m for n, m in backbone.named_modules() if isinstance(m, RecursiveBlock)}
-    blocks = {name: block for name, block in blocks.items() if isinstance(block.gate, GumbelGate)}
+    blocks = {n: b for n, b in gated_blocks(backbone).items() if isinstance(b.gate, GumbelGate)}
     if not blocks:
         raise ValueError(f'{type(backbone).__name__} has no gates, allowed: a recursive backbone with gates')
     shifts: dict[str, float] = {}
@@ -73,16 +73,13 @@ def calibrate_gates(
     def calibrate(block: nn.Module, args: tuple[Any, ...]) -> None:
         shifts[names[block]] = _shift(block, args[0], rate)
 
-    modes = {module: module.training for module in backbone.modules()}
     handles = [block.register_forward_pre_hook(calibrate) for block in blocks.values()]
     try:
-        backbone.eval()
-        backbone(images)
+        with evaluation_mode(backbone):
+            backbone(images)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return shifts
 
 

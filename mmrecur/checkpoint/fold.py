@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.layers.soft_sharing import template_banks
+from ..models.layers.soft_sharing import check_banks, template_banks
 from ..models.layers.template_bank import TemplateBank, layer_similarity
 
 
@@ -138,26 +138,6 @@ def fold(
     before = sum(p.numel() for p in model.parameters())
     change = sum(_size(bank, banks[name]) for name, bank in folded.items() if bank.is_tied)
     return state, Folding(folded, (before, before + change))
-
-
-def check_banks(state_dict: Mapping[str, Tensor], banks: Mapping[str, TemplateBank]) -> None:
-    """Raise unless a state dict has the weights of banks.
-
-    Args:
-        state_dict (Mapping[str, Tensor]): Weights of a model.
-        banks (Mapping[str, TemplateBank]): By the bank's name in the model.
-
-    Raises:
-        ValueError: Naming what is missing or has another shape.
-    """
-    for name, bank in banks.items():
-        for own, parameter in bank.named_parameters():
-            key, wanted = f'{name}.{own}', tuple(parameter.shape)
-            given = tuple(state_dict[key].shape) if key in state_dict else 'nothing'
-            if given != wanted:
-                raise ValueError(
-                    f'state_dict has {given} for {key}, allowed: weights of the model, here of shape {wanted}'
-                )
 
 
 def _size(folded: FoldedBank, bank: TemplateBank) -> int:

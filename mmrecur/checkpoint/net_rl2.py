@@ -62,11 +62,8 @@ def convert_net_rl2(transfer: Transfer) -> None:
     Raises:
         ValueError: If the backbone is of another family.
     """
-    if not isinstance(transfer.backbone, SharedBasisBackbone):
-        raise ValueError(
-            f"source='net_rl2' with a backbone of type {type(transfer.backbone).__name__}, allowed: one with "
-            'shared filter bases, such as mmrecur.ResNetShared'
-        )
+    allowed = 'one with shared filter bases, such as mmrecur.ResNetShared'
+    transfer.require('net_rl2', SharedBasisBackbone, allowed)
     source, target, prefix = transfer.source, transfer.target, transfer.prefix
     places: dict[str, list[str]] = {}
     for key in source:

@@ -139,6 +139,21 @@ class Transfer:
         groups = (sources for sources, _ in self.report.transformed.values())
         return set(self.report.copied.values()).union(*groups)
 
+    def require(self, source: str, family: type[nn.Module], allowed: str) -> None:
+        """Raise unless the backbone is of the family that a source's layout is for.
+
+        Args:
+            source (str): Name of the layout.
+            family (type): The family's class.
+            allowed (str): What is allowed, for the message.
+
+        Raises:
+            ValueError: If it is of another one.
+        """
+        if not isinstance(self.backbone, family):
+            kind = type(self.backbone).__name__
+            raise ValueError(f'source={source!r} with a backbone of type {kind}, allowed: {allowed}')
+
     def mismatch(self, target: str, wanted: Sequence[int], sources: Sequence[str], tensor: Tensor) -> None:
         """Note a tensor of a wrong shape."""
         self._mismatched.append(

@@ -123,11 +123,7 @@ def convert_soft_sharing(transfer: Transfer) -> None:
     Raises:
         ValueError: If the backbone is of another family.
     """
-    if not isinstance(transfer.backbone, SWRN):
-        raise ValueError(
-            f"source='soft_sharing' with a backbone of type {type(transfer.backbone).__name__}, allowed: "
-            'mmrecur.SWRN'
-        )
+    transfer.require('soft_sharing', SWRN, 'mmrecur.SWRN')
     source, prefix = transfer.source, transfer.prefix
     bank_keys: dict[str, list[str]] = {}
     names: dict[str, str] = {}

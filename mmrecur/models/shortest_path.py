@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
+from .deployable import Deployable
 from .layers.checks import check_choice, check_int
 from .layers.fuse import fold_norm
 from .layers.preact_wide import convolve, materialised
@@ -20,7 +21,7 @@ from .losses.recurrence import RECURRENCE
 
 
 @MODELS.register_module()
-class ShortestPathNet(OwnObjective, BaseModel):
+class ShortestPathNet(OwnObjective, Deployable, BaseModel):
     """CNN, SCNN and SCNN-R of Savarese and Maire 2019, Section 4.4.
 
     A 1x1 convolution to 32 channels, 20 times ``x + relu(BN(conv3x3(x)))``, a 1x1 convolution to one: the
@@ -93,7 +94,6 @@ class ShortestPathNet(OwnObjective, BaseModel):
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(num_layers))
         self.conv2 = nn.Conv2d(channels, 1, 1)
         self._finish_objective()
-        self.deployed = False
         for conv in self.convs:
             if isinstance(conv, nn.Conv2d):  # as the templates start
                 nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
@@ -102,30 +102,11 @@ class ShortestPathNet(OwnObjective, BaseModel):
         """See :class:`OwnObjective`."""
         return [self.bank]
 
-    def train(self, mode: bool = True) -> ShortestPathNet:
-        """Set training mode; a model in its inference form stays in evaluation mode."""
-        return super().train(mode and not self.deployed)
-
-    @torch.no_grad()
-    def switch_to_deploy(self, memory_format: torch.memory_format | None = None) -> None:
-        """Give every layer its weight and fold the norms, in place; see :meth:`Backbone.switch_to_deploy`.
-
-        Args:
-            memory_format (torch.memory_format, optional): Layout of the weights. Defaults to None: channels
-                last on a CPU, else unchanged.
-        """
-        if self.deployed:
-            return
-        self.eval()
+    def _switch_to_deploy(self) -> None:
         self._drop_objective()
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             self.convs[i], self.norms[i] = fold_norm(materialised(conv), norm)
         self.bank = None
-        self.deployed = True
-        if memory_format is None and self.conv1.weight.device.type == 'cpu':
-            memory_format = torch.channels_last
-        if memory_format is not None:
-            self.to(memory_format=memory_format)
 
     def forward(
         self, inputs: Tensor, targets: Tensor | None = None, mode: str = 'tensor'

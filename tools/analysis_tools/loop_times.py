@@ -38,8 +38,9 @@ from mmrecur.analysis.loop_times import LoopRun, run_loops
 from mmrecur.analysis.plots import save_figure
 from mmrecur.apis.folding import load_model
 from mmrecur.apis.runner import ToolError, clean_errors, load_config
+from mmrecur.apis.specs import registry_scope
 from mmrecur.apis.summary import print_results
-from mmrecur.apis.test_images import build_test_loader, config_scope
+from mmrecur.apis.test_images import build_test_loader
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -70,7 +71,7 @@ def run(cfg: Config, args: argparse.Namespace) -> tuple[LoopRun, Any]:
     model = load_model(cfg, args.checkpoint).to(get_device())
     loader, dataset = build_test_loader(cfg, args.num_images)
     try:
-        with config_scope(cfg):
+        with registry_scope(cfg.get('default_scope')):
             return run_loops(model, loader), dataset
     except ValueError as error:
         raise ToolError(f'{args.config}: {error}') from error

@@ -13,26 +13,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
-import io
 import sys
-import tempfile
 from pathlib import Path
 
-import torch
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from torch import Tensor, nn
 
 from mmrecur.analysis.loop_times import find_backbone
-from mmrecur.apis.folding import evaluate_file, load_model
+from mmrecur.apis.checkpoints import check_out, put_checkpoint
+from mmrecur.apis.folding import load_model, metrics_before_and_after
 from mmrecur.apis.runner import ToolError, clean_errors, load_config
+from mmrecur.apis.specs import registry_scope
 from mmrecur.apis.summary import print_results
-from mmrecur.apis.test_images import build_test_loader, config_scope
+from mmrecur.apis.test_images import build_test_loader
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
 from mmrecur.checkpoint.io import load_checkpoint_file
-from mmrecur.engine.file_backend import AtomicLocalBackend
-from mmrecur.version import __version__
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,26 +54,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def read_images(cfg: dict, model: nn.Module, number: int) -> Tensor:
     """Training images as the model's backbone gets them."""
     loader, _ = build_test_loader(cfg, number, number, training=True, spread=True)
-    with config_scope(cfg):
+    with registry_scope(cfg.get('default_scope')):
         (batch,) = loader
         return model.data_preprocessor(batch, False)['inputs']
 
 
-def write(source: str, destination: Path, model: nn.Module) -> None:
+def write(source: str, destination: str, model: nn.Module) -> None:
     """Writes the source with the model's weights."""
-    checkpoint = load_checkpoint_file(source)
-    meta = dict(checkpoint.get('meta') or {}, mmrecur_version=__version__, calibrated=Path(source).name)
-    buffer = io.BytesIO()
-    torch.save(dict(meta=meta, state_dict=copy.deepcopy(model).cpu().state_dict()), buffer)
-    AtomicLocalBackend().put(buffer.getvalue(), destination)
+    meta = load_checkpoint_file(source).get('meta') or {}
+    state = {key: value.cpu() for key, value in model.state_dict().items()}
+    put_checkpoint(state, dict(meta, calibrated=Path(source).name), destination)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the tool."""
     args = parse_args(argv)
-    out = Path(args.out)
-    if out.exists() and Path(args.checkpoint).exists() and out.samefile(args.checkpoint):
-        raise ToolError(f'out={args.out!r} is the checkpoint itself, allowed: another file')
+    check_out(args.out, args.checkpoint)
     # The libraries log to stdout, which is for the result.
     with contextlib.redirect_stdout(sys.stderr):
         cfg = load_config(args.config, args.cfg_options)
@@ -87,16 +79,14 @@ def main(argv: list[str] | None = None) -> None:
             shifts = calibrate_gates(backbone, read_images(cfg, model, args.num_images), args.rate)
         except ValueError as error:
             raise ToolError(f'{args.config}: {error}') from error
-        write(args.checkpoint, out, model)
-        metrics = {}
+        write(args.checkpoint, args.out, model)
+        metrics = ''
         if args.test:
-            with tempfile.TemporaryDirectory() as directory:
-                for file in (args.checkpoint, args.out):
-                    metrics[file] = evaluate_file(cfg, file, directory)
+            metrics = metrics_before_and_after((cfg, args.checkpoint), (cfg, args.out))
     for name, shift in shifts.items():
         print(f'{name}: score of passing {shift:+.4f}')
-    for name in metrics.get(args.out, ()):
-        print(f'{name}: {metrics[args.checkpoint][name]:.4f} before, {metrics[args.out][name]:.4f} after')
+    if metrics:
+        print(metrics)
     print_results({'checkpoint': args.out})
 
 

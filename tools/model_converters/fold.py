@@ -10,7 +10,6 @@ prints the loops and the parameters and, with --test, what the config's test giv
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from mmengine.config import DictAction
@@ -19,10 +18,10 @@ from mmrecur.analysis.loops import layer_sequences
 from mmrecur.analysis.plots import save_figure
 from mmrecur.analysis.sharing_figures import plot_loops
 from mmrecur.apis.folding import (
-    evaluate_file,
     fold_file,
     folding_report,
     load_model,
+    metrics_before_and_after,
     read_whole_config,
 )
 from mmrecur.apis.runner import clean_errors, load_config
@@ -62,11 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     picture = save_figure(plot_loops(layer_sequences(model)), out.with_suffix('.png'))
     print(folding_report(model, folding))
     if args.test:
-        with tempfile.TemporaryDirectory() as directory:
-            before = evaluate_file(cfg, args.checkpoint, directory)
-            after = evaluate_file(new, out, directory)
-        for name, value in before.items():
-            print(f'{name}: {value:.4f} before, {after[name]:.4f} after')
+        print(metrics_before_and_after((cfg, args.checkpoint), (new, out)))
     print_results({'checkpoint': str(out), 'config': str(new_config), 'loops': str(picture)})
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..deployable import Deployable
 from ..layers.checks import check_flag, check_int
 
 
@@ -45,7 +45,7 @@ def make_norm_layer(norm_cfg: dict) -> Callable[[int], nn.Module]:
     return norm_layer
 
 
-class Backbone(BaseModule):
+class Backbone(Deployable, BaseModule):
     """Base of the backbones: arguments, freezing, evaluation of norms, inference form.
 
     A subclass builds modules and calls :meth:`_freeze` when done. Its stages are numbered from 1;
@@ -113,7 +113,6 @@ class Backbone(BaseModule):
         self.norm_cfg = dict(type='BN', requires_grad=True) if norm_cfg is None else norm_cfg
         self.norm_eval = norm_eval
         self.with_cp = with_cp
-        self.deployed = False
 
     @staticmethod
     def _with_default_init(init_cfg: dict | list[dict] | None) -> list[dict]:
@@ -185,9 +184,8 @@ class Backbone(BaseModule):
 
         A model in its inference form stays in evaluation mode.
         """
-        mode = mode and not self.deployed
         super().train(mode)
-        if mode:
+        if self.training:
             for module in self._frozen_modules():
                 module.eval()
             if self.norm_eval:
@@ -200,33 +198,6 @@ class Backbone(BaseModule):
         """Run the initialisers; a model in its inference form keeps its weights."""
         if not self.deployed:
             super().init_weights()
-
-    @torch.no_grad()
-    def switch_to_deploy(self, memory_format: torch.memory_format | None = None) -> None:
-        """Rewrite the model in place into its fastest exact form for inference.
-
-        Outputs agree with those in evaluation mode to 1e-4 relative in float32. Parameters that only
-        training needs are gone; a second call does nothing. Norms that are no affine map in evaluation
-        (group norms) stay.
-
-        Args:
-            memory_format (torch.memory_format, optional): Layout of the weights, and so of the maps
-                computed from them. Defaults to None: channels last where the weights lie on a CPU,
-                whose convolutions are faster that way, else unchanged.
-        """
-        if self.deployed:
-            return
-        self.eval()
-        self._switch_to_deploy()
-        self.deployed = True
-        if memory_format is None and next(self.parameters()).device.type == 'cpu':
-            memory_format = torch.channels_last
-        if memory_format is not None:
-            self.to(memory_format=memory_format)
-
-    def _switch_to_deploy(self) -> None:
-        """The architecture's part of :meth:`switch_to_deploy`."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         # MMEngine appends init_cfg to every submodule; torch's form is enough

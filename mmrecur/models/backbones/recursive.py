@@ -12,7 +12,7 @@ from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_choice, check_flag, check_int
 from ..layers.fuse import fold_norm
 from ..layers.gate import GumbelGate, check_rate
-from ..layers.recursive import LOOP_NORMS, GateDecision, RecursiveBlock
+from ..layers.recursive import LOOP_NORMS, GateDecision, RecursiveBlock, gated_blocks, recursive_blocks
 from ..losses.objective import OwnObjective
 from .base import Backbone
 
@@ -129,12 +129,12 @@ class RecursiveBackbone(OwnObjective, Backbone):
 
     def recursive_blocks(self) -> dict[str, RecursiveBlock]:
         """dict[str, RecursiveBlock]: The loops by name, such as ``layer3.1``, in order."""
-        return {name: m for name, m in self.named_modules() if isinstance(m, RecursiveBlock)}
+        return recursive_blocks(self)
 
     @property
     def has_gates(self) -> bool:
         """bool: Whether any loop has a gate."""
-        return any(block.gate is not None for block in self.recursive_blocks().values())
+        return bool(gated_blocks(self))
 
     @property
     def required_hooks(self) -> tuple[dict, ...]:

@@ -179,7 +179,7 @@ class SharedBasisBackbone(OwnObjective, Backbone):
         """Rewrite the model in place into its fastest exact form for inference.
 
         Args:
-            memory_format (torch.memory_format, optional): See :meth:`Backbone.switch_to_deploy`.
+            memory_format (torch.memory_format, optional): See :meth:`Deployable.switch_to_deploy`.
             form (str): What a factorised convolution becomes: ``'dense'``, one convolution;
                 ``'factorized'``, basis and coefficients; ``'auto'``, the second where it clearly needs
                 fewer multiply-adds. Defaults to 'auto'.

@@ -213,6 +213,16 @@ class RecursiveBlock(nn.Module):
         return {**self.__dict__, 'decisions': []}
 
 
+def recursive_blocks(module: nn.Module) -> dict[str, RecursiveBlock]:
+    """The loops of a network by name, in order."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, RecursiveBlock)}
+
+
+def gated_blocks(module: nn.Module) -> dict[str, RecursiveBlock]:
+    """The loops of a network that have a gate, by name, in order."""
+    return {name: block for name, block in recursive_blocks(module).items() if block.gate is not None}
+
+
 def _replace_norms(
     module: nn.Module,
     replacement: Callable[[nn.Module], nn.Module],

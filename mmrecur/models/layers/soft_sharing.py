@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .checks import check_flag
 from .template_bank import SharedConv, TemplateBank
@@ -134,6 +134,26 @@ def template_banks(module: nn.Module) -> dict[str, TemplateBank]:
         dict[str, TemplateBank]: The banks by name, in order.
     """
     return {name: m for name, m in module.named_modules() if isinstance(m, TemplateBank)}
+
+
+def check_banks(state_dict: Mapping[str, Tensor], banks: Mapping[str, TemplateBank]) -> None:
+    """Raise unless a state dict has the weights of banks.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): Weights of a model.
+        banks (Mapping[str, TemplateBank]): By the bank's name in the model.
+
+    Raises:
+        ValueError: Naming what is missing or has another shape.
+    """
+    for name, bank in banks.items():
+        for own, parameter in bank.named_parameters():
+            key, wanted = f'{name}.{own}', tuple(parameter.shape)
+            given = tuple(state_dict[key].shape) if key in state_dict else 'nothing'
+            if given != wanted:
+                raise ValueError(
+                    f'state_dict has {given} for {key}, allowed: weights of the model, here of shape {wanted}'
+                )
 
 
 def _by_shape(convs: dict[str, nn.Module]) -> list[list[str]]:

@@ -208,9 +208,7 @@ class TemplateBank(nn.Module):
         """
         key = self._cache_key()
         if key is None:
-            if not torch.compiler.is_compiling():
-                # what has gradients is about to change; fused optimizers do not count it as a change
-                self._cache = None
+            self._forget()
             return self._combine(slice(None))
         if self._cache is None or self._cache[0] != key:
             # ordinary tensors, whose use outside inference mode is allowed
@@ -229,9 +227,13 @@ class TemplateBank(nn.Module):
         """
         if self._cache_key() is not None:
             return self()[index]
-        if not torch.compiler.is_compiling():
-            self._cache = None  # as in forward
+        self._forget()
         return self._combine(slice(index, index + 1))[0]
+
+    def _forget(self) -> None:
+        """Drop the weights kept: what has gradients is about to change, uncounted by fused optimizers."""
+        if not torch.compiler.is_compiling():
+            self._cache = None
 
     def _combine(self, layers: slice) -> tuple[Tensor, ...]:
         templates = self.templates
