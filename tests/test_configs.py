@@ -37,7 +37,7 @@ RECIPES = [name for name in CONFIGS if 'ablations' not in name]
 #: What differs from another config in numbers or data only, and is wide, is trained by the slow tests.
 ALIKE = re.compile(
     r'/swrn/.*(_cifar100|-(dropout|cutout)_|-28-1[48])|/recnet/.*(_cifar100|-(90|120)-|-1280|mask|large)'
-    r'|/dr_resnet/.*(lvbn|-t6|-(58|65|66|74|47|44)_|180e|shared|mask|retina|resnet110)'
+    r'|/dr_resnet/.*(lvbn|-t6|-(58|65|66|74|47|44)_|180e|shared|mask|retina|/resnet(110|50|101)|lr1e|/mobile)'
 )
 TRAINED = [pytest.param(n, marks=pytest.mark.slow) if ALIKE.search(n) else n for n in CONFIGS]
 #: Counts of the authors' implementations. The ResNet-Ds have 19,232 more in their stem; the MobileNetV2s

@@ -1,5 +1,3 @@
 _base_ = './dr-resnet53_4xb64_in1k.py'
 
-model = dict(
-    backbone=dict(depth=35, loss_gate=dict(type='mmrecur.GateRateLoss', target_rate=0.8))
-)
+model = dict(backbone=dict(depth=35))  # its target rate is 0.8

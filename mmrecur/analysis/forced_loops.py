@@ -65,8 +65,8 @@ def forced_iterations(model: nn.Module, iterations: Mapping[str, Sequence[int]])
         iterations (Mapping): Of loops by their names in ``model`` the iterations of each sample of a batch.
 
     Raises:
-        ValueError: If a name is not that of a loop with a gate, or numbers are below 0 or above the loop's;
-            on entry. In the network's forward pass: if the batch has another number of samples.
+        ValueError: If a name is not that of a loop with a gate, or numbers are below those that every sample
+            runs or above the loop's; on entry. In the network's forward pass: if the batch has another number of samples.
 
     Example:
         >>> from mmrecur.models.backbones import DRResNet
@@ -90,13 +90,14 @@ def forced_iterations(model: nn.Module, iterations: Mapping[str, Sequence[int]])
 
 def _force(name: str, block: RecursiveBlock, counts: list[int]) -> list[Any]:
     """Replace what the gate of a loop decides; the handles that undo it."""
-    if not counts or min(counts) < 0 or max(counts) > block.num_loops:
-        raise ValueError(f'iterations of {name} are {counts}, allowed: from 0 to {block.num_loops}')
+    first, limit = block.first_gated, block.num_loops
+    if not counts or min(counts) < first or max(counts) > limit:
+        raise ValueError(f'iterations of {name} are {counts}, allowed: from {first} to {limit}')
     device = next(block.gate.parameters()).device
     table = torch.tensor(counts)
     # what is decided for all samples, and for those that are still in the loop
-    masked = [(table > k).to(device) for k in range(block.num_loops)]
-    left = [(table[table >= k] > k).to(device) for k in range(block.num_loops)]
+    masked = [(table > k).to(device) for k in range(first, limit)]
+    left = [(table[table >= k] > k).to(device) for k in range(first, limit)]
     calls = 0
 
     def start(module: nn.Module, args: tuple) -> None:

@@ -20,11 +20,14 @@ class LoopWork:
         iterations (int): Iterations at most.
         iteration (int): Multiply-adds of one iteration of the block.
         gate (int): Of one decision; 0 without a gate.
+        first_gated (int): Index of the first iteration that the gate decides on; every image runs those before
+            it. Defaults to 0.
     """
 
     iterations: int
     iteration: int
     gate: int
+    first_gated: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class LoopComplexity:
 
         Args:
             rates (float or Mapping): The share of the samples that reach a gate which it lets pass: one
-                for all gates, or for each loop by name those of its iterations, as measured.
+                for all gates, or for each loop by name those of its iterations, as measured (1 for iterations
+                without a gate).
 
         Returns:
             float: Multiply-adds.
@@ -59,34 +63,39 @@ class LoopComplexity:
         """
         total = float(self.fixed)
         for name, work in self.loops.items():
-            own = [rates] * work.iterations if isinstance(rates, (int, float)) else rates.get(name, ())
+            free = work.first_gated
+            if isinstance(rates, (int, float)):
+                own = [1.0] * free + [rates] * (work.iterations - free)
+            else:
+                own = rates.get(name, ())
             if len(own) != work.iterations:
                 raise ValueError(
                     f'rates of {name} are {list(own)!r}, allowed: {work.iterations} numbers from 0 to 1'
                 )
             reached = 1.0
-            for rate in own:
-                total += reached * work.gate
+            for index, rate in enumerate(own):
+                total += reached * work.gate if index >= free else 0
                 reached *= rate
                 total += reached * work.iteration
         return total
 
 
-def expected_iterations(rate: float, iterations: int) -> float:
+def expected_iterations(rate: float, iterations: int, first_gated: int = 0) -> float:
     """Average number of iterations of a loop whose gates all pass the same share.
 
     Args:
         rate (float): The share t.
         iterations (int): Iterations l at most.
+        first_gated (int): Index f of the first iteration that the gate decides on. Defaults to 0.
 
     Returns:
-        float: ``t + t**2 + ... + t**l``.
+        float: ``f + t + t**2 + ... + t**(l - f)``.
 
     Example:
         >>> round(7 * expected_iterations(0.7, 3) + expected_iterations(0.7, 2), 3)  # DR-ResNet-53
         11.921
     """
-    return sum(rate**k for k in range(1, iterations + 1))
+    return first_gated + sum(rate**k for k in range(1, iterations - first_gated + 1))
 
 
 def measure_loops(model: nn.Module, inputs: Tensor) -> LoopComplexity:
@@ -106,6 +115,7 @@ def measure_loops(model: nn.Module, inputs: Tensor) -> LoopComplexity:
     loops = {}
     for name, block in recursive_blocks(model).items():
         own, gate, count = work[name], work[f'{name}.gate'], block.num_loops
-        loops[name] = LoopWork(count, (own - gate) // count, gate // count)
-    in_loops = sum(loop.iterations * (loop.iteration + loop.gate) for loop in loops.values())
+        decisions = count - block.first_gated
+        loops[name] = LoopWork(count, (own - gate) // count, gate // decisions, block.first_gated)
+    in_loops = LoopComplexity(0, loops).maximum
     return LoopComplexity(work[''] - in_loops, loops)

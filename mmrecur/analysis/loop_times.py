@@ -6,7 +6,7 @@ Guo et al., *Dynamic Recursive Neural Network*, CVPR 2019, Section 4.2: the dist
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,8 @@ class LoopTimes:
         """Share of the images that reached each gate which it let pass.
 
         Returns:
-            dict[str, list]: A share for each iteration of a loop; None where no image got.
+            dict[str, list]: A share for each iteration of a loop, 1 for one without a gate; None where no image
+            got.
         """
         result: dict[str, list[float | None]] = {}
         for name, counts in self.counts.items():
@@ -83,6 +84,31 @@ class LoopTimes:
         easiest = _lowest(totals, np.arange(len(totals)), number)
         rest = np.setdiff1d(np.arange(len(totals)), easiest)
         return easiest, _lowest(-totals, rest, min(number, len(rest)))
+
+    def easiest_and_hardest_of_classes(
+        self, labels: Sequence[int], number: int
+    ) -> tuple[list[int], list[int]]:
+        """Find the images of a class with the fewest and the most iterations, for several classes.
+
+        Args:
+            labels (Sequence[int]): Class of each image, as many as images.
+            number (int): Classes to take at most: those whose two images differ most, of equal ones the
+                first.
+
+        Returns:
+            tuple[list[int], list[int]]: Indices of the easiest and of the hardest images, a class at each
+            place. Classes with a single image are left out.
+        """
+        totals, labels = self.totals, np.asarray(labels)
+        pairs = []
+        for label in np.unique(labels):
+            own = np.flatnonzero(labels == label)
+            if len(own) > 1:
+                order = own[np.argsort(totals[own], kind='stable')]
+                pairs.append((int(order[0]), int(order[-1])))
+        pairs.sort(key=lambda pair: totals[pair[0]] - totals[pair[1]])
+        easiest, hardest = zip(*pairs[:number]) if pairs else ((), ())
+        return [*easiest], [*hardest]
 
 
 def _lowest(values: np.ndarray, candidates: np.ndarray, number: int) -> list[int]:
@@ -126,7 +152,7 @@ class LoopRecorder:
         self.maps = [
             GateMaps(name, k, MapStatistics(), MapStatistics())
             for name, block in self._blocks.items()
-            for k in range(block.num_loops)
+            for k in range(block.first_gated, block.num_loops)
         ]
         self._counts: dict[str, list[Tensor]] = {name: [] for name in self._blocks}
         self._handles: list[Any] = []
@@ -163,7 +189,7 @@ class LoopRecorder:
                 raise ValueError('the backbone is in training mode, allowed: evaluation, after eval()')
             x = args[0]
             rows, iteration = torch.arange(len(x), device=x.device), 0
-            counts = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            counts = torch.full((len(x),), block.first_gated, device=x.device)
             self._counts[name].append(counts)
 
         def decide(gate: nn.Module, args: tuple, passed: Tensor) -> None:
@@ -209,6 +235,7 @@ class LoopRun:
     Attributes:
         times (LoopTimes): Iterations of each image.
         maps (list[GateMaps]): What came to the gates.
+        labels (list[int or None]): Class of each image; None where there is not one.
         correct (list[bool or None]): For each image whether its class was found; None without labels.
         work (LoopComplexity): Multiply-adds for an image as large as the first; of a detector those of the
             backbone, since the rest depends on what is found.
@@ -218,6 +245,7 @@ class LoopRun:
 
     times: LoopTimes
     maps: list[GateMaps]
+    labels: list[int | None]
     correct: list[bool | None]
     work: LoopComplexity
     input_size: tuple[int, int]
@@ -251,6 +279,8 @@ class LoopRun:
         average = times.average_work(self.work)
         loops = {name: _distribution(own, times.limits[name]) for name, own in times.counts.items()}
         for name, loop in loops.items():
+            gates = [gate for gate in self.maps if gate.block == name]
+            gated = rates[name][-len(gates) :]  # the iterations that have a gate
             loop['gates'] = [
                 dict(
                     rate=rate,
@@ -258,7 +288,7 @@ class LoopRun:
                     skipped=gate.skipped.images,
                     discrepancy=gate.discrepancy(),
                 )
-                for rate, gate in zip(rates[name], (gate for gate in self.maps if gate.block == name))
+                for rate, gate in zip(gated, gates)
             ]
         result = dict(
             num_images=len(times.totals),
@@ -297,6 +327,7 @@ def run_loops(model: nn.Module, batches: Iterable[dict]) -> LoopRun:
         ValueError: If the model has no backbone with gates, or this does not run once for each image.
     """
     name, backbone = find_backbone(model)
+    labels: list[int | None] = []
     correct: list[bool | None] = []
     first: list[Tensor] = []
 
@@ -308,7 +339,9 @@ def run_loops(model: nn.Module, batches: Iterable[dict]) -> LoopRun:
     try:
         with LoopRecorder(backbone) as recorder, torch.no_grad():
             for batch in batches:
-                correct += _run_batch(model, backbone, batch)
+                for label, is_correct in _run_batch(model, backbone, batch):
+                    labels.append(label)
+                    correct.append(is_correct)
     finally:
         handle.remove()
     times = recorder.times()
@@ -317,19 +350,22 @@ def run_loops(model: nn.Module, batches: Iterable[dict]) -> LoopRun:
     counted = 'backbone' if is_detector(model) else 'model'
     work = measure_loops(backbone if counted == 'backbone' else model, first[0])
     work = replace(work, loops={loop.removeprefix(f'{name}.'): own for loop, own in work.loops.items()})
-    return LoopRun(times, recorder.maps, correct, work, tuple(first[0].shape[-2:]), counted)
+    return LoopRun(times, recorder.maps, labels, correct, work, tuple(first[0].shape[-2:]), counted)
 
 
-def _run_batch(model: nn.Module, backbone: nn.Module, batch: dict) -> list[bool | None]:
+def _run_batch(
+    model: nn.Module, backbone: nn.Module, batch: dict
+) -> list[tuple[int | None, bool | None]]:
+    """Label of each image and whether it was found."""
     if is_detector(model):
         inputs = model.data_preprocessor(batch, False)['inputs']
         backbone(inputs)
-        return [None] * len(inputs)
-    return [_is_correct(sample) for sample in model.test_step(batch)]
+        return [(None, None)] * len(inputs)
+    return [_label_and_success(sample) for sample in model.test_step(batch)]
 
 
-def _is_correct(sample: Any) -> bool | None:
+def _label_and_success(sample: Any) -> tuple[int | None, bool | None]:
     truth, found = getattr(sample, 'gt_label', None), getattr(sample, 'pred_label', None)
-    if truth is None or found is None or len(truth) != 1:
-        return None
-    return bool(truth.item() == found.item())
+    if truth is None or len(truth) != 1:
+        return None, None
+    return truth.item(), None if found is None else bool(truth.item() == found.item())

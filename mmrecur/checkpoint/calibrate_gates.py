@@ -87,7 +87,7 @@ def _shift(block: RecursiveBlock, x: Tensor, rate: float) -> float:
     """Shift the bias of a loop's gate; by how much."""
     # a sample runs as often as margins are positive from the first on
     margins = block.margins(x).cummin(1).values.flatten().sort(descending=True).values
-    wanted = round(len(x) * expected_iterations(rate, block.num_loops))
+    wanted = round(len(x) * expected_iterations(rate, block.num_loops - block.first_gated))
     wanted = min(max(wanted, 1), len(margins) - 1)
     shift = -(margins[wanted - 1] + margins[wanted]) / 2
     block.gate.fc2.bias[1] += shift

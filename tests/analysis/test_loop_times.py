@@ -20,10 +20,11 @@ from tests.models.test_dr_resnet import halve_batches
 from tests.models.test_rla import randomise_norms
 
 
-def tiny() -> DRResNet:
+def tiny(**kwargs) -> DRResNet:
     """A network of four loops whose gates let half of the images in."""
     torch.manual_seed(3)
-    model = DRResNet(None, (1, 3, 3), (1, 2, 3), small_images=True, base_channels=4).double().eval()
+    model = DRResNet(None, (1, 3, 3), (1, 2, 3), small_images=True, base_channels=4, **kwargs)
+    model.double().eval()
     randomise_norms(model)
     for block in model.recursive_blocks().values():
         nn.init.normal_(block.gate.fc2.weight, std=10)
@@ -62,17 +63,21 @@ def counts_of_one(model: DRResNet, x: Tensor) -> tuple[dict[str, int], dict[tupl
         model(x)
     for handle in handles:
         handle.remove()
-    counts = {name: [*own, False].index(False) for name, own in answers.items()}
+    free = model.recursive_blocks()['layer2.1'].first_gated
+    counts = {name: free + [*own, False].index(False) for name, own in answers.items()}
+    maps = {(name, free + k): own for (name, k), own in maps.items()}
     reached = {key: own for key, own in maps.items() if key[1] <= counts[key[0]]}
     return counts, reached
 
 
 @pytest.mark.parametrize('skip', [True, False])
 @pytest.mark.parametrize('deploy', [False, True])
-def test_counts_are_those_of_each_image_alone(skip: bool, deploy: bool) -> None:
-    model, x = tiny(), images()
+@pytest.mark.parametrize('gate_position', ['before', 'after'])
+def test_counts_are_those_of_each_image_alone(skip: bool, deploy: bool, gate_position: str) -> None:
+    model, x = tiny(gate_position=gate_position), images()
     expected = [counts_of_one(model, image)[0] for image in x.split(1)]
-    assert {count for own in expected for count in own.values()} == {0, 1, 2, 3}
+    least = 0 if gate_position == 'before' else 1
+    assert {count for own in expected for count in own.values()} == {0, 1, 2, 3} - set(range(least))
     if deploy:
         model.switch_to_deploy()
     set_skip(model, skip)
@@ -94,9 +99,9 @@ def test_rates_are_shares_of_the_images_that_got_there() -> None:
     assert times.rates() == {'a': [3 / 4, 1 / 3, 1.0], 'b': [0.0, None]}
 
 
-@pytest.mark.parametrize('skip', [True, False])
-def test_maps_are_told_apart_by_what_the_gate_said(skip: bool) -> None:
-    model, x = tiny(), images()
+@pytest.mark.parametrize('skip, gate_position', [(True, 'before'), (False, 'before'), (True, 'after')])
+def test_maps_are_told_apart_by_what_the_gate_said(skip: bool, gate_position: str) -> None:
+    model, x = tiny(gate_position=gate_position), images()
     groups: dict[tuple[str, int, bool], list[Tensor]] = {}
     for image in x.split(1):
         counts, reached = counts_of_one(model, image)
@@ -106,7 +111,7 @@ def test_maps_are_told_apart_by_what_the_gate_said(skip: bool) -> None:
     with LoopRecorder(model) as recorder, torch.no_grad():
         for batch in x.split(7):
             model(batch)
-    assert len(recorder.maps) == 10
+    assert len(recorder.maps) == (10 if gate_position == 'before' else 6)
     for gate in recorder.maps:
         for kind, statistics in ((True, gate.passed), (False, gate.skipped)):
             maps = groups.get((gate.block, gate.iteration, kind), [])
@@ -165,7 +170,7 @@ def test_averages_take_every_image_for_what_it_cost() -> None:
     times = LoopTimes(dict(a=2, b=1), counts)
     work = LoopComplexity(1000, dict(a=LoopWork(2, 100, 1), b=LoopWork(1, 50, 2)))
     maps = [GateMaps(name, k, maps_of([]), maps_of([])) for name, k in (('a', 0), ('a', 1), ('b', 0))]
-    run = LoopRun(times, maps, [True, False, True, True], work, (32, 32), 'model')
+    run = LoopRun(times, maps, [0, 1, 0, 1], [True, False, True, True], work, (32, 32), 'model')
     summary = run.summary()
     # gates: all four at the first, three at the second
     assert summary['multiply_adds']['average'] == pytest.approx(1000 + (4 + 3 + 500 + 8 + 150) / 4)
@@ -175,7 +180,16 @@ def test_averages_take_every_image_for_what_it_cost() -> None:
     )
     assert summary['accuracy'] == {1: dict(images=2, accuracy=1.0), 3: dict(images=2, accuracy=0.5)}
     assert summary['loops']['a']['gates'][1]['rate'] == pytest.approx(2 / 3)
-    assert 'accuracy' not in LoopRun(times, maps, [None] * 4, work, (32, 32), 'model').summary()
+    unlabelled = LoopRun(times, maps, [None] * 4, [None] * 4, work, (32, 32), 'model')
+    assert 'accuracy' not in unlabelled.summary()
+
+
+def test_pairs_of_a_class_come_from_where_they_differ_most() -> None:
+    times = LoopTimes({'a': 9}, {'a': np.array([3, 1, 5, 9, 4, 4, 7, 0])})
+    labels = [0, 0, 1, 1, 2, 2, 1, 3]  # the only image of class 3 has no partner
+    assert times.easiest_and_hardest_of_classes(labels, 2) == ([2, 1], [3, 0])
+    assert times.easiest_and_hardest_of_classes(labels, 9) == ([2, 1, 4], [3, 0, 5])
+    assert times.easiest_and_hardest_of_classes(range(8), 9) == ([], [])
 
 
 def test_a_network_without_gates_is_named() -> None:
@@ -242,6 +256,18 @@ def test_loops_run_as_often_as_forced_and_only_within_the_context(skip: bool, de
         torch.testing.assert_close(model(x)[0], free)
 
 
+@pytest.mark.parametrize('skip', [True, False])
+def test_the_first_iteration_is_forced_where_no_gate_decides_on_it(skip: bool) -> None:
+    model = tiny(gate_position='after')
+    set_skip(model, skip)
+    with forced_iterations(model, {'layer3.2': [3, 1, 2]}), LoopRecorder(model) as recorder, torch.no_grad():
+        model(images(3))
+    assert recorder.times().counts['layer3.2'].tolist() == [3, 1, 2]
+    message = r'iterations of layer3.2 are \[0\], allowed: from 1 to 3'
+    with pytest.raises(ValueError, match=message), forced_iterations(model, {'layer3.2': [0]}):
+        pass
+
+
 def test_forced_iterations_that_do_not_fit_are_named() -> None:
     model = tiny()
     for iterations, message in (
@@ -273,10 +299,14 @@ def test_spread_iterations_have_the_rate_whatever_the_batch() -> None:
         spread_iterations(limits, 2, 1.5)
 
 
-def test_average_multiply_adds_are_those_that_are_executed() -> None:
-    model, x = tiny().float(), images(6).float()
+@pytest.mark.parametrize('gate_position', ['before', 'after'])
+def test_average_multiply_adds_are_those_that_are_executed(gate_position: str) -> None:
+    model, x = tiny(gate_position=gate_position).float(), images(6).float()
     model.switch_to_deploy()  # what is left to count are convolutions and the gates' linear layers
-    spread = spread_iterations({n: b.num_loops for n, b in model.recursive_blocks().items()}, 6, 0.6)
+    blocks = model.recursive_blocks()
+    first = blocks['layer2.1'].first_gated
+    spread = spread_iterations({name: block.num_loops - first for name, block in blocks.items()}, 6, 0.6)
+    spread = {name: [first + count for count in own] for name, own in spread.items()}
     with forced_iterations(model, spread), LoopRecorder(model) as recorder, torch.no_grad():
         with FlopCounterMode(display=False) as counter:
             model(x)

@@ -36,8 +36,11 @@ def iterations(model: nn.Module, images: torch.Tensor) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize('rate', [None, 0.4])
 @pytest.mark.parametrize('form', ['training', 'masked', 'inference'])
-def test_loops_run_as_often_as_the_rate_says(rate: float | None, form: str) -> None:
-    model = network(skip=form != 'masked')
+@pytest.mark.parametrize('gate_position', ['before', 'after'])
+def test_loops_run_as_often_as_the_rate_says(
+    rate: float | None, form: str, gate_position: str
+) -> None:
+    model = network(skip=form != 'masked', gate_position=gate_position)
     images = torch.randn(200, 3, 16, 16)
     if form == 'inference':
         rate = rate or 0.7  # the objective is gone
@@ -48,9 +51,10 @@ def test_loops_run_as_often_as_the_rate_says(rate: float | None, form: str) -> N
     counts = iterations(model.eval(), images)
     assert list(counts) == list(shifts) == ['layer2.1', 'layer3.1', 'layer3.2']
     for name, own in counts.items():
-        limit = model.recursive_blocks()[name].num_loops
+        block = model.recursive_blocks()[name]
+        expected = 200 * expected_iterations(rate or 0.7, block.num_loops, block.first_gated)
         # the last image passes as often as it does
-        assert own.sum() == pytest.approx(200 * expected_iterations(rate or 0.7, limit), abs=limit)
+        assert own.sum() == pytest.approx(expected, abs=block.num_loops)
         assert len(set(own.tolist())) > 1
 
 

@@ -202,6 +202,30 @@ def test_names_have_the_papers_target_rates() -> None:
         assert model.loss_gate.target_rate == special.get(name, 0.7)
 
 
+@pytest.mark.parametrize('kwargs, rate', [
+    (dict(depth=35), 0.8),
+    (dict(depth=35, loss_gate=dict(type='mmrecur.GateRateLoss', loss_weight=2.0)), 0.8),
+    (dict(depth=35, loss_gate=dict(type='mmrecur.GateRateLoss', target_rate=0.6)), 0.6),
+    (dict(depth=53), 0.7),
+])  # fmt: skip
+def test_the_target_rate_is_the_papers_unless_given(kwargs: dict, rate: float) -> None:
+    with torch.device('meta'):
+        assert DRResNet(**kwargs).loss_gate.target_rate == rate
+
+
+def test_a_gate_behind_the_iterations_lets_all_samples_through_the_first() -> None:
+    model = build('dr-r', gate_position='after').train()
+    model(image(4, 3, 32, 32))
+    names = {name for name in model.gate_rates()}
+    assert names <= {'layer3.1.1', 'layer3.1.2', 'layer3.2.1', 'layer3.2.2', 'layer4.1.1', 'layer4.1.2'}
+    assert 'layer3.1.1' in names
+    work = measure_loops(model, image(1, 3, 32, 32))
+    loop = work.loops['layer3.1']
+    without = work.average({n: [1.0] + [0.0] * (own.iterations - 1) for n, own in work.loops.items()})
+    first = sum(own.iteration + own.gate for own in work.loops.values())
+    assert without == work.fixed + first and loop.first_gated == 1
+
+
 def test_hooks_are_those_that_the_arguments_need() -> None:
     def hooks(name: str, **kwargs) -> list[str]:
         return [hook['type'] for hook in build(name, **kwargs).required_hooks]
@@ -283,6 +307,7 @@ WRONG = [
     (dict(norm='bn'), "norm='bn', allowed: 'shared', 'lvbn', 'i-lvbn'"),
     (dict(gate_channels=-1), 'gate_channels=-1, allowed'),
     (dict(initial_rate=1.0), 'initial_rate=1.0, allowed'),
+    (dict(gate_position='behind'), "gate_position='behind', allowed: 'before', 'after'"),
     (dict(loss_gate='rate'), "loss_gate='rate', allowed: None, or a dict with a type"),
     (dict(loss_gate=dict(type='mmrecur.GateRateLoss', target_rate=2)), 'target_rate=2, allowed'),
     (dict(base_channels=0), 'base_channels=0, allowed'),

@@ -207,7 +207,8 @@ def by_hand(block: RecursiveBlock, x: Tensor, table: Tensor | None = None) -> Te
     results = []
     for n, sample in enumerate(x.split(1)):
         for k in range(block.num_loops):
-            stays = block.gate(sample).item() if table is None else table[k][n]
+            decide = block.gate(sample).item if table is None else lambda k=k, n=n: table[k][n]
+            stays = k < block.first_gated or decide()
             if not stays:
                 break
             plain = copy.deepcopy(block.block)
@@ -222,8 +223,11 @@ def by_hand(block: RecursiveBlock, x: Tensor, table: Tensor | None = None) -> Te
 @pytest.mark.parametrize('norm', ['shared', 'lvbn', 'i-lvbn'])
 @pytest.mark.parametrize('skip', [True, False])
 @pytest.mark.parametrize('deploy', [False, True])
-def test_evaluation_takes_each_sample_as_far_as_its_gates_say(norm: str, skip: bool, deploy: bool) -> None:
-    block, x = loop(norm, skip=skip).eval(), maps()
+@pytest.mark.parametrize('gate_position', ['before', 'after'])
+def test_evaluation_takes_each_sample_as_far_as_its_gates_say(
+    norm: str, skip: bool, deploy: bool, gate_position: str
+) -> None:
+    block, x = loop(norm, skip=skip, gate_position=gate_position).eval(), maps()
     counts = []
     block.gate.register_forward_hook(lambda *call: counts.append(int(call[2].sum())))
     with torch.no_grad():
@@ -257,9 +261,13 @@ def test_samples_that_left_are_not_computed() -> None:
 
 
 @pytest.mark.parametrize('norm', ['lvbn', 'i-lvbn'])
-def test_training_computes_all_and_keeps_the_maps_of_those_that_left(norm: str) -> None:
+@pytest.mark.parametrize('gate_position', ['before', 'after'])
+def test_training_computes_all_and_keeps_the_maps_of_those_that_left(norm: str, gate_position: str) -> None:
     table = [[1, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]]
-    block = loop(norm, gate=Preset(table)).train()
+    if gate_position == 'after':
+        table[0] = [1] * 6  # nobody decides
+    block = loop(norm, gate=Preset(table), gate_position=gate_position).train()
+    block.gate.table = block.gate.table[block.first_gated :]
     reference, x = copy.deepcopy(block), maps()
     y = block(x)
     reached = torch.ones(6)
@@ -278,10 +286,12 @@ def test_training_computes_all_and_keeps_the_maps_of_those_that_left(norm: str) 
             torch.testing.assert_close(ours.running_mean, theirs.running_mean)
             torch.testing.assert_close(ours.running_var, theirs.running_var)
     torch.testing.assert_close(y, x)
-    assert [d.reached.tolist() for d in block.decisions] == [
-        [1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0]
-    ]  # fmt: skip
-    assert [d.rate().item() for d in block.decisions] == pytest.approx([4 / 6, 3 / 4, 1 / 3])
+    expected = {
+        'before': [([1, 1, 1, 1, 1, 1], 4 / 6), ([1, 1, 0, 1, 1, 0], 3 / 4), ([1, 0, 0, 1, 1, 0], 1 / 3)],
+        'after': [([1, 1, 1, 1, 1, 1], 5 / 6), ([1, 0, 1, 1, 1, 1], 2 / 5)],
+    }[gate_position]
+    assert [d.reached.tolist() for d in block.decisions] == [reached for reached, _ in expected]
+    assert [d.rate().item() for d in block.decisions] == pytest.approx([rate for _, rate in expected])
 
 
 def test_a_loop_that_nobody_enters_changes_nothing_and_still_has_gradients() -> None:
@@ -300,11 +310,13 @@ def test_a_loop_that_nobody_enters_changes_nothing_and_still_has_gradients() -> 
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in block.parameters())
 
 
-@pytest.mark.parametrize('norm', ['shared', 'lvbn', 'i-lvbn'])
-def test_recomputation_uses_the_same_noise(norm: str) -> None:
+@pytest.mark.parametrize('norm, gate_position', [
+    ('shared', 'before'), ('lvbn', 'before'), ('i-lvbn', 'before'), ('i-lvbn', 'after')
+])  # fmt: skip
+def test_recomputation_uses_the_same_noise(norm: str, gate_position: str) -> None:
     results = []
     for with_cp in (False, True):
-        block = loop(norm, with_cp=with_cp).train()
+        block = loop(norm, with_cp=with_cp, gate_position=gate_position).train()
         torch.manual_seed(5)
         y = block(maps())
         (y.square().mean() + GateRateLoss()(block.decisions)).backward()

@@ -168,6 +168,22 @@ def test_pictures_are_of_the_files(tool, classifier, monkeypatch: pytest.MonkeyP
         assert np.array_equal(pixels, bgr[..., ::-1])
 
 
+def test_pictures_are_pairs_of_a_class(tool, classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config, weights, _, names = classifier
+    sheets = []
+    draw = tool.plot_easy_and_hard
+    monkeypatch.setattr(tool, 'plot_easy_and_hard', lambda *args: sheets.append(args) or draw(*args))
+    tool.main([str(config), str(weights), '--out-dir', str(tmp_path), '--per-class'])
+    ((easy, hard, _),) = sheets
+    images = json.loads((tmp_path / 'loop_times.json').read_text())['images']
+    totals: dict[str, list[int]] = {}
+    for name, image in zip(names, images, strict=True):
+        totals.setdefault(Path(name).parts[0], []).append(image['iterations'])
+    pairs = [(low[1], high[1]) for low, high in zip(easy, hard, strict=True)]
+    assert sorted(pairs) == sorted((min(own), max(own)) for own in totals.values())
+    assert len(pairs) == len(totals) > 1
+
+
 def test_detector(tool, tmp_path: Path, capsys) -> None:
     pytest.importorskip('mmdet')
     names = write_images(tmp_path, (32, 40))
@@ -184,6 +200,8 @@ def test_detector(tool, tmp_path: Path, capsys) -> None:
     work = result['multiply_adds']
     assert work['counted'] == 'backbone' and work['input_size'] == [32, 64]
     assert 'accuracy' not in result and 'Multiply-adds of the backbone at 32x64' in capsys.readouterr().out
+    with pytest.raises(ToolError, match='--per-class needs an image classifier'):
+        tool.main([str(config), str(tmp_path / 'weights.pth'), '--out-dir', str(tmp_path), '--per-class'])
 
 
 @pytest.mark.parametrize('deploy', [False, True])

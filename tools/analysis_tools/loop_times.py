@@ -6,8 +6,9 @@ CONFIG is a config of a classifier or a detector with such a backbone, CHECKPOIN
                              of each gate, average multiply-adds, accuracy by iterations
     loop_times.png           distribution of the iterations (Figure 8 of the DR-ResNet paper), of all loops
                              together and of each
-    easy_and_hard.png        the images with the fewest and the most iterations (Figure 9); of more equal ones
-                             than there is place for, some from all over the data set
+    easy_and_hard.png        the images with the fewest and the most iterations; of more equal ones than there
+                             is place for, some from all over the data set. With --per-class two images of a
+                             class above each other, as in Figure 9
     passed_and_skipped.png   mean and variance of each channel of the maps that a gate let pass and of those
                              that it did not, for a shallow and a deep loop (Figure 7)
 
@@ -56,6 +57,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--num-pictures', type=int, default=10, help='easy and hard images to draw, of each (default: 10)'
     )
     parser.add_argument(
+        '--per-class',
+        action='store_true',
+        help='draw the easiest and the hardest image of a class above each other, for the --num-pictures '
+        'classes where they differ most; for classifiers',
+    )
+    parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
     )
     args = parser.parse_args(argv)
@@ -84,12 +91,26 @@ def pixels_of(info: dict[str, Any]) -> np.ndarray:
     return mmcv.imfrombytes(get(info['img_path']), channel_order='rgb')
 
 
-def draw(result: LoopRun, dataset: Any, number: int, directory: Path) -> dict[str, str]:
+def easy_and_hard(result: LoopRun, number: int, per_class: bool) -> tuple[list[int], list[int]]:
+    """Indices of the images to draw."""
+    if not per_class:
+        return result.times.easiest_and_hardest(number)
+    if None in result.labels:
+        raise ToolError('--per-class needs an image classifier, and images with one label each')
+    easy, hard = result.times.easiest_and_hardest_of_classes(result.labels, number)
+    if not easy:
+        raise ToolError('--per-class: no class has two of the images')
+    return easy, hard
+
+
+def draw(
+    result: LoopRun, dataset: Any, number: int, directory: Path, per_class: bool = False
+) -> dict[str, str]:
     """Draws the figures; their files."""
     times, totals = result.times, result.times.totals
     sheets = [
         [(pixels_of(dataset.get_data_info(index)), int(totals[index])) for index in indices]
-        for indices in times.easiest_and_hardest(number)
+        for indices in easy_and_hard(result, number, per_class)
     ]
     figures = {
         'loop_times': ('distribution', plot_loop_times(times)),
@@ -155,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     # The libraries log to stdout, which is for the result.
     with contextlib.redirect_stdout(sys.stderr):
         result, dataset = run(load_config(args.config, args.cfg_options), args)
-        files = draw(result, dataset, args.num_pictures, directory)
+        files = draw(result, dataset, args.num_pictures, directory, args.per_class)
     summary = result.summary()
     path = directory / 'loop_times.json'
     document = dict(config=args.config, checkpoint=args.checkpoint, **summary)

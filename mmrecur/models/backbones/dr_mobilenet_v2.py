@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -12,10 +11,7 @@ from mmrecur.registry import MODELS
 from ..layers.fuse import fold_norm
 from ..layers.inverted_residual import InvertedResidual, check_width_mult, round_channels
 from .base import make_norm_layer
-from .recursive import RecursiveBackbone, check_per_stage
-
-#: The objective of the gates: Section 4.2 gives MobileNetV2 the target rate 0.9.
-GATE_RATE = MappingProxyType(dict(type='mmrecur.GateRateLoss', target_rate=0.9, loss_weight=1.0))
+from .recursive import GATE_RATE, RecursiveBackbone, check_per_stage
 
 
 @MODELS.register_module()
@@ -38,9 +34,10 @@ class DRMobileNetV2(RecursiveBackbone):
         norm (str, optional): See :class:`RecursiveBlock`. Defaults to None: ``'i-lvbn'`` with gates and
             ``'lvbn'`` without.
         gate_channels (int): Hidden channels of the gates, 0 for a single linear layer. Defaults to 0.
+        gate_position (str): ``'before'`` or ``'after'``, see :class:`RecursiveBlock`. Defaults to 'before'.
         initial_rate (float): Share of samples that a gate lets pass before training. Defaults to 0.85.
-        loss_gate (Mapping, optional): Objective of the gates' rates. Defaults to
-            ``dict(type='mmrecur.GateRateLoss', target_rate=0.9, loss_weight=1.0)``.
+        loss_gate (Mapping, optional): Objective of the gates' rates. Without ``target_rate`` it has 0.9, as in
+            Section 4.2. Defaults to ``dict(type='mmrecur.GateRateLoss', loss_weight=1.0)``.
         skip (bool): Whether evaluation leaves out samples that have left a loop. Defaults to True.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int]): Stages to return: 0 to 6 for the groups, 7 for the last convolution.
@@ -85,6 +82,7 @@ class DRMobileNetV2(RecursiveBackbone):
         gated: bool = True,
         norm: str | None = None,
         gate_channels: int = 0,
+        gate_position: str = 'before',
         initial_rate: float = 0.85,
         loss_gate: Mapping | None = GATE_RATE,
         skip: bool = True,
@@ -101,8 +99,10 @@ class DRMobileNetV2(RecursiveBackbone):
             gated=gated,
             norm=norm,
             gate_channels=gate_channels,
+            gate_position=gate_position,
             initial_rate=initial_rate,
             loss_gate=loss_gate,
+            target_rate=0.9,
             skip=skip,
             in_channels=in_channels,
             out_indices=out_indices,

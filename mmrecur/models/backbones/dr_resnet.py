@@ -22,7 +22,8 @@ class DRResNet(RecursiveBackbone):
     Guo, Yu, Wu, Liang, Qin and Yan, *Dynamic Recursive Neural Network*, CVPR 2019. The first block of a
     stage changes resolution and width and is never recursive; the others of a stage run ``loops`` times at
     most. Before each iteration a gate decides for each image whether it goes on or leaves the loop
-    (:class:`RecursiveBlock`). With rate t a loop of l runs ``t + t**2 + ... + t**l`` times on average.
+    (:class:`RecursiveBlock`). With rate t a loop of l runs ``t + t**2 + ... + t**l`` times on average, with
+    ``gate_position='after'`` ``1 + t + ... + t**(l - 1)`` times.
 
     Outside the loops parameters are named as in torchvision's ResNet (``layer3.0.conv1.weight``), inside
     ``layer3.1.block.conv1.weight``, ``layer3.1.block.bn1.0.weight`` for the norm of the first iteration and
@@ -54,8 +55,11 @@ class DRResNet(RecursiveBackbone):
             to None: ``'i-lvbn'`` with gates and ``'lvbn'`` without.
         gate_channels (int): Hidden channels of the gates, 0 for a single linear layer. Defaults to 16.
         initial_rate (float): Share of samples that a gate lets pass before training. Defaults to 0.85.
-        loss_gate (Mapping, optional): Objective of the gates' rates. Defaults to
-            ``dict(type='mmrecur.GateRateLoss', target_rate=0.7, loss_weight=1.0)``.
+        gate_position (str): ``'before'`` every iteration, the first included, or ``'after'`` every iteration
+            but the last, see :class:`RecursiveBlock`. Defaults to 'before'.
+        loss_gate (Mapping, optional): Objective of the gates' rates. Without ``target_rate`` it has the one
+            of Section 4.2: 0.8 for depth 35, else 0.7. Defaults to
+            ``dict(type='mmrecur.GateRateLoss', loss_weight=1.0)``.
         skip (bool): Whether evaluation leaves out samples that have left a loop. Defaults to True.
         base_channels (int, optional): Channels of the stem. Defaults to None: 64, 16 for small images.
         in_channels (int): Channels of the image. Defaults to 3.
@@ -99,11 +103,9 @@ class DRResNet(RecursiveBackbone):
         66: ((18, 7, 7), (1, 3, 3), True),
         74: ((18, 9, 9), (1, 2, 2), True),
     }
-    #: With the target rates of Section 4.2.
-    architectures = {
-        'dr-resnet35': dict(depth=35, loss_gate=dict(type='mmrecur.GateRateLoss', target_rate=0.8)),
-        **{f'dr-resnet{depth}': dict(depth=depth) for depth in (44, 47, 53, 65)},
-    }
+    #: Target rates of Section 4.2 that are not 0.7.
+    target_rates = {35: 0.8}
+    architectures = {f'dr-resnet{depth}': dict(depth=depth) for depth in (35, 44, 47, 53, 65)}
 
     def __init__(
         self,
@@ -115,6 +117,7 @@ class DRResNet(RecursiveBackbone):
         gated: bool = True,
         norm: str | None = None,
         gate_channels: int = 16,
+        gate_position: str = 'before',
         initial_rate: float = 0.85,
         loss_gate: Mapping | None = GATE_RATE,
         skip: bool = True,
@@ -135,8 +138,10 @@ class DRResNet(RecursiveBackbone):
             gated=gated,
             norm=norm,
             gate_channels=gate_channels,
+            gate_position=gate_position,
             initial_rate=initial_rate,
             loss_gate=loss_gate,
+            target_rate=self.target_rates.get(depth, 0.7),
             skip=skip,
             in_channels=in_channels,
             out_indices=out_indices,

@@ -12,12 +12,19 @@ from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_choice, check_flag, check_int
 from ..layers.fuse import fold_norm
 from ..layers.gate import GumbelGate, check_rate
-from ..layers.recursive import LOOP_NORMS, GateDecision, RecursiveBlock, gated_blocks, recursive_blocks
+from ..layers.recursive import (
+    GATE_POSITIONS,
+    LOOP_NORMS,
+    GateDecision,
+    RecursiveBlock,
+    gated_blocks,
+    recursive_blocks,
+)
 from ..losses.objective import OwnObjective
 from .base import Backbone
 
-#: The objective of the gates unless another is given.
-GATE_RATE = MappingProxyType(dict(type='mmrecur.GateRateLoss', target_rate=0.7, loss_weight=1.0))
+#: The objective of the gates unless another is given; its target rate is that of the architecture.
+GATE_RATE = MappingProxyType(dict(type='mmrecur.GateRateLoss', loss_weight=1.0))
 
 
 class LoopStage(nn.Sequential):
@@ -67,10 +74,14 @@ class RecursiveBackbone(OwnObjective, Backbone):
         norm (str, optional): ``'shared'``, ``'lvbn'`` or ``'i-lvbn'``, see :class:`RecursiveBlock`. Defaults
             to None: ``'i-lvbn'`` with gates and ``'lvbn'`` without.
         gate_channels (int): Hidden channels of the gates, 0 for a single linear layer. Defaults to 16.
+        gate_position (str): ``'before'`` every iteration or ``'after'`` every iteration but the last, see
+            :class:`RecursiveBlock`. Defaults to 'before'.
         initial_rate (float): Share of samples that a gate lets pass before training. Defaults to 0.85.
         loss_gate (Mapping, optional): Objective of the gates' rates, a loss that takes
-            :class:`GateDecision` s; it needs :class:`AuxiliaryLossHook`. None for none. Defaults to
-            ``dict(type='mmrecur.GateRateLoss', target_rate=0.7, loss_weight=1.0)``.
+            :class:`GateDecision` s; it needs :class:`AuxiliaryLossHook`. A :class:`GateRateLoss` without
+            ``target_rate`` gets that of the architecture. None for none. Defaults to
+            ``dict(type='mmrecur.GateRateLoss', loss_weight=1.0)``.
+        target_rate (float): Target rate of the architecture. Defaults to 0.7.
         skip (bool): Whether evaluation leaves out samples that have left a loop; otherwise it computes them
             and selects, with the same result. Defaults to True.
         **kwargs: See :class:`Backbone`.
@@ -87,8 +98,10 @@ class RecursiveBackbone(OwnObjective, Backbone):
         gated: bool = True,
         norm: str | None = None,
         gate_channels: int = 16,
+        gate_position: str = 'before',
         initial_rate: float = 0.85,
         loss_gate: Mapping | None = GATE_RATE,
+        target_rate: float = 0.7,
         skip: bool = True,
         **kwargs: object,
     ) -> None:
@@ -96,6 +109,7 @@ class RecursiveBackbone(OwnObjective, Backbone):
         check_flag(gated=gated, skip=skip)
         check_int('gate_channels', gate_channels, 0)
         check_rate('initial_rate', initial_rate)
+        check_choice('gate_position', gate_position, GATE_POSITIONS)
         if norm is not None:
             check_choice('norm', norm, LOOP_NORMS)
         if norm == 'i-lvbn' and not gated:
@@ -103,8 +117,11 @@ class RecursiveBackbone(OwnObjective, Backbone):
         self.gated = gated
         self.norm = norm or ('i-lvbn' if gated else 'lvbn')
         self.gate_channels = gate_channels
+        self.gate_position = gate_position
         self.initial_rate = initial_rate
         self.skip = skip
+        if isinstance(loss_gate, Mapping) and loss_gate.get('type') in ('mmrecur.GateRateLoss', 'GateRateLoss'):
+            loss_gate = {'target_rate': target_rate, **loss_gate}
         self._build_objective(loss_gate, GATE_RATE)
 
     def _loop(self, block: nn.Module, channels: int, num_loops: int) -> nn.Module:
@@ -112,7 +129,9 @@ class RecursiveBackbone(OwnObjective, Backbone):
         if num_loops == 1:
             return block
         gate = GumbelGate(channels, self.gate_channels, self.initial_rate) if self.gated else None
-        return RecursiveBlock(block, num_loops, gate, self.norm, self.with_cp, self.skip)
+        return RecursiveBlock(
+            block, num_loops, gate, self.norm, self.with_cp, self.skip, self.gate_position
+        )
 
     def _add_stage(self, blocks: Sequence[nn.Module]) -> None:
         self.stages.append(f'layer{len(self.stages) + 1}')
@@ -155,14 +174,14 @@ class RecursiveBackbone(OwnObjective, Backbone):
         """What the gates did in the last training pass.
 
         Returns:
-            dict[str, float]: Of each block and iteration, ``layer3.1.0`` for the first of ``layer3.1``, the
+            dict[str, float]: Of each block and gated iteration, ``layer3.1.0`` for the first of ``layer3.1``, the
             share of the samples that reached the gate which it let pass; those that none reached are left
             out.
         """
         rates = {
             f'{name}.{index}': (decision.rate(), decision.reached.any())
             for name, block in self.recursive_blocks().items()
-            for index, decision in enumerate(block.decisions)
+            for index, decision in enumerate(block.decisions, block.first_gated)
         }
         if not rates:
             return {}

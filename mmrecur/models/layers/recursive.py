@@ -16,6 +16,8 @@ from .loop_norm import LoopNorm, LoopPosition
 
 #: What the iterations of a loop do with a block's norms.
 LOOP_NORMS = ('shared', 'lvbn', 'i-lvbn')
+#: Where the gate of a loop stands: before every iteration, or after every iteration but the last.
+GATE_POSITIONS = ('before', 'after')
 
 
 class GateDecision(NamedTuple):
@@ -36,7 +38,7 @@ class GateDecision(NamedTuple):
 
 
 class RecursiveBlock(nn.Module):
-    """Run a residual block up to ``num_loops`` times; before each time a gate lets a sample pass or leave.
+    """Run a residual block up to ``num_loops`` times; a gate lets each sample pass on or leave the loop.
 
     Guo et al., *Dynamic Recursive Neural Network*, CVPR 2019. The convolutions are the same in every
     iteration, the norms are not (:class:`LoopNorm`), unless asked for.
@@ -60,8 +62,12 @@ class RecursiveBlock(nn.Module):
         with_cp (bool): Recompute each iteration in the backward pass, with the same noise. Defaults to False.
         skip (bool): Whether evaluation skips samples. It has to know how many are left, so that on a GPU the
             host waits for each gate: not for CUDA graphs. Defaults to True.
+        gate_position (str): ``'before'``: the gate decides before every iteration, the first included, as the
+            multiply-adds of the paper's Table 2 imply. ``'after'``: it decides after every iteration but the
+            last, as Section 2 says, so that every sample goes through the first one. Defaults to 'before'.
 
     Attributes:
+        first_gated (int): Index of the first iteration that the gate decides on.
         decisions (list[GateDecision]): Those of the last training pass, in order of the iterations.
 
     Raises:
@@ -83,14 +89,22 @@ class RecursiveBlock(nn.Module):
         norm: str = 'lvbn',
         with_cp: bool = False,
         skip: bool = True,
+        gate_position: str = 'before',
     ) -> None:
         super().__init__()
         check_int('num_loops', num_loops, 1)
         check_choice('norm', norm, LOOP_NORMS)
+        check_choice('gate_position', gate_position, GATE_POSITIONS)
         check_flag(with_cp=with_cp, skip=skip)
         if gate is None and norm == 'i-lvbn':
             raise ValueError("norm='i-lvbn' without a gate, allowed: 'shared', 'lvbn'")
+        if gate is not None and gate_position == 'after' and num_loops == 1:
+            raise ValueError(
+                "gate_position='after' with num_loops=1, allowed: 'before', or more loops: behind the only "
+                'iteration there is nothing to decide'
+            )
         self.num_loops = num_loops
+        self.first_gated = 1 if gate_position == 'after' else 0
         self.norm = norm
         self.with_cp = with_cp
         self.skip = skip
@@ -123,6 +137,9 @@ class RecursiveBlock(nn.Module):
             return self._leave_out(x)
         reached = None
         for index in range(self.num_loops):
+            if index < self.first_gated:
+                x = self._iterate(x, index)
+                continue
             passed = self.gate(x)
             reached = passed if reached is None else reached & passed
             x = torch.where(_per_sample(reached), self._iterate(x, index), x)
@@ -143,6 +160,9 @@ class RecursiveBlock(nn.Module):
     def _learn(self, x: Tensor) -> Tensor:
         reached, decisions = x.new_ones(len(x), dtype=torch.promote_types(x.dtype, torch.float32)), []
         for index in range(self.num_loops):
+            if index < self.first_gated:
+                x = run_step(self, self.with_cp, self._iterate, x, index)
+                continue
             x, passed, still = run_step(self, self.with_cp, self._gated, x, reached, index)
             decisions.append(GateDecision(passed, reached.detach()))
             reached = still
@@ -161,6 +181,9 @@ class RecursiveBlock(nn.Module):
         """Run the loop in evaluation on the samples that are still in it."""
         output, rows = None, None
         for index in range(self.num_loops):
+            if index < self.first_gated:
+                x = self._iterate(x, index)
+                continue
             passed = self.gate(x).tolist()
             staying = [row for row, stays in enumerate(passed) if stays]
             if not staying:
@@ -182,13 +205,14 @@ class RecursiveBlock(nn.Module):
             x (Tensor): Shape (N, C, H, W).
 
         Returns:
-            Tensor: Scores of passing less those of leaving, shape (N, num_loops); a sample stays in the loop
-            until the first that is not positive.
+            Tensor: Scores of passing less those of leaving, shape (N, num_loops - first_gated); a sample stays
+            in the loop until the first that is not positive.
         """
         margins = []
         for index in range(self.num_loops):
-            scores = self.gate.scores(x)
-            margins.append(scores[:, 1] - scores[:, 0])
+            if index >= self.first_gated:
+                scores = self.gate.scores(x)
+                margins.append(scores[:, 1] - scores[:, 0])
             x = self._iterate(x, index)
         return torch.stack(margins, dim=1).float()
 
