@@ -65,8 +65,9 @@ def forced_iterations(model: nn.Module, iterations: Mapping[str, Sequence[int]])
         iterations (Mapping): Of loops by their names in ``model`` the iterations of each sample of a batch.
 
     Raises:
-        ValueError: If a name is not that of a loop with a gate, or numbers are below those that every sample
-            runs or above the loop's; on entry. In the network's forward pass: if the batch has another number of samples.
+        ValueError: On entry, if a name is not that of a loop with a gate, or if a number is above the loop's
+            or leaves out an iteration that has no gate. In the network's forward pass, if the batch has
+            another number of samples.
 
     Example:
         >>> from mmrecur.models.backbones import DRResNet

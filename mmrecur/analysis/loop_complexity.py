@@ -20,8 +20,8 @@ class LoopWork:
         iterations (int): Iterations at most.
         iteration (int): Multiply-adds of one iteration of the block.
         gate (int): Of one decision; 0 without a gate.
-        first_gated (int): Index of the first iteration that the gate decides on; every image runs those before
-            it. Defaults to 0.
+        first_gated (int): Index of the first iteration that the gate decides on; every image runs those
+            before it. Defaults to 0.
     """
 
     iterations: int

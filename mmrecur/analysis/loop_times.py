@@ -48,8 +48,8 @@ class LoopTimes:
         """Share of the images that reached each gate which it let pass.
 
         Returns:
-            dict[str, list]: A share for each iteration of a loop, 1 for one without a gate; None where no image
-            got.
+            dict[str, list]: A share for each iteration of a loop, 1 for one without a gate; None where no
+            image got.
         """
         result: dict[str, list[float | None]] = {}
         for name, counts in self.counts.items():

@@ -168,7 +168,9 @@ def test_pictures_are_of_the_files(tool, classifier, monkeypatch: pytest.MonkeyP
         assert np.array_equal(pixels, bgr[..., ::-1])
 
 
-def test_pictures_are_pairs_of_a_class(tool, classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pictures_are_pairs_of_a_class(
+    tool, classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     config, weights, _, names = classifier
     sheets = []
     draw = tool.plot_easy_and_hard

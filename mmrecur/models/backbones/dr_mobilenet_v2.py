@@ -36,8 +36,8 @@ class DRMobileNetV2(RecursiveBackbone):
         gate_channels (int): Hidden channels of the gates, 0 for a single linear layer. Defaults to 0.
         gate_position (str): ``'before'`` or ``'after'``, see :class:`RecursiveBlock`. Defaults to 'before'.
         initial_rate (float): Share of samples that a gate lets pass before training. Defaults to 0.85.
-        loss_gate (Mapping, optional): Objective of the gates' rates. Without ``target_rate`` it has 0.9, as in
-            Section 4.2. Defaults to ``dict(type='mmrecur.GateRateLoss', loss_weight=1.0)``.
+        loss_gate (Mapping, optional): Objective of the gates' rates. Without ``target_rate`` it has that of
+            Section 4.2, 0.9. Defaults to ``dict(type='mmrecur.GateRateLoss', loss_weight=1.0)``.
         skip (bool): Whether evaluation leaves out samples that have left a loop. Defaults to True.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int]): Stages to return: 0 to 6 for the groups, 7 for the last convolution.

@@ -120,7 +120,8 @@ class RecursiveBackbone(OwnObjective, Backbone):
         self.gate_position = gate_position
         self.initial_rate = initial_rate
         self.skip = skip
-        if isinstance(loss_gate, Mapping) and loss_gate.get('type') in ('mmrecur.GateRateLoss', 'GateRateLoss'):
+        kind = loss_gate.get('type') if isinstance(loss_gate, Mapping) else None
+        if kind in ('mmrecur.GateRateLoss', 'GateRateLoss'):
             loss_gate = {'target_rate': target_rate, **loss_gate}
         self._build_objective(loss_gate, GATE_RATE)
 
@@ -174,8 +175,8 @@ class RecursiveBackbone(OwnObjective, Backbone):
         """What the gates did in the last training pass.
 
         Returns:
-            dict[str, float]: Of each block and gated iteration, ``layer3.1.0`` for the first of ``layer3.1``, the
-            share of the samples that reached the gate which it let pass; those that none reached are left
+            dict[str, float]: Of each block and gated iteration, ``layer3.1.0`` for the first of ``layer3.1``,
+            the share of the samples that reached the gate which it let pass; those that none reached are left
             out.
         """
         rates = {

@@ -205,8 +205,8 @@ class RecursiveBlock(nn.Module):
             x (Tensor): Shape (N, C, H, W).
 
         Returns:
-            Tensor: Scores of passing less those of leaving, shape (N, num_loops - first_gated); a sample stays
-            in the loop until the first that is not positive.
+            Tensor: Scores of passing less those of leaving, shape (N, num_loops - first_gated). A sample
+            stays in the loop until the first that is not positive.
         """
         margins = []
         for index in range(self.num_loops):
