@@ -19,7 +19,7 @@ LIBRARY = {
     'retinanet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
 }
 library_config = cache(get_config)
-#: Learning rate and batch that a paper states for all its detectors, RLA's and the shared bases' (Section 4.3).
+#: Learning rate and batch that a paper states for all detectors: RLA's, the shared bases' Section 4.3.
 STATED = {'rla': (0.01, 8), 'resnet_shared': (0.01, 8)}
 
 
