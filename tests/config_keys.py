@@ -31,8 +31,8 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 import mmrecur.registry
 
-#: Read by ``Config`` itself and by ``tools/test.py``.
-TOOL_KEYS = {'custom_imports', 'tta_model', 'tta_pipeline'}
+#: Read by ``Config`` itself, by ``tools/test.py`` and by the runner from the config as a whole.
+TOOL_KEYS = {'custom_imports', 'tta_model', 'tta_pipeline', 'sync_bn'}
 #: What registries, the runner and builders take out before they call a class.
 BUILDER_KEYS = {'type', '_scope_', 'priority', 'constructor', 'paramwise_cfg'}
 BUILDER_KEYS |= {'convert_to_iter_based'}

@@ -16,7 +16,10 @@ from .test_configs import CONFIGS, build_model, load, optimizer_of, scope  # noq
 
 SHARED = [name for name in CONFIGS if '/resnet_shared/' in name]
 DETECTORS = [name for name in SHARED if '_fpn_1x_coco' in name]
+GRAFTED = [name for name in DETECTORS if '-graft_' in name]
+PRETRAINED = [name for name in DETECTORS if name not in GRAFTED]
 IMAGENET = [name for name in SHARED if '_in1k' in name]
+PLAIN = [name for name in IMAGENET if '-' not in Path(name).stem.split('_')[0]]
 CIFAR = [name for name in SHARED if '_cifar' in name]
 #: Parameters in 10^6 and multiply-adds in 10^9 of Table 4, the paper's own models.
 TABLE_4 = {
@@ -30,6 +33,11 @@ TABLE_4 = {
     'retinanet_r50-shared-double_fpn_1x_coco': (30.67, 239.12),
     'retinanet_r101-shared_fpn_1x_coco': (41.88, 315.09),
 }
+
+
+def backbone_of(cfg: Config) -> torch.nn.Module:
+    with torch.device('meta'):
+        return MODELS.build(dict(cfg.model.backbone, init_cfg=None))
 
 
 def on_meta(cfg: Config) -> torch.nn.Module:
@@ -74,7 +82,64 @@ def test_cifar_follows_the_paper(name: str) -> None:
         assert loss.get('with_unique', False) == ('cifar10.' in name)
 
 
-@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize('name', PLAIN)
+def test_baselines_differ_from_what_they_are_compared_with_in_the_backbone_only(name: str) -> None:
+    shares = {'resnet34': 'resnet34-s48u1', 'mobilenetv2': 'mobilenetv2-shared'}
+    kind, _, rest = Path(name).stem.partition('_')
+    plain = load(name).to_dict()
+    sharing = load(f'configs/resnet_shared/{shares.get(kind, kind + "-shared")}_{rest}.py').to_dict()
+    backbones = [cfg['model'].pop('backbone') for cfg in (plain, sharing)]
+    assert plain == sharing
+    for own in ('share', 'shared_rank', 'unique_rank', 'bases'):
+        for backbone in backbones:
+            backbone.pop(own, None)
+    assert backbones[0] == backbones[1]
+
+
+def test_all_networks_of_table_1_have_their_baseline() -> None:
+    plain = {Path(name).stem.split('_')[0] for name in IMAGENET if backbone_of(load(name)).share is None}
+    assert plain == {'resnet34', 'resnet50', 'resnet101', 'mobilenetv2'}
+
+
+def test_the_four_runs_of_figure_3() -> None:
+    runs = {}
+    for name in CIFAR:
+        if 'resnet34-s16u1' in name:
+            cfg = load(name)
+            assert dict(type='mmrecur.GradientFlowHook', interval=10) in cfg.custom_hooks
+            backbone = backbone_of(cfg)
+            stages = backbone.shared_stages()
+            (has_norm,) = {conv.norm is not None for stage in stages for _, conv in stage.factorized()}
+            assert len(stages) == 4  # the bases of the figure
+            runs[Path(name).stem] = (has_norm, bool(backbone.auxiliary_losses()))
+    rest = '_1xb128_cifar100'
+    assert runs == {
+        f'resnet34-s16u1-no-norm-no-ortho{rest}': (False, False),
+        f'resnet34-s16u1-no-ortho{rest}': (True, False),
+        f'resnet34-s16u1-no-norm{rest}': (False, True),
+        f'resnet34-s16u1{rest}': (True, True),
+    }
+
+
+@pytest.mark.parametrize('name', GRAFTED)
+def test_grafted_detectors_differ_in_their_start_only(name: str) -> None:
+    cfg, pretrained = load(name).to_dict(), load(name.replace('-graft_', '_')).to_dict()
+    backbone, other = cfg['model']['backbone'], pretrained['model']['backbone']
+    checkpoint = f'torchvision://resnet{backbone["depth"]}'
+    assert backbone.pop('init_cfg') == dict(type='mmrecur.Graft', checkpoint=checkpoint)
+    assert other.pop('init_cfg')['type'] == 'Pretrained'
+    # an inexact start: everything learns, norms with the statistics of more images than one process has
+    assert (backbone.pop('frozen_stages'), backbone.pop('norm_eval')) == (-1, False)
+    assert cfg.pop('sync_bn') == 'torch'
+    assert (other.pop('frozen_stages'), other.pop('norm_eval')) == (1, True)
+    assert cfg == pretrained
+
+
+def test_every_detector_starts_from_a_graft_too() -> None:
+    assert sorted(name.replace('-graft_', '_') for name in GRAFTED) == PRETRAINED
+
+
+@pytest.mark.parametrize('name', PRETRAINED)
 def test_detectors_follow_the_paper(name: str) -> None:
     """Section 4.3; the paper's learning rate, batch and initial weights."""
     cfg = load(name)
@@ -94,14 +159,14 @@ def test_detectors_follow_the_paper(name: str) -> None:
         assert classifier.model.backbone.get(key, defaults.get(key)) == backbone.get(key)
 
 
-@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize('name', PRETRAINED)
 def test_detectors_have_the_papers_parameters(name: str, scope: Any) -> None:  # noqa: F811
     model = on_meta(scope(load(name)))
     assert round(count_parameters(model)[0] / 1e6, 2) == TABLE_4[Path(name).stem][0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize('name', PRETRAINED)
 def test_detectors_do_the_papers_work(name: str, scope: Any) -> None:  # noqa: F811
     model = build_model(scope(load(name)))
     work = measure(model, *image_inputs(model, (800, 1280)))[''].multiply_adds
@@ -126,4 +191,4 @@ def test_the_model_index_lists_every_config_with_its_counts(monkeypatch: Any, sc
         assert model.metadata.parameters == count
         row = [line for line in readme.splitlines() if f'(./{Path(name).name})' in line]
         assert all(f' {count:,} ' in line for line in row)
-        assert row or name.endswith(('s16u1_1xb128_cifar100.py', 's16u1-double-no-ortho_1xb128_cifar10.py'))
+        assert row or name.endswith('s16u1-double-no-ortho_1xb128_cifar10.py')

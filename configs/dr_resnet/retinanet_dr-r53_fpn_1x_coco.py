@@ -18,3 +18,5 @@ model = dict(
         init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://resnet101'),
     )
 )
+# MMDetection's rate for RetinaNet.
+optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -145,7 +145,8 @@ class GraftTransfer(Transfer):
             return False
         factor, last = self._new_attention
         target = self.prefix + name
-        if name in self.plain and re.search(r'\.bn3\.(weight|bias)$', name):
+        block, is_norm, _ = name.partition('.bn3.')
+        if is_norm and block in self._attending and name in self.plain and name.endswith(('weight', 'bias')):
             key = self.plain[name]
             how = f'times {factor}: the new attention gates by 1/{factor} at first'
             self.transform(target, [key], factor * self.source[key], how)
@@ -156,6 +157,12 @@ class GraftTransfer(Transfer):
         else:
             return False
         return True
+
+    @functools.cached_property
+    def _attending(self) -> set[str]:
+        """Names of the blocks that have an attention."""
+        names = (name.partition('.attention.') for name in self.backbone_keys())
+        return {block for block, found, _ in names if found}
 
     @functools.cached_property
     def _new_attention(self) -> tuple[int, re.Pattern[str]] | None:

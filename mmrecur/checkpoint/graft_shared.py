@@ -36,7 +36,8 @@ def graft_shared(transfer: GraftTransfer) -> None:
       are kept in evaluation mode (``norm_eval``).
 
     A MobileNetV2 of the authors has an expansion in its first stage and biases beside two norms, which others
-    lack: these start as the identity and as zeros.
+    lack: these start as the identity and as zeros. An attention that the plain network lacks starts without a
+    say, see :meth:`GraftTransfer.start_attention`.
 
     The report says for each layer how far the fit is off: ``||W - W'|| / ||W||``.
 
@@ -168,6 +169,8 @@ def _fill(transfer: GraftTransfer, fitted: Mapping[str, tuple[Sequence[str], Ten
         target = transfer.prefix + name
         if unfit and name.startswith(unfit):
             transfer.leave(target, why)
+        elif transfer.start_attention(name):
+            continue
         elif name in fitted:
             sources, tensor, how = fitted[name]
             transfer.transform(target, sources, tensor.to(transfer.target[target].dtype), how)
@@ -185,7 +188,7 @@ def _add_to_mobilenet(transfer: GraftTransfer, name: str) -> bool:
     backbone, target = transfer.backbone, transfer.prefix + name
     if not isinstance(backbone, MobileNetV2Shared):
         return False
-    if name in ('conv1.bias', 'conv2.bias') or name.endswith('.relu.weight'):
+    if name in ('conv1.bias', 'conv2.bias'):
         transfer.zero(target, 'zeros: the plain network has none')
     elif name == 'layer1.0.conv1.weight':
         eye = torch.eye(backbone.conv1.out_channels)[..., None, None]

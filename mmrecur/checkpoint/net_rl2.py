@@ -23,6 +23,12 @@ _RENAMES: tuple[tuple[re.Pattern, str | Callable[[re.Match], str]], ...] = tuple
         (r'^conv1\.1\.', 'bn2.'),
         (r'^stage(\d)\.(?=conv|bn)', r'layer\1.0.'),
         (r'^stage(\d)\.', r'layer\1.'),
+        (r'\.chan_attention\.', '.attention.'),
+        # ResNeXt: blocks that share nothing are sequences of (conv, norm, relu)
+        (
+            r'\.residual_function\.([013467])\.',
+            lambda m: f'.{("conv", "bn")[int(m[1]) % 3]}{int(m[1]) // 3 + 1}.',
+        ),
         # DenseNet
         (r'^features\.bn\.', 'norm.'),
         (r'^features\.transition_layer_(\d)\.down_sample\.0\.', lambda m: f'transition{int(m[1]) + 1}.norm.'),

@@ -251,7 +251,7 @@ def test_a_mobilenet_keeps_its_width() -> None:
     base = load_config('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py')
     base.model.backbone.widen_factor = 0.5
     backbone = swap_backbone(base, 'mobilenetv2-shared++').model.backbone
-    assert (backbone.width_mult, backbone.share) == (0.5, 'double')
+    assert (backbone.width_mult, backbone.share, backbone.attention) == (0.5, 'double', 'eca')
 
 
 def test_every_option_of_a_resnext_is_known() -> None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mmrecur.checkpoint import Report, TransferError, convert
 from mmrecur.models.backbones import ResNetShared, RLAResNet
 from tests import golden
+from tests.checkpoint.net_rl2_networks import MobileNetV2SharedDouble, ResNeXtSingleShared
+from tests.models.test_rla import randomise_norms
 
 NETWORKS = {
     'resnet34_s48u1': dict(type='ResNetShared', depth=34, shared_rank=48, unique_rank=1, bases=2),
@@ -71,6 +73,60 @@ def test_network_equals_the_authors(name: str) -> None:
             deployed.backbone.switch_to_deploy(form=form)
             assert golden.relative_error(deployed(fixture.input), fixture.outputs['eval_0']) < 1e-4
     golden.replay(fixture, model, lambda model: source_gradients(model, report))
+
+
+#: Networks of the authors without stored outputs: theirs, ours, the exact count of parameters.
+WRITTEN_OUT = {
+    'mobilenetv2-shared++': (
+        MobileNetV2SharedDouble,
+        dict(type='MobileNetV2Shared', share='double', attention='eca'),
+        dict(num_classes=1000),
+        2_978_905,
+    ),
+    'resnext50-s64u4': (ResNeXtSingleShared, dict(type='ResNeXtShared'), dict(num_classes=100), 19_333_380),
+    'resnext50': (
+        ResNeXtSingleShared,
+        dict(type='ResNeXtShared', shared_rank=0),
+        dict(num_classes=100, shared_rank=0),
+        23_177_124,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', WRITTEN_OUT)
+def test_networks_written_out_have_the_authors_size(name: str) -> None:
+    theirs, ours, arguments, expected = WRITTEN_OUT[name]
+    with torch.device('meta'):
+        models = theirs(**arguments), Classifier(arguments['num_classes'], **ours)
+    assert [sum(p.numel() for p in model.parameters()) for model in models] == [expected] * 2
+
+
+@pytest.mark.parametrize('name', WRITTEN_OUT)
+def test_network_equals_one_written_out(name: str) -> None:
+    torch.manual_seed(0)
+    theirs, ours, arguments, _ = WRITTEN_OUT[name]
+    if theirs is ResNeXtSingleShared:  # the same at another width
+        narrow = dict(groups=4, base_width=4, shared_rank=arguments.get('shared_rank', 8))
+        source = theirs(**narrow, channels=8, num_classes=7)
+        model = Classifier(7, **{**ours, **narrow, 'base_channels': 8})
+    else:
+        source, model = theirs(7), Classifier(7, **ours)
+        # an attention that differs from channel to channel
+        for block in source.modules():
+            if hasattr(block, 'chan_attention'):
+                nn.init.normal_(block.chan_attention.conv.weight, std=3.0)
+    randomise_norms(source)
+    state, report = convert({'state_dict': source.state_dict()}, 'net_rl2', model)
+    model.load_state_dict(state)
+    assert not report.transformed and not report.initial
+    accounted = [*report.copied.values(), *report.unused]
+    assert sorted(accounted) == sorted(source.state_dict())
+    x = torch.randn(2, 3, 40, 48)
+    with torch.no_grad():
+        expected = source.eval()(x)
+        assert golden.relative_error(model.eval()(x), expected) < 1e-4
+        model.backbone.switch_to_deploy()
+        assert golden.relative_error(model(x), expected) < 1e-4
 
 
 @pytest.mark.parametrize('prefix', ['', 'module.'])
@@ -136,6 +192,10 @@ def test_misfits_are_named() -> None:
         convert(fixture.state_dict, 'net_rl2', classifier_of(fixture, bases=1))
     with pytest.raises(ValueError, match="'net_rl2' with a backbone of type RLAResNet, allowed: one with"):
         convert(fixture.state_dict, 'net_rl2', RLAResNet(50, base_channels=8))
+    # their network with attention into one without, which would compute something else
+    attending = MobileNetV2SharedDouble(7).state_dict()
+    with pytest.raises(TransferError, match='unexpected in the source: stage3.1.chan_attention.conv.weight'):
+        convert(attending, 'net_rl2', Classifier(7, type='MobileNetV2Shared', share='double'))
     dense = golden.load('cifar100_densenet121_s16u1')
     with pytest.raises(TransferError, match='wrong shapes: .* has shape'):
         convert(dense.state_dict, 'net_rl2', classifier_of(dense, shared_rank=8, last_basis='own'))

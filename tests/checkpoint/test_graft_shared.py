@@ -163,10 +163,9 @@ def test_other_libraries_mobilenets(scope: str) -> None:
     for module in source.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.mul_(100)  # maps stay below 6, where ReLU and ReLU6 are the same
-    for act in ('relu', 'prelu'):
-        model = MobileNetV2Shared(None, act, 0.25, out_indices=stages)
-        assert not grafted(model, source.state_dict())
-        assert error(features(model), features(source)) < 1e-5
+    model = MobileNetV2Shared(None, width_mult=0.25, out_indices=stages)
+    assert not grafted(model, source.state_dict())
+    assert error(features(model), features(source)) < 1e-5
     model = MobileNetV2Shared(width_mult=0.25, out_indices=stages)
     assert len(grafted(model, source.state_dict())) == 2 + 3 + 2 + 2
     report = graft(source.state_dict(), model)[1]
@@ -175,6 +174,23 @@ def test_other_libraries_mobilenets(scope: str) -> None:
     # a network of this package has all
     report = graft(plain(MobileNetV2Shared, width_mult=0.25).state_dict(), model)[1]
     assert not report.notes and not report.transformed and not report.initial
+
+
+def test_new_channel_attention_has_no_say_at_first() -> None:
+    source = plain(MobileNetV2Shared, share=None, width_mult=0.25)
+    state = source.state_dict()
+    # blocks with equal filters lose nothing by sharing
+    for key in state:
+        if match := re.fullmatch(r'layer([3-6])\.([23])\.(conv[13])\.weight', key):
+            state[key].copy_(state[f'layer{match[1]}.1.{match[3]}.weight'])
+    model = MobileNetV2Shared('double', 'eca', 0.25)
+    errors = grafted(model, state)
+    assert len(errors) == 2 * (2 + 3 + 2 + 2) and max(errors.values()) == 0
+    assert error(features(model), features(source)) < 1e-5
+    # of a network of this kind everything is taken over
+    again = MobileNetV2Shared('double', 'eca', 0.25)
+    report = graft(model.state_dict(), again)[1]
+    assert not report.transformed and not report.initial
 
 
 @pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet'])

@@ -31,7 +31,7 @@ NETWORKS = {
     'resnet101-shared++': ('ResNetShared', 1000, dict(depth=101, share='double')),
     'mobilenetv2': ('MobileNetV2Shared', 1000, dict(share=None)),
     'mobilenetv2-shared': ('MobileNetV2Shared', 1000, dict()),
-    'mobilenetv2-shared++': ('MobileNetV2Shared', 1000, dict(share='double', act='prelu')),
+    'mobilenetv2-shared++': ('MobileNetV2Shared', 1000, dict(share='double', attention='eca')),
     'cifar10 resnet32': ('ResNetShared', 10, dict(depth=32, shared_rank=0)),
     'cifar10 resnet32-s16u1++': ('ResNetShared', 10, dict(depth=32)),
     'cifar10 resnet32-s8u1': ('ResNetShared', 10, dict(depth=32, shared_rank=8, bases=1)),
@@ -368,6 +368,10 @@ def test_wrong_arguments_of_the_others_are_named() -> None:
             MobileNetV2Shared(width_mult=factor)
     with pytest.raises(ValueError, match="share='all', allowed: None, 'single', 'double'"):
         MobileNetV2Shared(share='all')
+    with pytest.raises(ValueError, match="attention='se', allowed: None, 'eca'"):
+        MobileNetV2Shared(attention='se')
+    with pytest.raises(ValueError, match="attention='eca', allowed: None$"):
+        MobileNetV2Shared(share=None, attention='eca')
     with pytest.raises(ValueError, match="last_basis='fourth', allowed: 'own', 'third'"):
         DenseNetShared(last_basis='fourth')
     with pytest.raises(ValueError, match="form='sparse', allowed: 'auto', 'dense', 'factorized'"):

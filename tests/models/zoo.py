@@ -160,7 +160,7 @@ BACKBONES: dict[str, dict] = {
     'shared-r50-plain': dict(type='mmrecur.ResNetShared', depth=50, share=None, base_channels=8),
     'shared-mobilenet': dict(type='mmrecur.MobileNetV2Shared', width_mult=0.25, out_indices=(1, 4, 7)),
     'shared-mobilenet-double': dict(
-        type='mmrecur.MobileNetV2Shared', share='double', act='prelu', width_mult=0.25
+        type='mmrecur.MobileNetV2Shared', share='double', attention='eca', width_mult=0.25
     ),
     'shared-densenet': dict(
         type='mmrecur.DenseNetShared', growth=4, stem_channels=8, shared_rank=4, out_indices=(0, 3)

@@ -9,9 +9,15 @@ from torch import Tensor, nn
 
 from mmrecur.registry import MODELS
 
+from ..layers.attention import ECA, ChannelGate
 from ..layers.checks import check_choice
 from ..layers.fuse import fold_norm
-from ..layers.inverted_residual import InvertedResidual, check_width_mult, round_channels
+from ..layers.inverted_residual import (
+    InvertedResidual,
+    check_width_mult,
+    eca_kernel_size,
+    round_channels,
+)
 from ..layers.residual import NormLayer
 from .base import make_norm_layer
 from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share_convolutions
@@ -30,7 +36,7 @@ class SharingInvertedResidual(InvertedResidual):
         out_channels (int): Channels of the output.
         stride (int): Stride of the depthwise convolution.
         expansion (int): The hidden maps have ``expansion * in_channels`` channels.
-        act (str): ``'relu'``, or ``'prelu'`` with one slope for both activations. Defaults to 'relu'.
+        attention (ChannelGate, optional): Channel attention on the residual. Defaults to None.
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
     """
 
@@ -40,15 +46,17 @@ class SharingInvertedResidual(InvertedResidual):
         out_channels: int,
         stride: int,
         expansion: int,
-        act: str = 'relu',
+        attention: ChannelGate | None = None,
         norm_layer: NormLayer = nn.BatchNorm2d,
     ) -> None:
         hidden = in_channels * expansion
-        super().__init__(in_channels, hidden, out_channels, stride, norm_layer=norm_layer)
+        super().__init__(
+            in_channels, hidden, out_channels, stride, attention=attention, norm_layer=norm_layer
+        )
         if self.conv1 is None:
             self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
             self.bn1 = norm_layer(hidden)
-        self.relu = nn.ReLU(inplace=True) if act == 'relu' else nn.PReLU()
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block.
@@ -70,13 +78,14 @@ class MobileNetV2Shared(SharedBasisBackbone):
     2021, https://arxiv.org/abs/2006.05066. In the stages 3 to 6 all blocks but the first share the
     expansion (``share='single'``) or the expansion and the projection (``'double'``, marked with a double
     dagger in the paper). As in the authors' network, stem and head have biases and ReLU6, blocks ReLU, and
-    the first stage has an expansion convolution too, of ratio 1.
+    the first stage has an expansion convolution too, of ratio 1. Their network with the double dagger also
+    has channel attention: it is ``share='double', attention='eca'``.
 
     Args:
         share (str, optional): See above; None for a plain network. Defaults to 'single'.
-        act (str): Activation in the blocks: ``'relu'``, or ``'prelu'``, a ReLU with a learned slope for
-            each block. The authors' Shared++ has 17 parameters more than its convolutions and norms, as
-            many as blocks, which such slopes would be. Defaults to 'relu'.
+        attention (str, optional): ``'eca'`` for efficient channel attention on the residuals of the blocks
+            that share, before the sum, with a kernel of 1 for fewer than 96 channels, else 3; it needs blocks
+            that share. None for none. Defaults to None.
         width_mult (float): Factor of all widths; the products are rounded to multiples of 8. Defaults
             to 1.0.
         loss_ortho (Mapping, optional): See :class:`ResNetShared`. Defaults to
@@ -115,13 +124,13 @@ class MobileNetV2Shared(SharedBasisBackbone):
     sharing_stages = (2, 3, 4, 5)
     architectures = {
         'mobilenetv2-shared': {},
-        'mobilenetv2-shared++': dict(share='double', act='prelu'),
+        'mobilenetv2-shared++': dict(share='double', attention='eca'),
     }
 
     def __init__(
         self,
         share: str | None = 'single',
-        act: str = 'relu',
+        attention: str | None = None,
         width_mult: float = 1.0,
         loss_ortho: Mapping | None = ORTHOGONALITY,
         in_channels: int = 3,
@@ -144,10 +153,10 @@ class MobileNetV2Shared(SharedBasisBackbone):
             init_cfg=init_cfg,
         )
         check_choice('share', share, SHARES)
-        check_choice('act', act, ['relu', 'prelu'])
+        check_choice('attention', attention, [None, 'eca'] if share else [None])
         check_width_mult(width_mult)
         self.share = share
-        self.act = act
+        self.attention = attention
         norm_layer = make_norm_layer(self.norm_cfg)
         channels = round_channels(32 * width_mult)
         self.conv1 = nn.Conv2d(self.in_channels, channels, 3, stride=2, padding=1)
@@ -174,18 +183,14 @@ class MobileNetV2Shared(SharedBasisBackbone):
         self, index: int, in_channels: int, out_channels: int, norm_layer: NormLayer
     ) -> SharedStage:
         expansion, _, num_blocks, stride = self.arch_settings[index]
-        blocks = [
-            SharingInvertedResidual(
-                in_channels if i == 0 else out_channels,
-                out_channels,
-                stride if i == 0 else 1,
-                expansion,
-                self.act,
-                norm_layer,
-            )
-            for i in range(num_blocks)
-        ]
         names = SHARES[self.share] if index in self.sharing_stages else ()
+        attends = bool(names) and self.attention == 'eca'
+        blocks = [SharingInvertedResidual(in_channels, out_channels, stride, expansion, None, norm_layer)]
+        for _ in range(1, num_blocks):
+            eca = ECA(eca_kernel_size(out_channels)) if attends else None
+            blocks.append(
+                SharingInvertedResidual(out_channels, out_channels, 1, expansion, eca, norm_layer)
+            )
         return SharedStage(blocks, share_convolutions(blocks[1:], names), self.with_cp)
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:

@@ -12,7 +12,12 @@ from ..layers.activation_checkpoint import run_step
 from ..layers.attention import ChannelGate
 from ..layers.checks import check_choice, check_int
 from ..layers.fuse import fold_norm, fold_norm_of_sum
-from ..layers.inverted_residual import InvertedResidual, check_width_mult, round_channels
+from ..layers.inverted_residual import (
+    InvertedResidual,
+    check_width_mult,
+    eca_kernel_size,
+    round_channels,
+)
 from ..layers.residual import NormLayer
 from ..layers.rla import RLACell, downsample_hidden
 from .base import Backbone, make_norm_layer
@@ -248,7 +253,7 @@ class RLAMobileNetV2(Backbone):
     def _build_attention(self, channels: int) -> ChannelGate | None:
         cfg = dict(type='eca') if self.attention == 'eca' else self.attention
         if isinstance(cfg, dict) and cfg.get('type') == 'eca':
-            cfg = {'kernel_size': 1 if channels < 96 else 3, **cfg}
+            cfg = {'kernel_size': eca_kernel_size(channels), **cfg}
         return build_attention(cfg, channels, stage=0)
 
     def _build_recurrent_convs(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_choice, check_flag, check_int
+from ..layers.parallel import is_sharded
 from ..layers.preact import PreActBlock
 from ..layers.residual import Bottleneck, NormLayer
 from ..layers.rla import RLA_VARIANTS, RecurrentCell, State, downsample_hidden, hidden_state
@@ -56,8 +57,9 @@ class RLAStage(nn.Module):
         if index >= self.num_updates:
             return block(x, h)[0], state
         x, new = block(x, h, self.source, self.rla.readout(index))
-        if state is None and reads and self.training:
-            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here
+        if state is None and reads and self.training and not is_sharded(block.conv1_hidden.weight):
+            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here. FSDP2 does
+            # not, and where blocks are sharded this weight is gathered in the block only.
             new = new + 0 * block.conv1_hidden.weight.sum()
         return x, self.rla.update(downsample_hidden(state, block.stride), new, index)
 

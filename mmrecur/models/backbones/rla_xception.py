@@ -11,6 +11,7 @@ from mmrecur.registry import MODELS
 from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_flag, check_int
 from ..layers.fuse import fold_norm
+from ..layers.parallel import is_sharded
 from ..layers.rla import downsample_hidden
 from ..layers.rla_widths import MultiWidthRLACell
 from ..layers.separable import XceptionBlock
@@ -44,10 +45,11 @@ class RLAXceptionStage(nn.Module):
         block = self.blocks[index]
         first = block.convs[0]
         x, residual = block(x, h)
-        if h is None and first.depthwise_hidden is not None and self.training:
-            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here
-            unread = first.depthwise_hidden.weight.sum() + first.pointwise_hidden.weight.sum()
-            residual = residual + 0 * unread
+        unread = [] if first.depthwise_hidden is None else [first.depthwise_hidden, first.pointwise_hidden]
+        if h is None and self.training and unread and not any(is_sharded(conv.weight) for conv in unread):
+            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here. FSDP2 does
+            # not, and where blocks are sharded these weights are gathered in the block only.
+            residual = residual + 0 * sum(conv.weight.sum() for conv in unread)
         if self.rla is not None and index < self.rla.num_steps:
             h = self.rla.update(h, self.rla.readout(index)(residual), index)
             h = downsample_hidden(h, block.stride)

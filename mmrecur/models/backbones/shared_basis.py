@@ -111,7 +111,7 @@ def by_length(bases: Sequence[FilterBasis]) -> list[list[FilterBasis]]:
     """Put bases together whose filters have equally many entries and so can be compared."""
     groups: dict[int, list[FilterBasis]] = {}
     for basis in bases:
-        groups.setdefault(basis.matrix.size(1), []).append(basis)
+        groups.setdefault(basis.weight.shape[1:].numel(), []).append(basis)
     return list(groups.values())
 
 

@@ -7,7 +7,7 @@ Kang and Kim, *Deeply Shared Filter Bases for Parameter-Efficient Convolutional 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from .checks import check_choice, check_int
 from .fuse import is_foldable, norm_affine
 from .norm_pointwise import norm_pointwise
+from .parallel import check_gathered, gathered, refuse_data_parallel
 
 #: Inference forms of a factorised convolution.
 DEPLOY_FORMS = ('auto', 'dense', 'factorized')
@@ -70,8 +71,8 @@ class FilterBasis(nn.Module):
 
     @property
     def matrix(self) -> Tensor:
-        """Tensor: The filters as rows, shape (num_filters, entries of a filter)."""
-        return self.weight.flatten(1)
+        """Tensor: The filters as rows, shape (num_filters, entries of a filter); gathered if sharded."""
+        return gathered(self.weight).flatten(1)
 
     def extra_repr(self) -> str:
         """Shape for ``repr``."""
@@ -169,7 +170,11 @@ class SharedConv2d(nn.Module):
             Tensor: Shape (N, R, H / stride, W / stride).
         """
         basis = self.basis
+        check_gathered(basis.weight, x, type(self).__name__, 'the filter basis')
         return F.conv2d(x, basis.weight, None, self.stride, self.padding, self.dilation, basis.groups)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        refuse_data_parallel(type(self).__name__, 'the filter basis that it shares with other convolutions')
 
     def deployed(self, form: str = 'auto') -> nn.Conv2d:
         """A plain convolution with a copy of the filters, into which a norm can be folded."""
@@ -254,10 +259,15 @@ class FactorizedConv2d(nn.Module):
         Returns:
             Tensor: Shape (N, out_channels, H / stride, W / stride).
         """
+        for basis in (self.basis, *([] if self.unique is None else [self.unique])):
+            check_gathered(basis.weight, x, type(self).__name__, 'the filter basis')
         maps = F.conv2d(x, self.filters(), None, self.stride, self.padding, self.dilation)
         if self.norm is None:
             return self.coefficients(maps)
         return norm_pointwise(self.norm, self.coefficients, maps)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        refuse_data_parallel(type(self).__name__, 'the filter basis that it shares with other convolutions')
 
     def multiply_adds(self) -> dict[str, int]:
         """Multiply-adds per pixel of the output, of the two inference forms."""

@@ -26,6 +26,18 @@ def round_channels(channels: float) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
+def eca_kernel_size(channels: int) -> int:
+    """Kernel of a MobileNetV2's efficient channel attention, as both papers' authors have it.
+
+    Args:
+        channels (int): Channels of a block's residual.
+
+    Returns:
+        int: 1 for fewer than 96 channels, else 3.
+    """
+    return 1 if channels < 96 else 3
+
+
 def check_width_mult(width_mult: float) -> None:
     """Raise a ValueError unless the multiplier of a MobileNetV2's widths is a positive number."""
     is_number = isinstance(width_mult, (int, float)) and not isinstance(width_mult, bool)

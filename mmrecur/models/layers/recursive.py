@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from .activation_checkpoint import run_step
 from .checks import check_choice, check_flag, check_int
 from .loop_norm import LoopNorm, LoopPosition
+from .parallel import refuse_data_parallel
 
 #: What the iterations of a loop do with a block's norms.
 LOOP_NORMS = ('shared', 'lvbn', 'i-lvbn')
@@ -231,6 +232,12 @@ class RecursiveBlock(nn.Module):
                 block.switch_to_deploy()
             blocks.append(block)
         self.unrolled, self.block = nn.ModuleList(blocks), None
+
+    def _replicate_for_data_parallel(self) -> RecursiveBlock:
+        if self.unrolled is None:
+            what = 'its position in the loop and the decisions of its gate'
+            refuse_data_parallel(type(self).__name__, what)
+        return super()._replicate_for_data_parallel()
 
     def __getstate__(self) -> dict[str, Any]:
         # copies have no part in a training pass, and tensors with a history cannot be copied

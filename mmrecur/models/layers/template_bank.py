@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice, check_int
+from .parallel import check_gathered, gathered, refuse_data_parallel
 
 COEFFICIENT_INITS = ('orthogonal', 'identity', 'sparse')
 
@@ -198,7 +199,7 @@ class TemplateBank(nn.Module):
         Returns:
             Tensor: Shape (L, L).
         """
-        return layer_similarity(self.layer_coefficients())
+        return layer_similarity(gathered(self.layer_coefficients()))
 
     def forward(self) -> tuple[Tensor, ...]:
         """Weights of all layers.
@@ -359,7 +360,11 @@ class SharedConv(nn.Module):
             Tensor: Shape (N, C_out, ...).
         """
         weight = self.template_bank.weight(self.index) if weight is None else weight
+        check_gathered(weight, x, type(self).__name__, 'the template bank')
         return self._rule[0]._conv_forward(x, weight, self.bias)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        refuse_data_parallel(type(self).__name__, 'the template bank that it draws its weight from')
 
     @torch.no_grad()
     def materialise(self) -> nn.Module:
