@@ -512,6 +512,8 @@ def test_the_model_index_lists_every_published_config(monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)
     index = load_index(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
+    names = [model.name for model in index.models]
+    assert len(set(names)) == len(names)  # get_model finds models by name
     models = {model.config: model for model in index.models if re.search('/(rla|recnet)/', model.config)}
     assert sorted(models) == sorted(DETECTORS + CLASSIFIERS + CIFAR + MOBILE + RECNET)
     for name, model in models.items():

@@ -24,10 +24,11 @@ POSITIONS = ('after_conv3', 'before_last_block')
 
 @dataclass(frozen=True)
 class Plugins:
-    """The plugins of a network with four stages.
+    """The plugins of a network.
 
     Attributes:
         cfgs (Sequence[dict]): As :class:`RLAResNet` takes them.
+        num_stages (int): Stages that the architecture has.
 
     Raises:
         TypeError, ValueError: If one is no such dict, or two have one place.
@@ -56,11 +57,8 @@ class Plugins:
             "allowed: dict(cfg=dict(type='ContextBlock', ratio=1 / 16), position='after_conv3', "
             'stages=(False, True, True, True))'
         )
-        if not isinstance(plugin, dict) or not {'cfg', 'position'} <= set(plugin) <= {
-            'cfg',
-            'position',
-            'stages',
-        }:
+        keys = set(plugin) if isinstance(plugin, dict) else set()
+        if not {'cfg', 'position'} <= keys <= {'cfg', 'position', 'stages'}:
             raise TypeError(f'plugins holds {plugin!r}, {allowed}')
         if not isinstance(plugin['cfg'], dict) or 'type' not in plugin['cfg']:
             raise TypeError(f'plugins has cfg={plugin["cfg"]!r}, {allowed}')
@@ -68,7 +66,7 @@ class Plugins:
         stages = plugin.get('stages')
         listed = isinstance(stages, (list, tuple)) and len(stages) == self.num_stages
         if stages is not None and not (listed and all(isinstance(on, bool) for on in stages)):
-            raise ValueError(f'plugins has stages={stages!r}, allowed: None or four booleans')
+            raise ValueError(f'plugins has stages={stages!r}, allowed: None or a boolean for each stage')
 
     def _stages(self, plugin: dict[str, Any]) -> Iterator[int]:
         stages = plugin.get('stages')
@@ -107,17 +105,19 @@ class Plugins:
 
 @WEIGHT_INITIALIZERS.register_module(name='PluginInit')
 class PluginInit:
-    """Initialise the plugins of a backbone as their papers do: they change nothing at first.
+    """Initialise the plugins of a backbone as MMCV does: those of the papers change nothing at first.
 
     It comes behind the initialisers of all convolutions and before checkpoints.
     """
 
     def __call__(self, module: nn.Module) -> None:
-        """Initialise a backbone with ``plugin_layers()``."""
+        """Initialise a backbone with ``plugin_layers()``; layers without initial values of their own stay."""
         for layer in module.plugin_layers():
-            (layer.init_weights if hasattr(layer, 'init_weights') else layer.reset_parameters)()
+            own = getattr(layer, 'init_weights', None) or getattr(layer, 'reset_parameters', None)
+            if own is not None:
+                own()
         if hasattr(module, '_params_init_info'):
-            update_init_info(module, init_info='PluginInit: plugins change nothing at first')
+            update_init_info(module, init_info=type(self).__name__)
 
 
 def with_plugin_init(init_cfg: list[dict]) -> list[dict]:
