@@ -117,6 +117,7 @@ def places(cfg: Config) -> list[tuple[str, set[str]]]:
         ('optim_wrapper.paramwise_cfg.custom_keys', set(_custom_keys(cfg))),
         ('optim_wrapper.paramwise_cfg.custom_keys.*', {'lr_mult', 'decay_mult'}),
         ('randomness', arguments(set_random_seed)),
+        ('model.backbone.plugins', {'cfg', 'position', 'stages'}),
         ('train_cfg', arguments(EpochBasedTrainLoop) | {'by_epoch'}),
         ('val_cfg', _of('ValLoop')),
         ('test_cfg', _of('TestLoop')),

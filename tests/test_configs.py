@@ -37,7 +37,8 @@ RECIPES = [name for name in CONFIGS if 'ablations' not in name]
 #: What differs from another config in numbers or data only, and is wide, is trained by the slow tests.
 ALIKE = re.compile(
     r'/swrn/.*(_cifar100|-(dropout|cutout)_|-28-1[48])|/recnet/.*(_cifar100|-(90|120)-|-1280|mask|large)'
-    r'|/dr_resnet/.*(lvbn|-t6|-(58|65|66|74|47|44)_|180e|shared|mask|retina|/resnet(110|50|101)|lr1e|/mobile)'
+    r'|/dr_resnet/(.*(lvbn|-t6|-(58|65|66|74|47|44)_|180e|shared|mask|retina|lr1e)|resnet(110|50|101)|mobile)'
+    r'|/rla/ablations/(.*(resnet1(01|52|64)|_coco)|(eca-)?mobilenetv2)'
 )
 TRAINED = [pytest.param(n, marks=pytest.mark.slow) if ALIKE.search(n) else n for n in CONFIGS]
 #: Counts of the authors' implementations. The ResNet-Ds have 19,232 more in their stem; the MobileNetV2s
@@ -64,6 +65,14 @@ PARAMETERS = {
     'se-resnet50_4xb64_in1k': 28_071_976,
     'cbam-resnet50_4xb64_in1k': 28_073_544,
     'eca-resnet50_4xb64_in1k': 25_557_118,
+    'rla-resnet101-unshared_4xb64_in1k': 46_187_944,
+    'resnet101_4xb64_in1k': 44_549_160,
+    'resnet152_4xb64_in1k': 60_192_808,
+    # ECA has 5 or 7 weights a block, where the authors' RLA network with it has them too
+    'eca-resnet101_4xb64_in1k': 44_549_160 + 45_003_347 - 45_003_176,
+    'eca-resnet152_4xb64_in1k': 60_192_808 + 60_771_048 - 60_770_792,
+    'mobilenetv2_2xb48_in1k': 3_504_872,
+    'eca-mobilenetv2_2xb48_in1k': 3_504_903,
 }
 #: Counts of our code; tests/models compares them with the paper's tables.
 PARAMETERS |= {
@@ -83,6 +92,34 @@ PARAMETERS |= {
     'lag-densenet-bc100_1xb128_cifar10': 587_722,
     'ordinal-densenet-bc100_1xb128_cifar10': 587_722,
     'dpn-resnet164_1xb128_cifar10': 2_127_826,
+    'preact-resnet164-plus12_1xb128_cifar10': 1_925_692,
+    'rla-preact-resnet164-unshared_1xb128_cifar10': 1_896_970,
+    'rla-preact-resnet164-no-exchange_1xb128_cifar10': 1_713_994,
+    'rla-preact-resnet164-convlstm_1xb128_cifar10': 1_766_674,
+    'rla-preact-resnet164-postact_1xb128_cifar10': 1_739_458,
+    **{f'rla-preact-resnet164-v{i}_1xb128_cifar10': 1_739_482 for i in range(2, 7)},
+    'rla-preact-resnet164-k8_1xb128_cifar10': 1_726_554,
+    'rla-preact-resnet164-k16_1xb128_cifar10': 1_753_274,
+    'rla-preact-resnet164-k24_1xb128_cifar10': 1_783_450,
+    'se-resnet101_4xb64_in1k': 49_292_328,
+    'cbam-resnet101_4xb64_in1k': 49_295_562,
+    'se-resnet152_4xb64_in1k': 66_770_984,
+    'se-mobilenetv2_2xb48_in1k': 3_533_288,
+}
+#: The same as Tables 3 and 11 print it: in 2^20 and in 10^6.
+PRINTED = {
+    **{f'{a}resnet101_4xb64_in1k': n for a, n in (('', 42.49), ('eca-', 42.49))},
+    **{f'{a}resnet101_4xb64_in1k': 47.01 for a in ('se-', 'cbam-')},
+    **{f'{a}resnet152_4xb64_in1k': n for a, n in (('', 57.40), ('se-', 63.68))},
+    **{f'{a}mobilenetv2_2xb48_in1k': 3.34 for a in ('', 'eca-')},
+    'rla-resnet101-unshared_4xb64_in1k': 44.05,
+    'preact-resnet164-plus12_1xb128_cifar10': 1.93,
+    'rla-preact-resnet164-unshared_1xb128_cifar10': 1.90,
+    'rla-preact-resnet164-convlstm_1xb128_cifar10': 1.77,
+    'rla-preact-resnet164-postact_1xb128_cifar10': 1.74,
+    'rla-preact-resnet164-k8_1xb128_cifar10': 1.73,
+    'rla-preact-resnet164-k16_1xb128_cifar10': 1.75,
+    'rla-preact-resnet164-k24_1xb128_cifar10': 1.78,
 }
 
 
@@ -211,7 +248,12 @@ def build_schedulers(cfg: Config, optim_wrapper: OptimWrapper) -> list:
     return schedulers
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+# of the RLA paper's many ablations another test shows that they differ in the backbone only
+@pytest.mark.parametrize(
+    'name',
+    [p for p, n in zip(TRAINED, CONFIGS, strict=True) if '/rla/ablations/' in n]
+    + [n for n in CONFIGS if '/rla/ablations/' not in n],
+)
 def test_no_key_is_unused(name: str) -> None:
     assert unused_keys(load(name)) == []
 
@@ -245,16 +287,31 @@ def test_trains_and_predicts(name: str, scope: Any) -> None:
         scheduler.step()
 
 
+def recipe_of(name: str) -> str:
+    """The config whose recipe an ablation, a baseline included, has to have."""
+    if name in RECNET:
+        return f'configs/recnet/recnet-60-1280_{name.split("_", 1)[1]}'
+    stem, rest = Path(name).stem.split('_', 1)
+    if name in DETECTORS:
+        return f'configs/rla/{stem}_rla-r50_fpn_1x_coco.py'
+    network = {'_2xb48': 'mobilenetv2', '_1xb12': 'preact-resnet164'}.get(f'_{rest}'[:6], 'resnet50')
+    return f'configs/rla/rla-{network}_{rest}.py'
+
+
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name not in RECIPES])
 def test_ablations_change_the_model_only(name: str) -> None:
-    base = 'configs/rla/rla-resnet50_4xb64_in1k.py'
-    if name in RECNET:
-        base = f'configs/recnet/recnet-60-1280_{name.split("_", 1)[1]}'
-    cfg, base = load(name), load(base)
-    assert cfg.model.pop('backbone') != base.model.pop('backbone')
-    cfg.model.head.pop('in_channels')
-    base.model.head.pop('in_channels')
-    assert cfg.to_dict() == base.to_dict()
+    cfg, base = load(name), load(recipe_of(name))
+    ours, theirs = cfg.model.pop('backbone'), base.model.pop('backbone')
+    assert ours != theirs and ours.type == theirs.type
+    # frozen and normed alike, too
+    for key in ('frozen_stages', 'norm_eval', 'norm_cfg', 'out_indices'):
+        assert ours.get(key) == theirs.get(key)
+    if 'head' in cfg.model:
+        cfg.model.head.pop('in_channels')
+        base.model.head.pop('in_channels')
+    # variables of the config files
+    rest = {key: value for key, value in cfg.to_dict().items() if key not in ('context', 'non_local')}
+    assert rest == base.to_dict()
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -308,7 +365,9 @@ def test_detectors_follow_the_paper(name: str) -> None:
     depth = 101 if 'r101' in name else 50
     assert backbone.depth == depth
     assert backbone.init_cfg == dict(type='mmrecur.Graft', checkpoint=f'torchvision://resnet{depth}')
-    assert backbone.get('attention') == ('eca' if 'eca' in name else None)
+    attention = [kind for kind in ('se', 'eca') if f'{kind}-r' in name]
+    assert backbone.get('attention') == (attention[0] if attention else None)
+    assert backbone.get('rla_channels', 32) == (0 if 'ablations' in name else 32)
     assert 'with_hidden' not in backbone  # FPN reads the main network only
     # the stem only: see "Initial weights" in configs/rla/README.md
     assert backbone.frozen_stages == 0 and backbone.norm_eval
@@ -369,6 +428,26 @@ def test_classifiers_have_the_exact_number_of_parameters(name: str, scope: Any) 
         model = build_model(cfg)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == PARAMETERS[Path(name).stem]
+
+
+@pytest.mark.parametrize('name', PRINTED)
+def test_counts_round_to_what_the_paper_prints(name: str) -> None:
+    unit = 1e6 if 'cifar' in name else 2**20
+    assert f'{PARAMETERS[name] / unit:.2f}' == f'{PRINTED[name]:.2f}'
+
+
+@pytest.mark.parametrize('name', [name for name in DETECTORS if 'ablations' in name])
+def test_detectors_without_recurrence_have_the_parameters_of_their_table(name: str, scope: Any) -> None:
+    cfg = scope(load(name))
+    with torch.device('meta'):
+        model = build_model(cfg)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    stem = Path(name).stem
+    readme = (ROOT / 'configs/rla/ablations/README.md').read_text()
+    assert re.search(rf'\| +{count:,} \|.*\(\./{re.escape(stem)}\.py\)', readme)
+    metafile = (ROOT / 'configs/rla/ablations/metafile.yml').read_text()
+    entry = metafile.split(f'Name: {stem}\n')[1].split('- Name:')[0]
+    assert f'Parameters: {count}\n' in entry
 
 
 def test_learning_rates_follow_the_schedule(scope: Any) -> None:
@@ -433,6 +512,8 @@ def test_the_model_index_lists_every_published_config(monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)
     index = load_index(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
+    names = [model.name for model in index.models]
+    assert len(set(names)) == len(names)  # get_model finds models by name
     models = {model.config: model for model in index.models if re.search('/(rla|recnet)/', model.config)}
     assert sorted(models) == sorted(DETECTORS + CLASSIFIERS + CIFAR + MOBILE + RECNET)
     for name, model in models.items():

@@ -1,9 +1,9 @@
-"""How much the layers of a dense block read of earlier ones, by lag or by ordinal number.
+"""How much is read of earlier layers, by lag or by ordinal number.
 
-Figure 2 and Appendix A.2 of Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021,
-https://arxiv.org/abs/2110.11852: in a DenseNet whose 1x1 convolutions share weights by lag, the L1 norm of
-these weights decays with the lag about exponentially, which is what recurrent layer aggregation starts
-from.
+Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852, Figure 2 and
+Appendix A.2: in a DenseNet whose 1x1 convolutions share weights by lag, the L1 norm of these weights decays
+with the lag about exponentially, which is what recurrent layer aggregation starts from. Equation 12 gives
+the weights of each lag in what has learned to aggregate, the recurrent path of an RLA network.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from mmrecur.models.layers.dense import DenseBlock
+
+from .unrolled_paths import recurrent_paths, unrolled_norms
 
 #: What norms can be averaged by.
 AXES = ('lag', 'ordinal')
@@ -41,20 +43,21 @@ class ExponentialFit:
 
 @dataclass(frozen=True)
 class LagWeights:
-    """Norms of a dense block by lag or by ordinal number.
+    """Norms of a dense block, or of the recurrent path of a stage, by lag or by ordinal number.
 
     Attributes:
-        name (str): The block's name in the model.
+        name (str): The block's or the stage's name in the model.
         axis (str): ``'lag'`` or ``'ordinal'``.
-        norms (np.ndarray): For 1, 2, ... the L1 norm of the weights of the 1x1 convolutions, for each
-            map they read, averaged over the layers.
-        fit (ExponentialFit): The exponential curve through them.
+        norms (np.ndarray): For 1, 2, ... the L1 norm of the weights, for each map they read, averaged over
+            the layers.
+        fit (ExponentialFit, optional): The exponential curve through them; None where there are fewer than
+            three.
     """
 
     name: str
     axis: str
     norms: np.ndarray
-    fit: ExponentialFit
+    fit: ExponentialFit | None
 
 
 def fit_exponential(values: np.ndarray) -> ExponentialFit:
@@ -127,37 +130,58 @@ def connection_norms(block: DenseBlock) -> np.ndarray:
     return norms
 
 
-def lag_weights(model: nn.Module, axis: str | None = None) -> list[LagWeights]:
-    """Norms by lag or ordinal number for every dense block of a model.
+def lag_weights(model: nn.Module, axis: str | None = None, with_norms: bool = False) -> list[LagWeights]:
+    """Norms by lag or ordinal number for every dense block and every recurrent path of RLA in a model.
 
-    With shared weights the average by their own axis is over equal numbers; for a plain DenseNet it
-    shows whether they could be shared.
+    Of a dense block they are those of the 1x1 convolutions. With shared weights the average by their own axis
+    is over equal numbers; for a plain DenseNet it shows whether they could be shared.
+
+    Of a recurrent path they are those of ``g_2^l g_1``, with which the state reads what was aggregated l - 1
+    steps before (Equation 12). The tanh is left out, as if its slope were one everywhere. Steps with
+    convolutions of their own are averaged.
 
     Args:
-        model (nn.Module): A model with a :class:`~mmrecur.models.backbones.DenseNetBC`.
-        axis (str, optional): ``'lag'`` or ``'ordinal'``. Defaults to what the model shares by, to lag for
-            a plain DenseNet.
+        model (nn.Module): A model with one of the RLA backbones or a
+            :class:`~mmrecur.models.backbones.DenseNetBC`.
+        axis (str, optional): ``'lag'`` or ``'ordinal'``. Defaults to what a DenseNet shares by, to lag for
+            all else.
+        with_norms (bool): Count the factors of a recurrent path's batch norms in, of which every step has its
+            own. Defaults to False: Equation 12 as it is.
 
     Returns:
-        list[LagWeights]: One for each block.
+        list[LagWeights]: One for each block or stage.
 
     Raises:
-        ValueError: If ``axis`` is wrong, the model has no dense block of four layers or more, or is in its
-            inference form.
+        ValueError: If ``axis`` is wrong; if the model has nothing of the kind (dense blocks of four layers
+            or more), is in its inference form, or has gated cells; if ``with_norms`` is set for dense
+            blocks or for norms that are no affine map.
     """
     if axis not in (None, *AXES):
         raise ValueError(f'axis={axis!r}, allowed: None, {", ".join(map(repr, AXES))}')
-    found = []
+    found = [
+        _averages(name, axis or 'lag', unrolled_norms(steps))
+        for name, steps in recurrent_paths(model, with_norms).items()
+    ]
     for name, block in model.named_modules():
         if not isinstance(block, DenseBlock) or block.num_layers < 4:
             continue
-        own = axis or block.sharing or 'lag'
-        norms = connection_norms(block)
-        if own == 'lag':
-            series = [np.diagonal(norms, -lag).mean() for lag in range(1, block.num_layers)]
-        else:
-            series = np.nanmean(norms[:, :-1], axis=0)
-        found.append(LagWeights(name, own, np.array(series), fit_exponential(series)))
+        if with_norms:
+            raise ValueError(f'with_norms=True with the dense block {name}, allowed: False')
+        # the first layer reads none, and none reads the last
+        norms = connection_norms(block)[1:, :-1]
+        found.append(_averages(name, axis or block.sharing or 'lag', norms))
     if not found:
-        raise ValueError('the model has no dense block of four layers or more, allowed: mmrecur.DenseNetBC')
+        raise ValueError(
+            'the model has no recurrent path of RLA and no dense block of four layers or more, allowed: '
+            'mmrecur.RLAResNet and the other RLA networks, mmrecur.DenseNetBC'
+        )
     return found
+
+
+def _averages(name: str, axis: str, norms: np.ndarray) -> LagWeights:
+    """Average a lower triangular matrix, with lag 1 on its diagonal, over its diagonals or columns."""
+    if axis == 'lag':
+        series = np.array([np.diagonal(norms, -lag).mean() for lag in range(len(norms))])
+    else:
+        series = np.nanmean(norms, axis=0)
+    return LagWeights(name, axis, series, fit_exponential(series) if len(series) > 2 else None)

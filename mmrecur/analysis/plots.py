@@ -98,6 +98,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 def plot_lag_weights(blocks: Sequence[LagWeights], title: str = '') -> Figure:
     """Draw norms by lag or ordinal number with their exponential fits, as Figure 2 of the RLA paper.
 
+    The axis of the norms is logarithmic where they differ by more than a factor of 100.
+
     Args:
         blocks (Sequence[LagWeights]): One curve each, all with the same axis.
         title (str): Title. Defaults to none.
@@ -110,11 +112,17 @@ def plot_lag_weights(blocks: Sequence[LagWeights], title: str = '') -> Figure:
         colour, x = COLOURS[i % len(COLOURS)], np.arange(1, len(block.norms) + 1)
         smooth = np.linspace(1, len(block.norms), 200)
         axes.plot(x, block.norms, 'o', color=colour, markersize=5, label=block.name.split('.')[-1])
+        if block.fit is None:
+            continue
         label = f'{block.fit.scale:.2f} exp({-block.fit.rate:.3f} x), R² = {block.fit.r_squared:.2f}'
         axes.plot(smooth, block.fit(smooth), '-', color=colour, linewidth=1.5, label=label)
     axes.set_xlabel('lag' if blocks[0].axis == 'lag' else 'layer')
     axes.set_ylabel('L1 norm of the weights for a map')
-    axes.set_ylim(bottom=0)
+    norms = np.concatenate([block.norms for block in blocks])
+    if norms.max() > 100 * norms.min():
+        axes.set_yscale('log')  # the small ones would lie on the axis
+    else:
+        axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style_axes(axes)
     axes.legend(fontsize='small', frameon=False)

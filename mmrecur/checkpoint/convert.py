@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
@@ -83,12 +84,21 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 _RLANET_STAGE = re.compile(r'stages\.(\d+)\.(\d+)\.(.+)')
 _RLANET_NORM = re.compile(r'stage_bns\.(\d+)\.(\d+)\.(.+)')
-_RLANET_SHARED = re.compile(r'(conv_outs|recurrent_convs)\.(\d+)\.(weight|conv\.weight)')
+_RLANET_SHARED = re.compile(r'(conv_outs|recurrent_convs)\.(\d+)\.(?:(\w+)\.)?(weight|bias)')
+#: What the blocks of a stage share, by the place of the stage's module and the layer in it.
 _RLANET_SHARED_NAMES = {
-    ('conv_outs', 'weight'): 'conv_out.weight',
-    ('recurrent_convs', 'weight'): 'recurrent_conv.weight',
-    ('recurrent_convs', 'conv.weight'): 'unit.gates.weight',  # ConvLSTM
+    ('conv_outs', None): 'conv_out',
+    ('recurrent_convs', None): 'recurrent_conv',
+    ('recurrent_convs', 'conv'): 'unit.gates',  # ConvLSTM
+    # ConvGRU
+    ('recurrent_convs', 'gate_conv'): 'unit.gates',
+    ('recurrent_convs', 'reset_gate_norm'): 'unit.gates_norm',
+    ('recurrent_convs', 'update_gate_norm'): 'unit.gates_norm',
+    ('recurrent_convs', 'output_conv'): 'unit.candidate',
+    ('recurrent_convs', 'output_norm'): 'unit.candidate_norm',
 }
+#: Their two norms of the ConvGRU's gates, which are one norm of two groups here, in its order.
+_RLANET_GATE_NORMS = ('.reset_gate_norm.', '.update_gate_norm.')
 # in the blocks where nothing is shared
 _RLANET_OWN = {'conv_out.': 'conv_out.', 'recurrent_conv.': 'recurrent_conv.', 'bn_rla.': 'norms.0.'}
 _RLANET_ATTENTION = {'eca.': 'attention.', 'se.fc.0.': 'attention.fc1.', 'se.fc.2.': 'attention.fc2.'}
@@ -109,9 +119,9 @@ def _rlanet_name(key: str) -> str:
         stage, step, rest = match.groups()
         return f'layer{int(stage) + 1}.rla.norms.{step}.{rest}'
     if match := _RLANET_SHARED.fullmatch(key):
-        kind, stage, leaf = match.groups()
-        if (kind, leaf) in _RLANET_SHARED_NAMES:
-            return f'layer{int(stage) + 1}.rla.{_RLANET_SHARED_NAMES[kind, leaf]}'
+        kind, stage, layer, leaf = match.groups()
+        if (kind, layer) in _RLANET_SHARED_NAMES:
+            return f'layer{int(stage) + 1}.rla.{_RLANET_SHARED_NAMES[kind, layer]}.{leaf}'
     return re.sub(r'^bn2\.', 'hidden_norm.', key)
 
 
@@ -134,6 +144,8 @@ def _convert_rlanet(transfer: Transfer) -> None:
             weight = source[key]
             transfer.transform(ours, [key], weight[:, :channels], f'inputs from x: [:, :{channels}]')
             transfer.transform(hidden, [key], weight[:, channels:], f'inputs from h: [:, {channels}:]')
+        elif ours in target and any(norm in key for norm in _RLANET_GATE_NORMS):
+            _join_gate_norms(transfer, ours, key)
         elif ours in target:
             transfer.copy(ours, key)
         elif why := why_absent(ours[len(prefix) :] if prefix else ours, backbone):
@@ -148,6 +160,15 @@ def _convert_rlanet(transfer: Transfer) -> None:
             f'{variant} aggregate the block output and need variant={dict(v1="v3", v2="v4")[variant]!r} '
             'to give their accuracy'
         )
+
+
+def _join_gate_norms(transfer: Transfer, target: str, key: str) -> None:
+    """Fill the ConvGRU's norm of both gates, once both are there."""
+    reset, update = _RLANET_GATE_NORMS
+    keys = [key.replace(update, reset), key.replace(reset, update)]
+    if key == keys[0] and keys[1] in transfer.source:
+        joined = torch.cat([transfer.source[k] for k in keys])
+        transfer.transform(target, keys, joined, 'reset gate, then update gate')
 
 
 #: Layout -> rule. A family adds its authors' layout here.

@@ -168,6 +168,7 @@ class GraftTransfer(Transfer):
     def _new_attention(self) -> tuple[int, re.Pattern[str]] | None:
         """What an attention multiplies by at first, and its last tensors; None without a new one."""
         names = [name for name in self.backbone_keys() if '.attention.' in name]
+        names = [name for name in names if not name.startswith(self.plugins)]
         if not names or any('.attention.' in name for name in self.plain):
             return None
         # a norm on the way would make anything of a constant map
@@ -175,6 +176,13 @@ class GraftTransfer(Transfer):
         spatial = r'spatial_norm\.(weight|bias)' if normed else r'spatial\.weight'
         last = re.compile(rf'\.attention\.(conv\.weight|fc2\.(weight|bias)|{spatial})$')
         return 4 if any('.attention.spatial.' in name for name in names) else 2, last
+
+    @functools.cached_property
+    def plugins(self) -> tuple[str, ...]:
+        """What the names of the backbone's plugin layers start with."""
+        layers = getattr(self.backbone, 'plugin_layers', list)()
+        names = {id(module): f'{name}.' for name, module in self.backbone.named_modules()}
+        return tuple(names[id(layer)] for layer in layers)
 
     def copy_other_parts(self) -> None:
         """Take what is not the backbone's by name; explain what stays on either side."""
@@ -227,6 +235,8 @@ def _graft_rla_resnet(transfer: GraftTransfer) -> None:
             transfer.zero(target, 'zeros: the state is not read at first')
         elif '.rla.' in name or name.startswith('hidden_norm.'):
             transfer.leave(target, 'the recurrent path learns from its own initialisation')
+        elif name.startswith(transfer.plugins):
+            transfer.leave(target, 'a new plugin, which changes nothing at first')
         else:
             transfer.take(name)
 

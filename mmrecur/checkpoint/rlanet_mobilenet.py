@@ -19,7 +19,7 @@ _RULES: tuple[tuple[re.Pattern, str], ...] = tuple(
         (r'^conv_outs\.(\d+)\.', lambda m: f'layer{int(m[1]) + 1}.rla.conv_out.'),
         (r'^stage_bns\.(\d+)\.', lambda m: f'layer{int(m[1]) + 1}.rla.norms.'),
         (r'^recurrent_dsconvs\.', 'recurrent_convs.'),
-        # a block: conv1x1 expands, conv is (depthwise, norm, relu), projection, norm
+        # a block: conv1x1 expands, conv is (depthwise, norm, relu), projection, norm and maybe ECA
         (r'^stages\.(\d+)\.', lambda m: f'layer{int(m[1]) + 1}.'),
         (r'\.conv1x1\.0\.', '.conv1.'),
         (r'\.conv1x1\.1\.', '.bn1.'),
@@ -27,7 +27,7 @@ _RULES: tuple[tuple[re.Pattern, str], ...] = tuple(
         (r'\.conv\.0\.1\.', '.bn2.'),
         (r'(layer\d+\.\d+)\.conv\.1\.', r'\1.conv3.'),
         (r'(layer\d+\.\d+)\.conv\.2\.', r'\1.bn3.'),
-        (r'\.eca\.', '.attention.'),
+        (r'(layer\d+\.\d+)\.conv\.3\.conv\.', r'\1.attention.conv.'),
     ]
 )
 #: Layers over ``cat(x, h)`` that are two here: where the channels of x and h are counted.

@@ -32,7 +32,8 @@ class Deployable(nn.Module):
         Args:
             memory_format (torch.memory_format, optional): Layout of the weights, and so of the maps
                 computed from them. Defaults to None: channels last where the weights lie on a CPU,
-                whose convolutions are faster that way, else unchanged.
+                whose convolutions are faster that way, else unchanged. Files that hold tensors in rows
+                only, such as safetensors, need ``torch.contiguous_format``.
         """
         if self.deployed:
             return

@@ -87,8 +87,8 @@ def test_connections_end_with_the_layer_before() -> None:
 
 
 def test_other_models_and_inference_forms_are_refused() -> None:
-    with pytest.raises(ValueError, match='no dense block .*allowed: mmrecur.DenseNetBC'):
-        lag_weights(RLAResNet(50, base_channels=8, rla_channels=4))
+    with pytest.raises(ValueError, match='no recurrent path .* no dense block .*allowed: mmrecur.RLAResNet'):
+        lag_weights(RLAResNet(50, base_channels=8, rla_channels=0))
     model = model_with('lag')
     with pytest.raises(ValueError, match="axis='time', allowed: None, 'lag', 'ordinal'"):
         lag_weights(model, 'time')

@@ -117,7 +117,7 @@ def test_attention_and_old_counters() -> None:
     blocks = {key.split('.conv.')[0] for key in source if key.startswith('stages.')}
     for block in {name for name in blocks if name.count('.') == 2}:
         kernel = widths[int(block.split('.')[1])]
-        source[f'{block}.eca.conv.weight'] = torch.full((1, 1, kernel), 0.5)
+        source[f'{block}.conv.3.conv.weight'] = torch.full((1, 1, kernel), 0.5)
     model = Classifier(attention='eca')
     state, report = convert(source, 'rlanet', model)
     assert_complete(report, source, model)

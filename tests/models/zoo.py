@@ -138,6 +138,21 @@ BACKBONES: dict[str, dict] = {
         cell='lstm',
         **SMALL,
     ),
+    'rla-r50-plugins': dict(
+        type='mmrecur.RLAResNet',
+        depth=50,
+        plugins=[
+            dict(
+                cfg=dict(type='ContextBlock', ratio=0.25),
+                stages=(False, True, True, True),
+                position='after_conv3',
+            ),
+            dict(
+                cfg=dict(type='NonLocal2d'), stages=(False, False, True, False), position='before_last_block'
+            ),
+        ],
+        **SMALL,
+    ),
     'r50': dict(type='mmrecur.RLAResNet', depth=50, **PLAIN),
     'r50-wider': dict(type='mmrecur.RLAResNet', depth=50, extra_channels=8, **PLAIN),
     'se-r50-d': dict(

@@ -1,12 +1,19 @@
-"""Plot how much the layers of a DenseNet read of earlier ones, with an exponential fit.
+"""Plot how much the layers of a network read of earlier ones, with an exponential fit.
 
 CONFIG is a config or a module, as in "mmrecur.DenseNetBC(depth=100, sharing='lag')"; CHECKPOINT its weights.
+
 For every dense block the L1 norm of the weights of the 1x1 convolutions is printed and drawn by lag
 (how many layers back) or by ordinal number: Figure 2 of the RLA paper. Its R^2 say how nearly the decay is
 exponential (Appendix A.2). For a plain DenseNet the norms are averages over the layers.
 
+For every stage of an RLA network it is the norm of the composed kernels with which the state reads what
+was aggregated 1, 2, ... updates ago: Equation 12, without the tanh. --with-norms counts in what the batch
+norms of the updates multiply by.
+
     python tools/analysis_tools/plot_lag_weights.py \\
         configs/rla/lag-densenet-bc100_1xb128_cifar10.py CHECKPOINT --out lag_weights.png
+    python tools/analysis_tools/plot_lag_weights.py \\
+        configs/rla/rla-resnet50_4xb64_in1k.py CHECKPOINT --with-norms --out lag_weights.png
 """
 
 from __future__ import annotations
@@ -30,6 +37,9 @@ from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.convert import unwrap
 from mmrecur.checkpoint.io import load_checkpoint
 
+#: What is printed of a fit.
+FIT = ('scale', 'rate', 'r_squared')
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
@@ -41,6 +51,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out', type=picture_path, help='write the plot to this file: png, pdf or svg')
     parser.add_argument(
         '--by', choices=AXES, help='what to average by; default: what the model shares by, else lag'
+    )
+    parser.add_argument(
+        '--with-norms', action='store_true', help='of RLA networks: count the batch norms of the updates in'
     )
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     parser.add_argument(
@@ -54,7 +67,7 @@ def read_weights(args: argparse.Namespace) -> list[LagWeights]:
     model = build_model(*read_model(args.config, args.cfg_options))
     try:
         model.load_state_dict(unwrap(load_checkpoint(args.checkpoint)))
-        return lag_weights(model, args.by)
+        return lag_weights(model, args.by, args.with_norms)
     except (RuntimeError, TransferError, ValueError) as error:
         raise ToolError(f'{args.config} with {args.checkpoint}: {error}') from error
 
@@ -69,8 +82,9 @@ def print_table(title: str, blocks: list[LagWeights]) -> None:
         norms = (block.norms[number:] for block in blocks)
         table.add_row(str(number + 1), *(f'{rest[0]:.2f}' if len(rest) else '' for rest in norms))
     table.add_section()
-    for name in ('scale', 'rate', 'r_squared'):
-        table.add_row(name, *(f'{getattr(block.fit, name):.3f}' for block in blocks))
+    for name in FIT:
+        fits = (block.fit for block in blocks)
+        table.add_row(name, *('' if fit is None else f'{getattr(fit, name):.3f}' for fit in fits))
     Console(markup=False).print(table)
 
 
@@ -85,7 +99,13 @@ def main(argv: list[str] | None = None) -> None:
             save_figure(plot_lag_weights(blocks, title), args.out)
     if args.json:
         result = [
-            dict(block=b.name, by=b.axis, norms=b.norms.tolist(), **vars(b.fit)) for b in blocks
+            dict(
+                block=b.name,
+                by=b.axis,
+                norms=b.norms.tolist(),
+                **(dict.fromkeys(FIT) if b.fit is None else vars(b.fit)),
+            )
+            for b in blocks
         ]
         print(json.dumps(result, indent=2))
     else:

@@ -14,6 +14,7 @@ from ..layers.checks import check_choice, check_flag, check_int
 from ..layers.fuse import fold_norm
 from ..layers.residual import Bottleneck, DeepStem, NormLayer
 from .base import Backbone, make_norm_layer
+from .plugins import Plugins, with_plugin_init
 from .rla_stage import Recurrence, RLAStage, append_hidden
 
 #: Size of the ECA convolution in each stage (ECA-ResNet, as the authors of RLA use it).
@@ -122,6 +123,11 @@ class RLAResNet(Backbone):
             ``with_hidden``. Defaults to True.
         post_act (bool): Compute ``h = tanh(BN(W_r * (h + W_o * s)))``; not with v2, v4, v6. Defaults to
             False.
+        plugins (list[dict], optional): MMCV's plugin layers, as in MMDetection's ResNets: the layer's
+            ``cfg``, its ``position`` and ``stages``, four booleans (all stages by default).
+            ``'after_conv3'`` is the residual of every block, where there is no ``attention`` then:
+            ``dict(type='ContextBlock', ratio=1 / 16)`` gives GCNet. ``'before_last_block'`` is the input
+            of a stage's last block: ``dict(type='NonLocal2d')``. Defaults to None.
         groups (int): Groups of the 3x3 convolutions (ResNeXt). Defaults to 1.
         base_width (int): Channels of a group in the first stage (ResNeXt-32x4d: ``groups=32,
             base_width=4``). Only with several groups. Defaults to 64.
@@ -180,6 +186,7 @@ class RLAResNet(Backbone):
         shared: bool = True,
         exchange: bool = True,
         post_act: bool = False,
+        plugins: list[dict] | None = None,
         groups: int = 1,
         base_width: int = 64,
         base_channels: int = 64,
@@ -226,6 +233,9 @@ class RLAResNet(Backbone):
         self.attention = attention
         self.with_hidden = with_hidden
         self.avg_down = avg_down
+        self.plugins = Plugins(plugins or ())
+        if plugins:
+            self.init_cfg = with_plugin_init(self.init_cfg)
         self.recurrence = Recurrence(
             rla_channels, variant, cell, shared, exchange, post_act, with_hidden
         )
@@ -294,7 +304,7 @@ class RLAResNet(Backbone):
                 dilation=dilation,
                 groups=groups,
                 hidden_channels=self.recurrence.block_channels,
-                attention=build_attention(self.attention, out_channels, index, norm_layer),
+                attention=self._build_attention(index, out_channels, norm_layer),
                 avg_down=self.avg_down,
                 norm_layer=norm_layer,
                 stride_first=self.style == 'caffe',
@@ -302,7 +312,27 @@ class RLAResNet(Backbone):
             for i in range(num_blocks)
         ]
         is_last = index == self.num_stages - 1
-        return self.recurrence.make_stage(blocks, out_channels, is_last, norm_layer, self.with_cp)
+        stage = self.recurrence.make_stage(blocks, out_channels, is_last, norm_layer, self.with_cp)
+        stage.before_last = self.plugins.build('before_last_block', index, out_channels)
+        return stage
+
+    def _build_attention(self, stage: int, channels: int, norm_layer: NormLayer) -> nn.Module | None:
+        attention = build_attention(self.attention, channels, stage, norm_layer)
+        plugin = self.plugins.build('after_conv3', stage, channels)
+        if attention is not None and plugin is not None:
+            raise ValueError(
+                f"attention={self.attention!r} with plugins of position='after_conv3', allowed: one of them"
+            )
+        return attention if plugin is None else plugin
+
+    def plugin_layers(self) -> list[nn.Module]:
+        """list[nn.Module]: The layers that ``plugins`` made."""
+        stages = [getattr(self, name) for name in self.stages]
+        layers = [stage.before_last for stage in stages if stage.before_last is not None]
+        for index, stage in enumerate(stages):
+            if self.plugins.has('after_conv3', index):
+                layers += [block.attention for block in stage.blocks]
+        return layers
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""

@@ -40,6 +40,8 @@ class RLAStage(nn.Module):
         for i, block in enumerate(blocks):
             self.add_module(str(i), block)
         self.rla = cell
+        #: A plugin on the input of the last block, such as a non-local one.
+        self.before_last: nn.Module | None = None
         self.num_updates = 0 if cell is None else cell.num_steps
         self.source = source
         self.with_cp = with_cp
@@ -52,6 +54,8 @@ class RLAStage(nn.Module):
     def step(self, x: Tensor, state: State, index: int) -> tuple[Tensor, State]:
         """Run one block and, if there is one, the update after it."""
         block = getattr(self, str(index))
+        if self.before_last is not None and index == self.num_blocks - 1:
+            x = self.before_last(x)
         reads = block.conv1_hidden is not None
         h = hidden_state(state) if reads else None
         if index >= self.num_updates:

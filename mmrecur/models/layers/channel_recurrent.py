@@ -187,6 +187,8 @@ class ChannelRecurrentConv(nn.Module):
         if self.activation == 'separate_bn' and all(map(is_foldable, self.norms)):
             pairs = [self._folded_step(i) for i in range(self.steps)]
             self.norms = nn.ModuleList()
+        elif self.conv_h is not None and self.conv_x.kernel_size != self.conv_h.kernel_size:
+            return  # nothing to join: all steps go on with the same two convolutions
         elif self.conv_h is not None:
             pairs.append((self.conv_x, self.conv_h))
         convs = (conv_x if conv_h is None else _StepConv(conv_x, conv_h) for conv_x, conv_h in pairs)

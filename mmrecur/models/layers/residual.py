@@ -113,7 +113,8 @@ class Bottleneck(nn.Module):
         dilation (int): Dilation of the 3x3 convolution. Defaults to 1.
         groups (int): Its groups. Defaults to 1.
         hidden_channels (int): Channels of the hidden state, 0 for none. Defaults to 0.
-        attention (ChannelGate or CBAM, optional): Attention on the residual. Defaults to None.
+        attention (nn.Module, optional): Attention on the residual, a :class:`ChannelGate`, :class:`CBAM` or
+            any layer that keeps the shape. Defaults to None.
         avg_down (bool): ResNet-D shortcut. Defaults to False.
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
         stride_first (bool): Put the stride on the first convolution instead, where networks converted
@@ -129,7 +130,7 @@ class Bottleneck(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         hidden_channels: int = 0,
-        attention: ChannelGate | CBAM | None = None,
+        attention: nn.Module | None = None,
         avg_down: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
         stride_first: bool = False,

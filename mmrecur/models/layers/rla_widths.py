@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,8 +14,9 @@ from .rla import RLACell
 class MultiWidthRLACell(nn.Module):
     """The recurrent path of a stage whose blocks differ in width.
 
-    All steps share the 3x3 convolution W_r; a 1x1 convolution W_o is shared by the steps in a row that read
-    the same number of channels. Otherwise as :class:`RLACell`, of which there is one for each width.
+    All steps share the 3x3 convolution W_r (``recurrent_conv``); a 1x1 convolution W_o is shared by the steps
+    in a row that read the same number of channels. Otherwise as :class:`RLACell`, of which there is one
+    without W_r for each width.
 
     Args:
         in_channels (Sequence[int]): Channels of what each step aggregates.
@@ -44,11 +46,13 @@ class MultiWidthRLACell(nn.Module):
         self.cells = nn.ModuleList()
         #: Which cell a step belongs to, and its step there.
         self.places: list[tuple[int, int]] = []
+        self.recurrent_conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=False)
         for index, (width, run) in enumerate(groupby(in_channels)):
             steps = len(list(run))
-            cell = RLACell(width, hidden_channels, steps, norm_layer=norm_layer)
-            if index:
-                cell.recurrent_conv = self.cells[0].recurrent_conv
+            # W_r stands here once: in every cell it would be one tensor under several names
+            cell = RLACell(
+                width, hidden_channels, steps, norm_layer=norm_layer, recurrent_conv=nn.Identity()
+            )
             self.cells.append(cell)
             self.places += [(index, step) for step in range(steps)]
         self.num_steps = len(self.places)
@@ -61,10 +65,18 @@ class MultiWidthRLACell(nn.Module):
     def update(self, h: Tensor | None, new: Tensor, step: int) -> Tensor:
         """See :meth:`RLACell.update`."""
         index, place = self.places[step]
-        return self.cells[index].update(h, new, place)
+        return self.recurrent_conv(self.cells[index].update(h, new, place))
 
     def switch_to_deploy(self) -> None:
         """Bring the cells into their inference form, unless a norm cannot be folded."""
         fused = [cell.fused() for cell in self.cells]
         if None not in fused:
             self.cells = nn.ModuleList(fused)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take older checkpoints too, in which W_r has a name in every cell."""
+        old = [f'{prefix}cells.{index}.recurrent_conv.weight' for index in range(len(self.cells))]
+        found = [state_dict.pop(name) for name in old if name in state_dict]
+        if found:
+            state_dict.setdefault(f'{prefix}recurrent_conv.weight', found[0])
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,3 @@
+_base_ = '../mask-rcnn_rla-r101_fpn_1x_coco.py'
+
+model = dict(backbone=dict(rla_channels=0))

@@ -1,0 +1,3 @@
+_base_ = '../retinanet_rla-r50_fpn_1x_coco.py'
+
+model = dict(backbone=dict(rla_channels=0))

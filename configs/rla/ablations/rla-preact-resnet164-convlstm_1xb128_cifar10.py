@@ -1,0 +1,3 @@
+_base_ = '../rla-preact-resnet164_1xb128_cifar10.py'
+
+model = dict(backbone=dict(cell='lstm'))

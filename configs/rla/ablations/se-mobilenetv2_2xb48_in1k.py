@@ -1,0 +1,3 @@
+_base_ = './mobilenetv2_2xb48_in1k.py'
+
+model = dict(backbone=dict(attention='se'))
