@@ -1,17 +1,23 @@
-"""Template banks against Equation 1 written out, and the weights that they keep in evaluation."""
+"""Template banks against Equation 1 written out, whatever writes to their parameters."""
 
 from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.model import ExponentialMovingAverage
+from mmengine.hooks import EMAHook
+from mmengine.model import ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage
 from torch import Tensor, nn
 
-from mmrecur.models.layers import SharedConv, TemplateBank, layer_similarity
+from mmrecur.models import ShortestPathNet
+from mmrecur.models.backbones import SWRN
+from mmrecur.models.layers import SharedConv, TemplateBank, layer_similarity, share_convs
 from mmrecur.models.layers.template_bank import initial_coefficients
 from mmrecur.models.layers.template_fit import fit_templates
 
@@ -67,85 +73,268 @@ def test_convolutions_of_any_dimension_equal_torchs(shape: tuple[int, ...]) -> N
     assert set(conv.state_dict()) == {'bias'}
 
 
-def generations(bank: TemplateBank) -> list[int]:
-    """Counts the matrix products from now on."""
-    counts = [0]
-    product = bank._product
-
-    def counting(layers: slice) -> tuple[Tensor, ...]:
-        counts[0] += 1
-        return product(layers)
-
-    bank._product = counting
-    return counts
+def build_bank() -> nn.Module:
+    return make()
 
 
-def test_evaluation_generates_once_and_training_every_time() -> None:
-    bank = make().eval()
-    counts = generations(bank)
-    with torch.no_grad():
-        first = bank()
-        assert bank()[2] is first[2] and bank.weight(3) is first[3] and counts == [1]
-    bank()  # with gradients: a graph serves one backward pass
-    bank()
-    assert counts == [3]
-    bank.train()()
-    bank()
-    assert counts == [5]
-    bank.requires_grad_(False).eval()  # a frozen stage
-    bank()
-    bank()
-    assert counts == [6]
+def build_tied_bank() -> nn.Module:
+    return make(rows=(0, 1, 0, 2, 1))
 
 
-def step(bank: TemplateBank) -> None:
-    optimiser = torch.optim.SGD(bank.parameters(), 0.1)
+def build_stages() -> nn.Module:
+    torch.manual_seed(0)
+    return SWRN(16, 1, num_templates=1, base_channels=4)
+
+
+def build_path_net() -> nn.Module:
+    torch.manual_seed(0)
+    return ShortestPathNet(2, num_layers=3, channels=4)
+
+
+def build_any_network() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
+    share_convs(model, 2)
+    return model
+
+
+BUILDERS = [build_bank, build_tied_bank, build_stages, build_path_net, build_any_network]
+
+
+def compute(model: nn.Module) -> tuple[Tensor, ...]:
+    """Its weights, if it is a bank, or its outputs."""
+    if isinstance(model, TemplateBank):
+        return model()
+    channels = 2 if isinstance(model, ShortestPathNet) else 3
+    outputs = model(torch.randn(2, channels, 9, 9, generator=torch.Generator().manual_seed(1)))
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def assert_up_to_date(model: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """What a model computes is what a new one does that was given its parameters and never ran."""
+    fresh = build()
+    fresh.load_state_dict(model.state_dict())
+    fresh.train(model.training)
+    for ours, expected in zip(compute(model), compute(fresh), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def backward(model: nn.Module) -> None:
     with torch.enable_grad():
-        sum(w.square().sum() for w in bank()).backward()
-    optimiser.step()
+        sum(output.square().sum() for output in compute(model)).backward()
 
 
-def fused_step(bank: TemplateBank) -> None:
-    """Fused optimizers write without a new version of the tensor."""
-    optimiser = torch.optim.SGD(bank.parameters(), 0.1, fused=True)
-    with torch.enable_grad():
-        sum(bank.weight(i).square().sum() for i in range(5)).backward()
-    optimiser.step()
+def fused_step(model: nn.Module) -> None:
+    """Fused optimizers write without a new version; here after an evaluation since the backward pass."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=True)
+    model.train()
+    backward(model)
+    model.eval()
+    compute(model)
+    optimizer.step()
 
 
-def load(bank: TemplateBank) -> None:
-    bank.load_state_dict({k: v + 1 for k, v in bank.state_dict().items()})
+def step_of_all(model: nn.Module) -> None:
+    backward(model)
+    torch.optim.AdamW(model.parameters(), 0.1, foreach=True).step()
 
 
-def replace(bank: TemplateBank) -> None:
-    bank.coefficients = nn.Parameter(torch.randn(5, 3))
+def write_data(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
 
 
-def swap_data(bank: TemplateBank) -> None:
-    bank.templates.data = torch.randn_like(bank.templates)
+def replace_data(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data = 1.5 * parameter.data
 
 
-def write_behind(bank: TemplateBank) -> None:
-    """As MMEngine's EMA hook swaps weights, before the loop sets the mode."""
-    bank.templates.data.copy_(torch.randn_like(bank.templates))
-    bank.eval()
+def write_through_numpy(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        array = parameter.detach().numpy()
+        array *= 1.5
 
 
-@pytest.mark.parametrize(
-    'change', [step, fused_step, load, replace, swap_data, write_behind, nn.Module.double]
-)
-def test_kept_weights_follow_every_change(change) -> None:
-    bank = make().eval()
+def write_all(model: nn.Module) -> None:
+    torch._foreach_mul_([parameter.data for parameter in model.parameters()], 1.5)
+
+
+def write_in_inference_mode(model: nn.Module) -> None:
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.data.mul_(1.5)
+
+
+def replace_parameters(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(1.5 * parameter.detach()))
+
+
+def load(model: nn.Module, assign: bool = False) -> None:
+    state = {k: 1.5 * v if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.load_state_dict(state, assign=assign)
+
+
+def load_and_assign(model: nn.Module) -> None:
+    load(model, assign=True)
+
+
+def swap(model: nn.Module) -> None:
+    """As MMEngine's hook does before a validation and after it."""
+    runner = SimpleNamespace(model=model, iter=0)
+    hook = EMAHook(momentum=0.5)
+    hook.before_run(runner)
+    write_data(model)
+    hook.after_train_iter(runner, 0)
+    write_data(model)
+    hook.after_train_iter(runner, 1)
+    compute(model)
+    hook.before_val_epoch(runner)
+
+
+WRITES = [
+    fused_step,
+    step_of_all,
+    write_data,
+    replace_data,
+    write_through_numpy,
+    write_all,
+    write_in_inference_mode,
+    replace_parameters,
+    load,
+    load_and_assign,
+    swap,
+]
+
+
+@pytest.mark.parametrize('build', BUILDERS)
+@pytest.mark.parametrize('write', WRITES)
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_weights_follow_every_change_of_the_parameters(build, write, mode) -> None:
+    model = build().eval()
+    with mode():
+        before = [output.clone() for output in compute(model)]
     with torch.no_grad():
-        before = bank()
-        change(bank)
-        after = bank()
-        assert before[0].dtype != after[0].dtype or not torch.equal(before[0], after[0])
-        for index, weight in enumerate(after):
-            torch.testing.assert_close(weight, equation_1(bank, index))
+        write(model)
+    with mode():
+        after = compute(model)
+        assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert_up_to_date(model, build)
 
 
-def test_kept_weights_serve_inference_mode_and_gradients_of_images() -> None:
+@pytest.mark.parametrize('build', BUILDERS)
+@pytest.mark.parametrize('average', [ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage])
+@pytest.mark.parametrize('training', [True, False])
+def test_averaged_models_compute_with_their_averages(build, average, training: bool) -> None:
+    model = build().train(training)
+    averaged = average(model)
+    with torch.no_grad():
+        for _ in range(3):
+            write_data(model)
+            averaged.update_parameters(model)
+            compute(averaged.module)
+            assert_up_to_date(averaged.module, build)
+    assert not torch.equal(next(averaged.module.parameters()), next(model.parameters()))
+
+
+@pytest.mark.parametrize('build', BUILDERS)
+def test_copies_are_their_own(build) -> None:
+    model = build().eval()
+    with torch.no_grad():
+        expected = compute(model)
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        for other in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+            write_data(other)
+            assert_up_to_date(other, build)
+        for ours, before in zip(compute(model), expected, strict=True):
+            assert torch.equal(ours, before)
+
+
+@pytest.mark.parametrize('build', BUILDERS)
+def test_parameters_can_be_given_for_one_call(build) -> None:
+    model, other = build().eval(), build().eval()
+    with torch.no_grad():
+        write_data(other)
+        compute(model)
+        if isinstance(model, TemplateBank):
+            given = torch.func.functional_call(model, dict(other.named_parameters()), ())
+            for ours, expected in zip(given, compute(other), strict=True):
+                assert torch.equal(ours, expected)
+        else:
+            x = torch.randn(2, 2 if isinstance(model, ShortestPathNet) else 3, 9, 9)
+            given = torch.func.functional_call(model, dict(other.named_parameters()), (x,))
+            assert torch.equal(given[0], other(x)[0])
+        assert_up_to_date(model, build)
+
+
+@pytest.mark.parametrize('build', [build_bank, build_tied_bank])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_transforms_of_functions_reach_the_parameters(build, layout) -> None:
+    """First and second derivatives against Equation 1 written out; batches of parameters."""
+    bank = build().double().to(memory_format=layout)
+    parameters = {name: p.detach() for name, p in bank.named_parameters()}
+    directions = {name: torch.randn_like(p) for name, p in parameters.items()}
+    probe = torch.randn(bank.num_layers, *SHAPE).double()
+
+    def drawn(given: dict[str, Tensor]) -> Tensor:
+        return torch.stack(torch.func.functional_call(bank, given, ()))
+
+    def written(given: dict[str, Tensor]) -> Tensor:
+        rows = range(5) if bank.rows is None else bank.rows
+        scales = given.get('row_scales', torch.ones(5).double())
+        templates = given['templates'].unflatten(0, (3, -1))
+        combined = [torch.einsum('k,k...->...', given['coefficients'][row], templates) for row in rows]
+        return torch.stack([scale * weight for scale, weight in zip(scales, combined)])
+
+    def results(weights: Callable[[dict[str, Tensor]], Tensor]) -> list[Any]:
+        def loss(given: dict[str, Tensor]) -> Tensor:
+            return (weights(given).pow(3) * probe).sum()
+
+        gradient = torch.func.grad(loss)
+        batch = {name: torch.stack([p, 2 * p], dim=-1) for name, p in parameters.items()}
+        return [
+            gradient(parameters),
+            torch.func.jvp(loss, (parameters,), (directions,)),
+            torch.func.jvp(gradient, (parameters,), (directions,)),
+            torch.func.vmap(gradient, in_dims=-1)(batch),
+            torch.func.hessian(lambda c: loss({**parameters, 'coefficients': c}))(parameters['coefficients']),
+        ]
+
+    torch.testing.assert_close(results(drawn), results(written))
+    bank.requires_grad_()
+    leaves = tuple(bank.parameters())
+    assert torch.autograd.gradgradcheck(
+        lambda *given: drawn(dict(zip(parameters, given, strict=True)))[:, :2, :1], leaves
+    )
+
+
+def test_a_network_can_be_differentiated_twice() -> None:
+    """Through the convolutions, against weights that are leaves of the graph."""
+    model = build_any_network().double()
+    x = torch.randn(1, 3, 4, 4).double()
+    parameters = dict(model.named_parameters())
+    directions = tuple(torch.randn_like(p) for p in parameters.values())
+
+    def shared(*given: Tensor) -> Tensor:
+        return torch.func.functional_call(model, dict(zip(parameters, given, strict=True)), (x,)).pow(3).sum()
+
+    def plain(*given: Tensor) -> Tensor:
+        named, y = dict(zip(parameters, given, strict=True)), x
+        templates = named['0.bank.templates'].unflatten(0, (2, 3))
+        for i, row in enumerate(named['0.bank.coefficients']):
+            weight = row[0] * templates[0] + row[1] * templates[1]
+            y = F.conv2d(y, weight, named[f'{i}.bias'], padding=1)
+        return y.pow(3).sum()
+
+    given = tuple(p.detach() for p in parameters.values())
+    ours, expected = (torch.autograd.functional.hvp(f, given, directions) for f in (shared, plain))
+    torch.testing.assert_close(ours, expected)
+
+
+def test_inference_mode_leaves_nothing_that_gradients_could_meet() -> None:
     bank = make().requires_grad_(False).eval()
     with torch.inference_mode():
         bank()
@@ -155,44 +344,29 @@ def test_kept_weights_serve_inference_mode_and_gradients_of_images() -> None:
     torch.testing.assert_close(x.grad, expected)
 
 
-def test_copies_are_their_own() -> None:
-    bank = make().eval()
-    with torch.no_grad():
-        bank()
-        buffer = io.BytesIO()
-        torch.save(bank, buffer)
-        buffer.seek(0)
-        for other in (copy.deepcopy(bank), torch.load(buffer, weights_only=False)):
-            other.templates.mul_(2)
-            torch.testing.assert_close(other()[0], 2 * bank()[0])
-        average = ExponentialMovingAverage(nn.Sequential(bank), 0.5)
-        bank.templates.zero_()
-        average.update_parameters(nn.Sequential(bank))
-        average.update_parameters(nn.Sequential(bank))
-        torch.testing.assert_close(average.module[0]()[0], 0 * bank()[0])
+def test_a_bank_without_values_gets_them_all_from_a_state_dict() -> None:
+    with torch.device('meta'):
+        empty = build_tied_bank()
+    bank = build_tied_bank()
+    empty.to_empty(device='cpu').load_state_dict(bank.state_dict())
+    for ours, expected in zip(empty(), bank(), strict=True):
+        assert torch.equal(ours, expected)
 
 
-def test_parameters_can_be_given_for_one_call() -> None:
-    bank = make().eval()
-    with torch.no_grad():
-        bank()
-        for factor in (2.0, 3.0):
-            given = {'templates': factor * bank.templates}
-            drawn = torch.func.functional_call(bank, given, ())
-            torch.testing.assert_close(drawn[1], factor * bank()[1])
-
-
-def test_autocast_rounds_the_weights_once() -> None:
-    bank = make()
-    exact = bank.eval()()
-    for train in (True, False):
-        bank.train(train)
-        with torch.autocast('cpu', torch.bfloat16), torch.set_grad_enabled(train):
-            for weight, expected in zip(bank(), exact):
-                assert torch.equal(weight, expected.bfloat16())
-            assert bank.weight(2).dtype == torch.bfloat16
-        with torch.no_grad():
-            assert bank()[0].dtype == torch.float32  # kept for another precision, not for this one
+@pytest.mark.parametrize('rows', [None, (0, 1, 0, 2, 1)])
+@pytest.mark.parametrize('training', [True, False])
+def test_autocast_rounds_the_weights_once(rows, training: bool) -> None:
+    bank = make(rows=rows).train(training)
+    x, exact = torch.randn(1, 4, 5, 5), bank()
+    with torch.autocast('cpu', torch.bfloat16):
+        for index, weight in enumerate(bank()):
+            assert torch.equal(weight, exact[index])
+            expected = F.conv2d(x, weight.detach())
+            assert expected.dtype is torch.bfloat16
+            assert torch.equal(SharedConv(bank, index)(x, weight), expected)
+        for index in range(5):
+            own = bank.weight(index)
+            torch.testing.assert_close(own, exact[index], rtol=1e-5, atol=1e-6)  # not rounded to 8 bits
 
 
 def test_similarity_is_the_cosine_without_its_sign() -> None:
@@ -277,7 +451,7 @@ def test_layers_that_a_bank_does_not_have_are_refused() -> None:
 def test_plain_layers_have_full_precision_also_if_made_under_autocast() -> None:
     conv = SharedConv(make().eval(), 1)
     with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
-        conv(torch.zeros(1, 4, 5, 5))  # a kept weight in half precision
+        conv(torch.zeros(1, 4, 5, 5))
         plain = conv.materialise()
     torch.testing.assert_close(plain.weight, conv.template_bank.weight(1))
 
