@@ -306,13 +306,17 @@ def by_hand(e: int, s: tuple, d: tuple, classes: int = 100) -> int:
     return count + classes * (widths[-1] + 1)
 
 
+def width_of(segments: tuple, steps: tuple) -> int:
+    """Greatest width with an expansion of 4."""
+    return 4 * max(s * d for s, d in zip(segments, steps))
+
+
 @pytest.mark.parametrize('name', TABLE_3)
 def test_named_networks_are_table_3(name: str) -> None:
     segments, steps, printed, beyond = TABLE_3[name]
     expansion, *settings = RecNet.arch_settings[name]
     assert settings == [segments, steps, 'cifar'] and expansion == 4
-    width = expansion * max(s * d for s, d in zip(segments, steps))
-    assert name == f'{2 * sum(steps)}-{width}'
+    assert name == f'{2 * sum(steps)}-{width_of(segments, steps)}'
     count = classifier_parameters(arch=name)
     assert count == by_hand(4, segments, steps) == classifier_parameters(
         expansion=4, segments=segments, steps=steps
@@ -320,6 +324,30 @@ def test_named_networks_are_table_3(name: str) -> None:
     hidden = 160 * (segments[-1] * steps[-1] + 1) + 100 * 161
     linear = 100 * (segments[-1] * steps[-1] + 1)
     assert (count - linear + hidden) / 1000 + beyond == pytest.approx(printed, abs=1)
+
+
+#: Table 4: parameters that it prints (millions).
+TABLE_4 = {'120-2880': 8.2, '30-60': 0.2}
+
+
+def test_networks_of_table_4_are_the_nearest() -> None:
+    """What fits and what does not, as the README says."""
+    counts = {name: classifier_parameters(arch=name) / 1e6 for name in TABLE_4}
+    assert counts == {'120-2880': 7.873300, '30-60': 0.207760}
+    for name, printed in TABLE_4.items():
+        _, segments, steps, _ = RecNet.arch_settings[name]
+        depth, width = (int(number) for number in name.split('-'))
+        assert 2 * sum(steps) == depth
+        # the first has the width of its name, the second the parameters
+        assert (width_of(segments, steps) == width) == (name == '120-2880')
+        assert (abs(counts[name] - printed) < 0.05) == (name == '30-60')
+    # segments of Table 3's two kinds: equal ones with growing steps, doubling ones with equal steps
+    kinds = [((s, s, s), (10, 20, 30)) for s in range(1, 60)]
+    kinds += [((s, 2 * s, 4 * s), (20, 20, 20)) for s in range(1, 30)]
+    named = [kind for kind in kinds if width_of(*kind) == 2880]
+    assert named == [((24, 24, 24), (10, 20, 30)), ((9, 18, 36), (20, 20, 20))]
+    assert by_hand(4, *named[1]) < by_hand(4, *named[0]) < 8.15e6
+    assert by_hand(4, (3, 3, 3), (5, 5, 5)) == 18_055  # of 30 layers, 60 wide
 
 
 def test_counts_are_those_of_table_1() -> None:
