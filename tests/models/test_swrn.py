@@ -62,7 +62,7 @@ def test_network_and_gradients_are_those_of_the_paper(with_cp: bool) -> None:
         torch.testing.assert_close(ours[name], parameter.grad, msg=name)
 
 
-def test_weights_are_generated_once_per_pass_and_kept_for_none(monkeypatch) -> None:
+def test_weights_are_generated_once_in_every_pass(monkeypatch) -> None:
     counts = []
     product = TemplateBank._product
     monkeypatch.setattr(TemplateBank, '_product', lambda *args: counts.append(1) or product(*args))
