@@ -326,30 +326,6 @@ def test_named_networks_are_table_3(name: str) -> None:
     assert (count - linear + hidden) / 1000 + beyond == pytest.approx(printed, abs=1)
 
 
-#: Table 4: parameters that it prints (millions).
-TABLE_4 = {'120-2880': 8.2, '30-60': 0.2}
-
-
-def test_networks_of_table_4_are_the_nearest() -> None:
-    """What fits and what does not, as the README says."""
-    counts = {name: classifier_parameters(arch=name) / 1e6 for name in TABLE_4}
-    assert counts == {'120-2880': 7.873300, '30-60': 0.207760}
-    for name, printed in TABLE_4.items():
-        _, segments, steps, _ = RecNet.arch_settings[name]
-        depth, width = (int(number) for number in name.split('-'))
-        assert 2 * sum(steps) == depth
-        # the first has the width of its name, the second the parameters
-        assert (width_of(segments, steps) == width) == (name == '120-2880')
-        assert (abs(counts[name] - printed) < 0.05) == (name == '30-60')
-    # segments of Table 3's two kinds: equal ones with growing steps, doubling ones with equal steps
-    kinds = [((s, s, s), (10, 20, 30)) for s in range(1, 60)]
-    kinds += [((s, 2 * s, 4 * s), (20, 20, 20)) for s in range(1, 30)]
-    named = [kind for kind in kinds if width_of(*kind) == 2880]
-    assert named == [((24, 24, 24), (10, 20, 30)), ((9, 18, 36), (20, 20, 20))]
-    assert by_hand(4, *named[1]) < by_hand(4, *named[0]) < 8.15e6
-    assert by_hand(4, (3, 3, 3), (5, 5, 5)) == 18_055  # of 30 layers, 60 wide
-
-
 def test_counts_are_those_of_table_1() -> None:
     counts = [classifier_parameters(arch=name) for name in ('60-1280', '60-640', '120-2560', '60-480')]
     assert counts == [1_733_140, 444_860, 5_388_740, 285_740]

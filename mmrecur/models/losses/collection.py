@@ -46,9 +46,9 @@ class CollectionWatch:
         if not torch.is_grad_enabled() or torch.jit.is_tracing():
             return
         parameter = next((p for p in module.parameters() if p.requires_grad), None)
-        if type(parameter) is not nn.Parameter or parameter.is_meta:  # given for one call, or a part of one
+        if type(parameter) is not nn.Parameter or parameter.is_meta:  # a shard, or given for one call
             return
-        if self._before is None or not _are_alike(self._before, parameter):  # it was moved meanwhile
+        if self._before is None or not _are_alike(self._before, parameter):  # moved meanwhile
             self._before = parameter.detach().clone()
         elif not torch.equal(self._before, parameter):
             self._warned = True
