@@ -36,7 +36,7 @@ RECNET = [name for name in CONFIGS if '/recnet/' in name]
 RECIPES = [name for name in CONFIGS if 'ablations' not in name]
 #: What differs from another config in numbers or data only, and is wide, is trained by the slow tests.
 ALIKE = re.compile(
-    r'/swrn/.*(_cifar100|-(dropout|cutout)_|-28-1[48])|/recnet/.*(_cifar100|-(90|120)-|-1280|mask|large)'
+    r'/swrn/(.*(_cifar100|-(dropout|cutout)_|-28-1[48])|wrn-50)|/recnet/.*(_cifar100|-(90|120)-|-1280|mask|large)'
     r'|/dr_resnet/(.*(lvbn|-t6|-(58|65|66|74|47|44)_|180e|shared|mask|retina|lr1e)|resnet(110|50|101)|mobile)'
     r'|/rla/ablations/(.*(resnet1(01|52|64)|_coco)|(eca-)?mobilenetv2)'
 )

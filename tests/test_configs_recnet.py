@@ -12,6 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from mmrecur.models.backbones import RecNet
+
+from .models.test_recnet import by_hand, classifier_parameters, width_of
 from .test_configs import build_schedulers, load, optimizer_of
 
 ROOT = Path(__file__).parents[1]
@@ -59,3 +62,27 @@ def test_learning_rate_restarts_at_20_60_and_120() -> None:
         schedule.step()
     assert [i for i, rate in enumerate(rates) if rate == pytest.approx(0.1)] == [0, 20, 60, 120]
     assert [rates[i] for i in (10, 40, 90, 160)] == pytest.approx([0.05] * 4)
+
+
+#: Table 4: parameters that it prints (millions).
+TABLE_4 = {'120-2880': 8.2, '30-60': 0.2}
+
+
+def test_networks_of_table_4_are_the_nearest() -> None:
+    """What fits and what does not, as the README says."""
+    counts = {name: classifier_parameters(arch=name) / 1e6 for name in TABLE_4}
+    assert counts == {'120-2880': 7.873300, '30-60': 0.207760}
+    for name, printed in TABLE_4.items():
+        _, segments, steps, _ = RecNet.arch_settings[name]
+        depth, width = (int(number) for number in name.split('-'))
+        assert 2 * sum(steps) == depth
+        # the first has the width of its name, the second the parameters
+        assert (width_of(segments, steps) == width) == (name == '120-2880')
+        assert (abs(counts[name] - printed) < 0.05) == (name == '30-60')
+    # segments of Table 3's two kinds: equal ones with growing steps, doubling ones with equal steps
+    kinds = [((s, s, s), (10, 20, 30)) for s in range(1, 60)]
+    kinds += [((s, 2 * s, 4 * s), (20, 20, 20)) for s in range(1, 30)]
+    named = [kind for kind in kinds if width_of(*kind) == 2880]
+    assert named == [((24, 24, 24), (10, 20, 30)), ((9, 18, 36), (20, 20, 20))]
+    assert by_hand(4, *named[1]) < by_hand(4, *named[0]) < 8.15e6
+    assert by_hand(4, (3, 3, 3), (5, 5, 5)) == 18_055  # of 30 layers, 60 wide

@@ -6,10 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import mmcv
+import numpy as np
 import pytest
 import torch
 import yaml
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
@@ -18,10 +21,9 @@ FOLDER = ROOT / 'configs' / 'swrn'
 CIFAR = sorted(p.stem for p in FOLDER.glob('*_cifar10.py')) + sorted(
     p.stem for p in FOLDER.glob('*_cifar100.py')
 )
-METAFILE = {
-    model['Name']: model['Metadata']['Parameters']
-    for model in yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
-}
+ENTRIES = yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
+METAFILE = {model['Name']: model['Metadata']['Parameters'] for model in ENTRIES}
+RESULTS = {model['Name']: model['Results'][0]['Metrics'] for model in ENTRIES}
 COUNTS = json.loads((ROOT / 'tests/data/parameters.json').read_text())['swrn (author implementation)']
 
 
@@ -79,8 +81,55 @@ def test_imagenet_network_has_69_million_parameters() -> None:
     cfg = load('swrn-50-2_4xb64_in1k')
     assert sum(p.numel() for p in build(cfg).parameters()) == 68_883_240 + coefficients
     assert METAFILE['swrn-50-2_4xb64_in1k'] == 68_883_240 + coefficients
+    plain = load('wrn-50-2_4xb64_in1k')
+    assert sum(p.numel() for p in build(plain).parameters()) == METAFILE['wrn-50-2_4xb64_in1k'] == 68_883_240
+
+
+@pytest.mark.parametrize('name', ['swrn-50-2_4xb64_in1k', 'wrn-50-2_4xb64_in1k'])
+def test_imagenet_follows_gross_and_wilber(name: str) -> None:
+    """Section 4.2; the plain network too, or a gain would be none of the sharing's."""
+    cfg = load(name)
     assert cfg.train_dataloader.batch_size == 64 and cfg.auto_scale_lr.base_batch_size == 256
-    assert cfg.train_cfg.max_epochs == 90 and cfg.param_scheduler.milestones == [30, 60]
+    optimizer = {k: v for k, v in cfg.optim_wrapper.optimizer.items() if k != '_scope_'}
+    assert optimizer == dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    assert cfg.train_cfg.max_epochs == 90
+    assert cfg.param_scheduler.milestones == [30, 60] and cfg.param_scheduler.gamma == 0.1
+    transforms = {t.type: t for t in cfg.train_dataloader.dataset.pipeline}
+    kinds = ['LoadImageFromFile', 'RandomResizedCrop', 'ColorJitter', 'Lighting', 'RandomFlip', 'PackInputs']
+    assert list(transforms) == kinds
+    crop, jitter, lighting = (transforms[kind] for kind in kinds[1:4])
+    assert (crop.scale, crop.crop_ratio_range) == (224, (0.08, 1.0))
+    assert (jitter.brightness, jitter.contrast, jitter.saturation) == (0.4, 0.4, 0.4)
+    assert lighting.alphastd == 0.1
+    for part in (cfg.val_dataloader, cfg.test_dataloader):
+        resize, crop = part.dataset.pipeline[1:3]
+        assert (resize.type, resize.scale, resize.edge) == ('ResizeEdge', 256, 'short')
+        assert (crop.type, crop.crop_size) == ('CenterCrop', 224)
+
+
+def test_lighting_moves_every_pixel_by_the_same_colour(tmp_path: Path) -> None:
+    """Also the darkest and the brightest ones, which would wrap around in 8 bits."""
+    pipeline = load('swrn-50-2_4xb64_in1k').train_dataloader.dataset.pipeline
+    still = [dict(t) for t in pipeline if t.type not in ('RandomResizedCrop', 'ColorJitter', 'RandomFlip')]
+    path = tmp_path / 'image.png'
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[:4] = 255
+    mmcv.imwrite(picture, str(path))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        compose = Compose(still)
+        shifts = []
+        np.random.seed(0)
+        for _ in range(1000):
+            sample = compose(dict(img_path=str(path), gt_label=0))
+            change = sample['inputs'].double() - torch.from_numpy(picture).permute(2, 0, 1)
+            assert (change - change[:, :1, :1]).abs().max() < 1e-3
+            shifts.append(change[:, 0, 0])
+    # ImageNet's colours, as AlexNet's authors describe them: eigenvectors times eigenvalues times a tenth
+    values = 255 * np.array([0.2175, 0.0188, 0.0045])
+    red, green, blue = [-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]
+    vectors = np.array([blue, green, red])
+    covariance = torch.from_numpy((vectors * (0.1 * values) ** 2) @ vectors.T)
+    torch.testing.assert_close(torch.stack(shifts).T.cov(), covariance, rtol=0.15, atol=0.15)
 
 
 DETECTORS = sorted(p.stem for p in FOLDER.glob('*_coco.py'))
@@ -116,6 +165,35 @@ def test_coefficients_have_no_weight_decay(name: str) -> None:
     # the rule that the backbone declares is the one that the config has
     rule = cfg.optim_wrapper.paramwise_cfg.custom_keys
     assert rule == type(getattr(model, 'backbone', model)).required_paramwise_cfg['custom_keys']
+
+
+def test_dropout_results_are_those_of_tables_1_and_2() -> None:
+    """Errors of the rows with an asterisk, CIFAR-10 and CIFAR-100."""
+    table = {
+        'wrn-28-10': (3.89, 18.85),
+        'swrn-28-10': (3.88, 18.43),
+        'swrn-28-10-2': (3.75, 18.66),
+        'swrn-28-14': (3.67, 18.25),
+        'swrn-28-14-2': (3.69, 18.37),
+        'swrn-28-18': (3.48, 17.43),
+        'swrn-28-18-2': (3.43, 17.75),
+    }
+    readme = (FOLDER / 'README.md').read_text()
+    for network, errors in table.items():
+        for classes, error in zip((10, 100), errors, strict=True):
+            name = f'{network}_1xb128-dropout_cifar{classes}'
+            assert RESULTS[name]['Top 1 Accuracy (reported by the paper)'] == pytest.approx(100 - error)
+            row = next(line for line in readme.splitlines() if f'./{name}.py' in line)
+            assert f'| {errors[0]:.2f} | {errors[1]:.2f} |' in row
+
+
+@pytest.mark.parametrize('kind', ['cnn', 'scnn', 'scnn-r'])
+def test_shortest_path_models_are_in_the_index(kind: str) -> None:
+    name = f'shortest-path_{kind}'
+    count = sum(p.numel() for p in build(load(name)).parameters())
+    row = next(line for line in (FOLDER / 'README.md').read_text().splitlines() if f'./{name}.py' in line)
+    assert METAFILE[name] == count and f'{count:,}' in row
+    assert RESULTS[name] == {}  # the paper has curves
 
 
 def test_shortest_path_models_differ_in_what_the_paper_says() -> None:

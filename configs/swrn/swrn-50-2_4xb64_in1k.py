@@ -1,6 +1,6 @@
 _base_ = [
     'mmpretrain::_base_/models/wide-resnet50.py',
-    'mmpretrain::_base_/datasets/imagenet_bs64.py',
+    '../_base_/datasets/imagenet_bs64_jitter_lighting.py',
     '../_base_/schedules/swrn_imagenet_bs256_90e.py',
     'mmpretrain::_base_/default_runtime.py',
 ]

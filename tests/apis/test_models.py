@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmrecur.apis import get_model, list_models
+from mmrecur.apis.runner import ToolError
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,8 +18,7 @@ def test_every_config_of_a_family_has_a_name() -> None:
         path.stem
         for path in (ROOT / 'configs').rglob('*.py')
         if not {'_base_', 'demo'} & set(path.parts)
-        # but for what is there to try things out
-        and not path.stem.startswith('shortest-path') and 'jpeg' not in path.stem
+        and 'jpeg' not in path.stem  # which are there to try things out
     }
     assert set(list_models()) == configs
     assert list_models('rla-eca-resnet50') == [
@@ -27,6 +27,8 @@ def test_every_config_of_a_family_has_a_name() -> None:
     ]
     assert all(name.startswith('mask') for name in list_models(task='Instance Segmentation'))
     assert len(list_models('faster-rcnn_rla*', 'Object Detection')) == 4
+    kinds = ('cnn', 'scnn', 'scnn-r')
+    assert list_models(task='Shortest Paths') == [f'shortest-path_{kind}' for kind in kinds]
     with pytest.raises(ValueError, match="task='Tracking', allowed: None, .*'Object Detection'"):
         list_models(task='Tracking')
 
@@ -43,6 +45,13 @@ def test_models_build_and_take_weights(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[key], value)
         if key.startswith('backbone.'):
             assert torch.equal(backbone.state_dict()[key.removeprefix('backbone.')], value)
+
+
+def test_models_that_are_no_classifiers_or_detectors_build_too() -> None:
+    model = get_model('shortest-path_scnn', options={'model.num_layers': 3, 'model.num_templates': 2})
+    assert model(torch.rand(2, 2, 9, 9)).shape == (2, 9, 9)
+    with pytest.raises(ToolError, match='shortest-path_scnn.py.* has no backbone'):
+        get_model('shortest-path_scnn', backbone_only=True)
 
 
 def test_wrong_names_and_missing_weights_are_named() -> None:

@@ -255,10 +255,10 @@ ON_THEIR_OWN = {
 }
 
 
-def train_bare(backbone: dict[str, Any], collect: bool = False) -> nn.Module:
+def train_bare(backbone: dict[str, Any], collect: bool = False, **options: Any) -> nn.Module:
     """Three steps of a backbone, as with a head that knows nothing of objectives."""
     model = MODELS.build(backbone).train()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, **options)
     for _ in range(3):
         loss = model(torch.randn(2, 3, 16, 16))[-1].square().mean()
         extra = collect_auxiliary_losses(model).values() if collect else ()
@@ -269,10 +269,11 @@ def train_bare(backbone: dict[str, Any], collect: bool = False) -> nn.Module:
 
 
 @pytest.mark.parametrize('aim', ON_THEIR_OWN)
-def test_every_family_warns_once_where_nothing_collects(aim: str, warned: Warnings) -> None:
-    train_bare(ON_THEIR_OWN[aim], collect=True)
+@pytest.mark.parametrize('fused', [False, True])  # which writes without counting up a version
+def test_every_family_warns_once_where_nothing_collects(aim: str, fused: bool, warned: Warnings) -> None:
+    train_bare(ON_THEIR_OWN[aim], collect=True, fused=fused)
     assert warned.count == 0
-    train_bare(ON_THEIR_OWN[aim])
+    train_bare(ON_THEIR_OWN[aim], fused=fused)
     assert warned.count == 1 and f'trains without {aim}' in warned.last
 
 

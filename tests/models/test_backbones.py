@@ -329,6 +329,24 @@ def test_torch_compile_traces_training(name: str, last: int, with_cp: bool) -> N
     assert_close(tuple(grads.values()), tuple(expected.values()), 1e-4)
 
 
+@pytest.mark.parametrize('name', DISTINCT)
+@pytest.mark.parametrize('deploy', [False, True])
+def test_nothing_computed_from_weights_outlives_a_pass(name: str, deploy: bool) -> None:
+    """Whatever writes to them: averaged models and fused optimizers leave no trace of it."""
+    model, fresh, x = build(name).eval(), build(name).eval(), image(1, 3, 32, 32)
+    for network in (model, fresh) if deploy else ():
+        network.switch_to_deploy()
+    with torch.no_grad():
+        before = [output.clone() for output in model(x)]
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.data.mul_(1.25)
+        fresh.load_state_dict(model.state_dict())
+        after = model(x)
+        assert all(torch.equal(a, b) for a, b in zip(after, fresh(x), strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
 def test_initialising_again_leaves_a_deployed_model_alone() -> None:
     model = build('rla-r50')
     model.switch_to_deploy()

@@ -306,13 +306,17 @@ def by_hand(e: int, s: tuple, d: tuple, classes: int = 100) -> int:
     return count + classes * (widths[-1] + 1)
 
 
+def width_of(segments: tuple, steps: tuple) -> int:
+    """Greatest width with an expansion of 4."""
+    return 4 * max(s * d for s, d in zip(segments, steps))
+
+
 @pytest.mark.parametrize('name', TABLE_3)
 def test_named_networks_are_table_3(name: str) -> None:
     segments, steps, printed, beyond = TABLE_3[name]
     expansion, *settings = RecNet.arch_settings[name]
     assert settings == [segments, steps, 'cifar'] and expansion == 4
-    width = expansion * max(s * d for s, d in zip(segments, steps))
-    assert name == f'{2 * sum(steps)}-{width}'
+    assert name == f'{2 * sum(steps)}-{width_of(segments, steps)}'
     count = classifier_parameters(arch=name)
     assert count == by_hand(4, segments, steps) == classifier_parameters(
         expansion=4, segments=segments, steps=steps

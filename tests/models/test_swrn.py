@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mmrecur.apis import deploy
 from mmrecur.models import ShortestPathNet
@@ -62,7 +64,7 @@ def test_network_and_gradients_are_those_of_the_paper(with_cp: bool) -> None:
         torch.testing.assert_close(ours[name], parameter.grad, msg=name)
 
 
-def test_weights_are_generated_once_per_pass_and_once_in_evaluation(monkeypatch) -> None:
+def test_weights_are_generated_once_in_every_pass(monkeypatch) -> None:
     counts = []
     product = TemplateBank._product
     monkeypatch.setattr(TemplateBank, '_product', lambda *args: counts.append(1) or product(*args))
@@ -72,11 +74,15 @@ def test_weights_are_generated_once_per_pass_and_once_in_evaluation(monkeypatch)
         gradients(model, image(2, 3, 16, 16))
         assert len(counts) == 3  # a product for each stage, none for what is recomputed
     model.eval()
-    counts.clear()
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(2):
+            counts.clear()
             model(image(1, 3, 16, 16))
-    assert len(counts) == 3
+            assert len(counts) == 3
+    deploy(model)
+    counts.clear()
+    model(image(1, 3, 16, 16))
+    assert not counts
 
 
 def test_accumulated_gradients_are_those_of_both_batches() -> None:
@@ -145,7 +151,7 @@ def test_a_compiled_model_follows_its_weights() -> None:
     with torch.no_grad():
         for _ in range(2):
             assert_close(compiled(x), copy.deepcopy(model)(x), 1e-5)
-            model.layer1.bank.coefficients.mul_(2)
+            model.layer1.bank.coefficients.data.mul_(2)
 
 
 def test_a_train_step_after_an_evaluation_uses_the_new_weights() -> None:
@@ -160,6 +166,32 @@ def test_a_train_step_after_an_evaluation_uses_the_new_weights() -> None:
     with torch.no_grad():
         assert_close(model(x), reference_forward(model, x), 1e-5)
         assert not torch.allclose(model(x)[0], before[0])
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_distributed_steps_of_a_fused_optimizer_are_those_of_a_plain_one(with_cp: bool) -> None:
+    """With accumulated gradients, and evaluations before each step."""
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        alone, shared = build(norm_eval=True).train(), build(norm_eval=True, with_cp=with_cp).train()
+        networks = [(alone, alone), (shared, DistributedDataParallel(shared))]
+        for network, wrapped in networks:
+            is_fused = network is not wrapped
+            optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, fused=is_fused)
+            for _ in range(3):
+                for part in image(4, 3, 16, 16).chunk(2):
+                    sum(output.square().mean() for output in wrapped(part)).backward()
+                if is_fused:
+                    with torch.no_grad():
+                        wrapped.eval()(image(1, 3, 16, 16))
+                    wrapped.train()
+                optimizer.step()
+                optimizer.zero_grad()
+        with torch.no_grad():
+            expected = reference_forward(alone.eval(), image(2, 3, 16, 16))
+            assert_close(shared.eval()(image(2, 3, 16, 16)), expected, 1e-4)
+    finally:
+        dist.destroy_process_group()
 
 
 WRONG = [

@@ -1,17 +1,16 @@
-"""Template banks against Equation 1 written out, and the weights that they keep in evaluation."""
+"""Template banks against Equation 1 written out."""
 
 from __future__ import annotations
 
-import copy
-import io
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
 
-from mmrecur.models.layers import SharedConv, TemplateBank, layer_similarity
+from mmrecur.models.layers import SharedConv, TemplateBank, layer_similarity, share_convs
 from mmrecur.models.layers.template_bank import initial_coefficients
 from mmrecur.models.layers.template_fit import fit_templates
 
@@ -67,85 +66,72 @@ def test_convolutions_of_any_dimension_equal_torchs(shape: tuple[int, ...]) -> N
     assert set(conv.state_dict()) == {'bias'}
 
 
-def generations(bank: TemplateBank) -> list[int]:
-    """Counts the matrix products from now on."""
-    counts = [0]
-    product = bank._product
+@pytest.mark.parametrize('rows', [None, (0, 1, 0, 2, 1)])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_transforms_of_functions_reach_the_parameters(rows, layout) -> None:
+    """First and second derivatives against Equation 1 written out; batches of parameters."""
+    bank = make(rows=rows).double().to(memory_format=layout)
+    parameters = {name: p.detach() for name, p in bank.named_parameters()}
+    directions = {name: torch.randn_like(p) for name, p in parameters.items()}
+    probe = torch.randn(bank.num_layers, *SHAPE).double()
 
-    def counting(layers: slice) -> tuple[Tensor, ...]:
-        counts[0] += 1
-        return product(layers)
+    def drawn(given: dict[str, Tensor]) -> Tensor:
+        return torch.stack(torch.func.functional_call(bank, given, ()))
 
-    bank._product = counting
-    return counts
+    def written(given: dict[str, Tensor]) -> Tensor:
+        rows = range(5) if bank.rows is None else bank.rows
+        scales = given.get('row_scales', torch.ones(5).double())
+        templates = given['templates'].unflatten(0, (3, -1))
+        combined = [torch.einsum('k,k...->...', given['coefficients'][row], templates) for row in rows]
+        return torch.stack([scale * weight for scale, weight in zip(scales, combined)])
 
+    def results(weights: Callable[[dict[str, Tensor]], Tensor]) -> list[Any]:
+        def loss(given: dict[str, Tensor]) -> Tensor:
+            return (weights(given).pow(3) * probe).sum()
 
-def test_evaluation_generates_once_and_training_every_time() -> None:
-    bank = make().eval()
-    counts = generations(bank)
-    with torch.no_grad():
-        first = bank()
-        assert bank()[2] is first[2] and bank.weight(3) is first[3] and counts == [1]
-    bank()  # with gradients: a graph serves one backward pass
-    bank()
-    assert counts == [3]
-    bank.train()()
-    bank()
-    assert counts == [5]
-    bank.requires_grad_(False).eval()  # a frozen stage
-    bank()
-    bank()
-    assert counts == [6]
+        gradient = torch.func.grad(loss)
+        batch = {name: torch.stack([p, 2 * p], dim=-1) for name, p in parameters.items()}
+        return [
+            gradient(parameters),
+            torch.func.jvp(loss, (parameters,), (directions,)),
+            torch.func.jvp(gradient, (parameters,), (directions,)),
+            torch.func.vmap(gradient, in_dims=-1)(batch),
+            torch.func.hessian(lambda c: loss({**parameters, 'coefficients': c}))(parameters['coefficients']),
+        ]
 
-
-def step(bank: TemplateBank) -> None:
-    optimiser = torch.optim.SGD(bank.parameters(), 0.1)
-    with torch.enable_grad():
-        sum(w.square().sum() for w in bank()).backward()
-    optimiser.step()
-
-
-def fused_step(bank: TemplateBank) -> None:
-    """Fused optimizers write without a new version of the tensor."""
-    optimiser = torch.optim.SGD(bank.parameters(), 0.1, fused=True)
-    with torch.enable_grad():
-        sum(bank.weight(i).square().sum() for i in range(5)).backward()
-    optimiser.step()
+    torch.testing.assert_close(results(drawn), results(written))
+    bank.requires_grad_()
+    leaves = tuple(bank.parameters())
+    assert torch.autograd.gradgradcheck(
+        lambda *given: drawn(dict(zip(parameters, given, strict=True)))[:, :2, :1], leaves
+    )
 
 
-def load(bank: TemplateBank) -> None:
-    bank.load_state_dict({k: v + 1 for k, v in bank.state_dict().items()})
+def test_a_network_can_be_differentiated_twice() -> None:
+    """Through the convolutions, against weights that are leaves of the graph."""
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))).double()
+    share_convs(model, 2)
+    x = torch.randn(1, 3, 4, 4).double()
+    parameters = dict(model.named_parameters())
+    directions = tuple(torch.randn_like(p) for p in parameters.values())
+
+    def shared(*given: Tensor) -> Tensor:
+        return torch.func.functional_call(model, dict(zip(parameters, given, strict=True)), (x,)).pow(3).sum()
+
+    def plain(*given: Tensor) -> Tensor:
+        named, y = dict(zip(parameters, given, strict=True)), x
+        templates = named['0.bank.templates'].unflatten(0, (2, 3))
+        for i, row in enumerate(named['0.bank.coefficients']):
+            weight = row[0] * templates[0] + row[1] * templates[1]
+            y = F.conv2d(y, weight, named[f'{i}.bias'], padding=1)
+        return y.pow(3).sum()
+
+    given = tuple(p.detach() for p in parameters.values())
+    ours, expected = (torch.autograd.functional.hvp(f, given, directions) for f in (shared, plain))
+    torch.testing.assert_close(ours, expected)
 
 
-def replace(bank: TemplateBank) -> None:
-    bank.coefficients = nn.Parameter(torch.randn(5, 3))
-
-
-def swap_data(bank: TemplateBank) -> None:
-    bank.templates.data = torch.randn_like(bank.templates)
-
-
-def write_behind(bank: TemplateBank) -> None:
-    """As MMEngine's EMA hook swaps weights, before the loop sets the mode."""
-    bank.templates.data.copy_(torch.randn_like(bank.templates))
-    bank.eval()
-
-
-@pytest.mark.parametrize(
-    'change', [step, fused_step, load, replace, swap_data, write_behind, nn.Module.double]
-)
-def test_kept_weights_follow_every_change(change) -> None:
-    bank = make().eval()
-    with torch.no_grad():
-        before = bank()
-        change(bank)
-        after = bank()
-        assert before[0].dtype != after[0].dtype or not torch.equal(before[0], after[0])
-        for index, weight in enumerate(after):
-            torch.testing.assert_close(weight, equation_1(bank, index))
-
-
-def test_kept_weights_serve_inference_mode_and_gradients_of_images() -> None:
+def test_inference_mode_leaves_nothing_that_gradients_could_meet() -> None:
     bank = make().requires_grad_(False).eval()
     with torch.inference_mode():
         bank()
@@ -155,44 +141,30 @@ def test_kept_weights_serve_inference_mode_and_gradients_of_images() -> None:
     torch.testing.assert_close(x.grad, expected)
 
 
-def test_copies_are_their_own() -> None:
-    bank = make().eval()
-    with torch.no_grad():
-        bank()
-        buffer = io.BytesIO()
-        torch.save(bank, buffer)
-        buffer.seek(0)
-        for other in (copy.deepcopy(bank), torch.load(buffer, weights_only=False)):
-            other.templates.mul_(2)
-            torch.testing.assert_close(other()[0], 2 * bank()[0])
-        average = ExponentialMovingAverage(nn.Sequential(bank), 0.5)
-        bank.templates.zero_()
-        average.update_parameters(nn.Sequential(bank))
-        average.update_parameters(nn.Sequential(bank))
-        torch.testing.assert_close(average.module[0]()[0], 0 * bank()[0])
+def test_a_bank_without_values_gets_them_all_from_a_state_dict() -> None:
+    rows = (0, 1, 0, 2, 1)
+    with torch.device('meta'):
+        empty = make(rows=rows)
+    bank = make(rows=rows)
+    empty.to_empty(device='cpu').load_state_dict(bank.state_dict())
+    for ours, expected in zip(empty(), bank(), strict=True):
+        assert torch.equal(ours, expected)
 
 
-def test_parameters_can_be_given_for_one_call() -> None:
-    bank = make().eval()
-    with torch.no_grad():
-        bank()
-        for factor in (2.0, 3.0):
-            given = {'templates': factor * bank.templates}
-            drawn = torch.func.functional_call(bank, given, ())
-            torch.testing.assert_close(drawn[1], factor * bank()[1])
-
-
-def test_autocast_rounds_the_weights_once() -> None:
-    bank = make()
-    exact = bank.eval()()
-    for train in (True, False):
-        bank.train(train)
-        with torch.autocast('cpu', torch.bfloat16), torch.set_grad_enabled(train):
-            for weight, expected in zip(bank(), exact):
-                assert torch.equal(weight, expected.bfloat16())
-            assert bank.weight(2).dtype == torch.bfloat16
-        with torch.no_grad():
-            assert bank()[0].dtype == torch.float32  # kept for another precision, not for this one
+@pytest.mark.parametrize('rows', [None, (0, 1, 0, 2, 1)])
+@pytest.mark.parametrize('training', [True, False])
+def test_autocast_rounds_the_weights_once(rows, training: bool) -> None:
+    bank = make(rows=rows).train(training)
+    x, exact = torch.randn(1, 4, 5, 5), bank()
+    with torch.autocast('cpu', torch.bfloat16):
+        for index, weight in enumerate(bank()):
+            assert torch.equal(weight, exact[index])
+            expected = F.conv2d(x, weight.detach())
+            assert expected.dtype is torch.bfloat16
+            assert torch.equal(SharedConv(bank, index)(x, weight), expected)
+        for index in range(5):
+            own = bank.weight(index)
+            torch.testing.assert_close(own, exact[index], rtol=1e-5, atol=1e-6)  # not rounded to 8 bits
 
 
 def test_similarity_is_the_cosine_without_its_sign() -> None:
@@ -277,7 +249,7 @@ def test_layers_that_a_bank_does_not_have_are_refused() -> None:
 def test_plain_layers_have_full_precision_also_if_made_under_autocast() -> None:
     conv = SharedConv(make().eval(), 1)
     with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
-        conv(torch.zeros(1, 4, 5, 5))  # a kept weight in half precision
+        conv(torch.zeros(1, 4, 5, 5))
         plain = conv.materialise()
     torch.testing.assert_close(plain.weight, conv.template_bank.weight(1))
 

@@ -28,9 +28,11 @@ class RecNet(Backbone):
     max pooling between the stages. Stage i works on d_i segments of S_i channels, which CRC layers
     widen e times; its last transition has as many channels as the next stage reads.
 
-    The names of Table 3 are ``'60-640'`` (twice the sum of the steps, and the greatest width) and so on. The
-    networks of four stages, ``'small'``, ``'medium'`` and ``'large'``, are an extension of this package for
-    large images: ResNet's stem, strides 4 to 32 and widths that double from stage to stage.
+    The names of Table 3 are ``'60-640'`` (twice the sum of the steps, and the greatest width) and so on.
+    ``'120-2880'`` and ``'30-60'`` are the nearest to the two of Table 4, whose segments the paper does not
+    give: the first has 4 % fewer parameters than it says, the second is wider than its name. The networks of
+    four stages, ``'small'``, ``'medium'`` and ``'large'``, are an extension of this package for large images:
+    ResNet's stem, strides 4 to 32 and widths that double from stage to stage.
 
     Args:
         expansion (int, optional): e. Defaults to that of ``arch``.
@@ -85,6 +87,8 @@ class RecNet(Backbone):
         '60-960': (4, (16, 16, 16), (5, 10, 15), 'cifar'),
         '90-1280': (4, (16, 16, 16), (10, 15, 20), 'cifar'),
         '120-1920': (4, (16, 16, 16), (10, 20, 30), 'cifar'),
+        '120-2880': (4, (24, 24, 24), (10, 20, 30), 'cifar'),
+        '30-60': (4, (4, 8, 16), (5, 5, 5), 'cifar'),
         'small': (4, (6, 12, 24, 48), (8, 8, 8, 8), 'imagenet'),
         'medium': (4, (8, 16, 32, 64), (10, 10, 10, 10), 'imagenet'),
         'large': (4, (12, 24, 48, 96), (10, 10, 10, 10), 'imagenet'),

@@ -88,12 +88,11 @@ def check_rows(name: str, rows: Any, num_layers: int) -> None:
 class TemplateBank(nn.Module):
     """Weights of a group of layers of equal shape as combinations of templates, Equation 1.
 
-    ``W_i = sum_j A_ij T_j``. All layers' weights come from one matrix product. In training this is done
-    whenever it is asked for, since a graph serves one backward pass: a stage asks once per forward pass
-    and hands the weights to its layers. In evaluation without gradients, and in frozen stages, the
-    weights are kept as long as neither the parameters nor the mode change. (Code that writes through
-    ``parameter.data``, behind autograd's back, must call ``eval()`` afterwards, as a runner does before it
-    validates.)
+    ``W_i = sum_j A_ij T_j``. All layers' weights come from one matrix product, made whenever it is asked
+    for: a stage asks once per forward pass and hands the weights to its layers. Nothing is kept for the
+    next pass. Averaged models, fused optimizers and whatever else writes through ``parameter.data`` change
+    parameters without a trace that a kept weight could be checked by. Where that product counts, the
+    inference form has plain convolutions (:meth:`SharedConv.materialise`).
 
     The templates hang together in one tensor of a convolution weight's rank, so that a change of the
     memory format reaches them.
@@ -142,7 +141,6 @@ class TemplateBank(nn.Module):
             )
         if rows is not None:
             check_rows('rows', rows, num_layers)
-        self._cache: tuple[Any, tuple[Tensor, ...]] | None = None
         channels, *rest = self.weight_shape
         self.templates = nn.Parameter(torch.empty(num_templates * channels, *rest))
         # as a plain convolution of the first template's size would start
@@ -153,13 +151,10 @@ class TemplateBank(nn.Module):
         self.coefficients = nn.Parameter(initial)
 
     def _set_rows(self, rows: Sequence[int] | None) -> None:
-        """Tie layers: what each row is used by, as a matrix of zeros and ones."""
+        """Tie layers."""
         self.rows = None if rows is None else tuple(rows)
-        if self.rows is None:
-            return
-        selection = torch.eye(max(self.rows) + 1)[list(self.rows)].to(self.templates)
-        self.register_buffer('row_selection', selection, persistent=False)
-        self.row_scales = nn.Parameter(self.templates.new_ones(self.num_layers))
+        if self.rows is not None:
+            self.row_scales = nn.Parameter(self.templates.new_ones(self.num_layers))
 
     @torch.no_grad()
     def tie(self, rows: Sequence[int], scales: Tensor, coefficients: Tensor, templates: Tensor) -> None:
@@ -181,7 +176,6 @@ class TemplateBank(nn.Module):
         self.templates = nn.Parameter(templates.to(self.templates), learns)
         self._set_rows(rows)
         self.row_scales.copy_(scales).requires_grad_(learns)
-        self._cache = None
 
     def layer_coefficients(self) -> Tensor:
         """Coefficients that each layer computes with.
@@ -191,7 +185,8 @@ class TemplateBank(nn.Module):
         """
         if self.rows is None:
             return self.coefficients
-        return (self.row_scales.unsqueeze(1) * self.row_selection) @ self.coefficients
+        rows = self.coefficients.unbind()
+        return self.row_scales.unsqueeze(1) * torch.stack([rows[row] for row in self.rows])
 
     def similarity(self) -> Tensor:
         """Layer similarity matrix, see :func:`layer_similarity`.
@@ -205,17 +200,10 @@ class TemplateBank(nn.Module):
         """Weights of all layers.
 
         Returns:
-            tuple[Tensor, ...]: For each layer a tensor of shape ``weight_shape``.
+            tuple[Tensor, ...]: For each layer a tensor of shape ``weight_shape``, in the parameters' dtype
+            also under autocast: convolutions round it once, like a weight of their own.
         """
-        key = self._cache_key()
-        if key is None:
-            self._forget()
-            return self._combine(slice(None))
-        if self._cache is None or self._cache[0] != key:
-            # ordinary tensors, whose use outside inference mode is allowed
-            with torch.inference_mode(False), torch.no_grad():
-                self._cache = key, self._combine(slice(None))
-        return self._cache[1]
+        return self._generate(self.layer_coefficients())
 
     def weight(self, index: int) -> Tensor:
         """Weight of one layer, for layers of a network that does not hand out the weights.
@@ -226,66 +214,28 @@ class TemplateBank(nn.Module):
         Returns:
             Tensor: Shape ``weight_shape``.
         """
-        if self._cache_key() is not None:
-            return self()[index]
-        self._forget()
-        return self._combine(slice(index, index + 1))[0]
+        return self._generate(self.layer_coefficients()[index : index + 1])[0]
 
-    def _forget(self) -> None:
-        """Drop the weights kept: what has gradients is about to change, uncounted by fused optimizers."""
-        if not torch.compiler.is_compiling():
-            self._cache = None
-
-    def _combine(self, layers: slice) -> tuple[Tensor, ...]:
+    def _generate(self, coefficients: Tensor) -> tuple[Tensor, ...]:
+        """Weights with the given coefficients, in full precision."""
         templates = self.templates
         is_tensor = isinstance(templates, Tensor)  # else a tracer's stand-in
-        device = templates.device.type if is_tensor else 'cpu'
-        if not is_tensor or device == 'meta' or not torch.is_autocast_enabled(device):
-            return self._product(layers)
-        # in full precision and rounded once, like a plain layer's weight
+        device = templates.device.type if is_tensor else 'meta'
+        if device == 'meta' or not torch.is_autocast_enabled(device):
+            return self._product(coefficients, templates)
         with torch.autocast(device, enabled=False):
-            weights = self._product(layers)
-        if templates.dtype is torch.float64:  # which autocast leaves alone
-            return weights
-        dtype = torch.get_autocast_dtype(device)
-        return tuple(weight.to(dtype) for weight in weights)
+            return self._product(coefficients, templates)
 
-    def _product(self, layers: slice) -> tuple[Tensor, ...]:
-        coefficients, templates, k = self.layer_coefficients()[layers], self.templates, self.num_templates
+    def _product(self, coefficients: Tensor, templates: Tensor) -> tuple[Tensor, ...]:
         channels, *rest = self.weight_shape
         if isinstance(templates, Tensor) and templates.dim() == 4 and not templates.is_contiguous():
             # in channels last, and so will be the weights; neither is copied
-            flat = templates.permute(0, 2, 3, 1).reshape(k, -1)
+            flat = templates.permute(0, 2, 3, 1).reshape(self.num_templates, -1)
             weights = (coefficients @ flat).view(-1, channels, *rest[1:], rest[0]).permute(0, 1, 4, 2, 3)
         else:
-            weights = (coefficients @ templates.reshape(k, -1)).view(-1, channels, *rest)
-        return weights.unbind(0)
-
-    def _cache_key(self) -> tuple | None:
-        """What the weights depend on; None if they must be computed anew."""
-        if self.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return None
-        sources = [self.templates, self.coefficients] + ([] if self.rows is None else [self.row_scales])
-        if any(type(p) is not nn.Parameter or p.is_inference() for p in sources):
-            return None
-        if torch.is_grad_enabled() and any(p.requires_grad for p in sources):
-            return None
-        device = sources[0].device.type
-        autocast = device != 'meta' and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        state = [(id(p), p._version, p.data_ptr(), p.dtype, p.stride()) for p in sources]
-        return autocast, device, *state
-
-    def train(self, mode: bool = True) -> TemplateBank:
-        """Set the mode; kept weights are dropped."""
-        self._cache = None
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> TemplateBank:
-        self._cache = None
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_cache': None}
+            flat = templates.reshape(self.num_templates, -1)
+            weights = (coefficients @ flat).view(-1, channels, *rest)
+        return weights.unbind()
 
     def extra_repr(self) -> str:
         """Layers, templates and shape."""
@@ -373,9 +323,7 @@ class SharedConv(nn.Module):
         Returns:
             nn.Module: ``nn.Conv2d``, or the like of another dimension, in the same mode.
         """
-        # in full precision even where a caller runs under autocast
-        with torch.autocast(self.template_bank.templates.device.type, enabled=False):
-            weight = self.template_bank.weight(self.index)
+        weight = self.template_bank.weight(self.index)
         kind, has_bias = type(self._rule[0]), self.bias is not None
         with torch.device(weight.device):
             conv = kind(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 
 class CollectionWatch:
@@ -15,6 +15,9 @@ class CollectionWatch:
     A module with ``auxiliary_losses()`` registers it as a forward pre-hook of itself and calls
     :meth:`collected` in that method. If weights have changed between two training passes and nobody asked
     for the losses meanwhile, they are not part of what is trained.
+
+    The weights are compared by the values of one parameter: fused optimizers and what writes through
+    ``parameter.data`` leave its version as it was.
 
     Args:
         name (str): What the losses are, for the message.
@@ -28,7 +31,7 @@ class CollectionWatch:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._version: int | None = None
+        self._before: Tensor | None = None
         self._warned = False
 
     def __call__(self, module: nn.Module, args: Any) -> None:
@@ -40,13 +43,14 @@ class CollectionWatch:
         """
         if not module.training or self._warned or torch.compiler.is_compiling():
             return
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():
             return
-        # an optimizer's step counts up the version of the parameters it changes
-        version = next((p._version for p in module.parameters() if p.requires_grad), None)
-        if self._version is None:
-            self._version = version
-        elif version != self._version:
+        parameter = next((p for p in module.parameters() if p.requires_grad), None)
+        if type(parameter) is not nn.Parameter or parameter.is_meta:  # a shard, or given for one call
+            return
+        if self._before is None or not _are_alike(self._before, parameter):  # moved meanwhile
+            self._before = parameter.detach().clone()
+        elif not torch.equal(self._before, parameter):
             self._warned = True
             print_log(
                 f'{type(module).__name__} trains without {self.name}: its auxiliary losses are not '
@@ -58,4 +62,8 @@ class CollectionWatch:
 
     def collected(self) -> None:
         """Take note that the losses were asked for."""
-        self._version = None
+        self._before = None
+
+
+def _are_alike(a: Tensor, b: Tensor) -> bool:
+    return (a.device, a.dtype, a.shape) == (b.device, b.dtype, b.shape)
