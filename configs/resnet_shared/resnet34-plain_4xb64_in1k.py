@@ -1,3 +1,3 @@
-_base_ = './resnet50_4xb64_in1k.py'
+_base_ = './resnet50-plain_4xb64_in1k.py'
 
 model = dict(backbone=dict(depth=34), head=dict(in_channels=512))
