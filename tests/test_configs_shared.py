@@ -85,7 +85,7 @@ def test_cifar_follows_the_paper(name: str) -> None:
 @pytest.mark.parametrize('name', PLAIN)
 def test_baselines_differ_from_what_they_are_compared_with_in_the_backbone_only(name: str) -> None:
     shares = {'resnet34': 'resnet34-s48u1', 'mobilenetv2': 'mobilenetv2-shared'}
-    kind, _, rest = Path(name).stem.partition('_')
+    kind, _, rest = Path(name).stem.replace('-plain', '').partition('_')
     plain = load(name).to_dict()
     sharing = load(f'configs/resnet_shared/{shares.get(kind, kind + "-shared")}_{rest}.py').to_dict()
     backbones = [cfg['model'].pop('backbone') for cfg in (plain, sharing)]
