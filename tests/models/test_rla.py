@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,6 @@ from torch import Tensor, nn
 
 from mmrecur.models.backbones import RLAResNet
 from mmrecur.models.layers import CBAM, ECA, Bottleneck, RLACell, SqueezeExcite, make_rla_cell
-from mmrecur.models.layers.norm_readout import norm_readout
 from mmrecur.models.layers.rla import RLA_VARIANTS, downsample_hidden, hidden_state
 
 
@@ -289,48 +286,3 @@ def test_cbam_equals_its_definition(bias: bool, spatial_norm: bool) -> None:
         cbam.switch_to_deploy()
         assert isinstance(cbam.spatial_norm, nn.Identity)
         torch.testing.assert_close(cbam(x), expected)
-
-
-@pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('momentum', [0.1, None])
-def test_norm_readout_is_norm_and_convolution(training: bool, momentum: float | None) -> None:
-    torch.manual_seed(0)
-    norm, conv = nn.BatchNorm2d(6, momentum=momentum).double(), nn.Conv2d(6, 3, 1, bias=False).double()
-    randomise_norms(norm)
-    norm.train(training)
-    x = torch.randn(2, 6, 5, 4, dtype=torch.double)
-    results = []
-    for fused in (False, True):
-        own, reader = copy.deepcopy(norm), copy.deepcopy(conv)
-        image = x.clone().requires_grad_()
-        for _ in range(2):  # the second step sees the statistics that the first one recorded
-            if fused:
-                y, read = norm_readout(own, reader, image)
-                y += 1  # what the function is for
-                y -= 1
-            else:
-                y = own(image)
-                read = reader(y)
-            (y.pow(3).sum() + read.sin().sum()).backward()
-        grads = [image.grad, own.weight.grad, own.bias.grad, reader.weight.grad]
-        results.append([y, read, *grads, *own.buffers()])
-    for plain, fused in zip(*results):
-        torch.testing.assert_close(fused, plain)
-
-
-def test_norm_readout_leaves_other_cases_to_the_caller() -> None:
-    conv, x = nn.Conv2d(4, 2, 1, bias=False), torch.randn(2, 4, 3, 3)
-    assert norm_readout(nn.BatchNorm2d(4), conv, x) is not None
-    assert norm_readout(nn.GroupNorm(2, 4), conv, x) is None
-    assert norm_readout(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), x) is None
-    assert norm_readout(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, stride=2, bias=False), x) is None
-    assert norm_readout(nn.BatchNorm2d(4, track_running_stats=False), conv, x) is None
-    hooked = nn.BatchNorm2d(4)
-    hooked.register_forward_hook(lambda *args: None)
-    assert norm_readout(hooked, conv, x) is None
-    assert norm_readout(nn.SyncBatchNorm(4), conv, x) is None
-    assert norm_readout(nn.BatchNorm2d(4).double(), conv, x) is None
-    with torch.no_grad():
-        assert norm_readout(nn.BatchNorm2d(4), conv, x) is None
-    with torch.autocast('cpu', torch.bfloat16):
-        assert norm_readout(nn.BatchNorm2d(4), conv, x) is None
