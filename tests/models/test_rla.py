@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+import mmrecur.registry  # noqa: F401
 from mmrecur.models.backbones import RLAResNet
 from mmrecur.models.layers import CBAM, ECA, Bottleneck, RLACell, SqueezeExcite, make_rla_cell
-from mmrecur.models.layers.rla import RLA_VARIANTS, downsample_hidden, hidden_state
+from mmrecur.models.layers.rla import RLA_VARIANTS, downsample_hidden, hidden_state, tanh_
 
 
 def randomise_norms(module: nn.Module, seed: int = 0) -> None:
@@ -286,3 +288,31 @@ def test_cbam_equals_its_definition(bias: bool, spatial_norm: bool) -> None:
         cbam.switch_to_deploy()
         assert isinstance(cbam.spatial_norm, nn.Identity)
         torch.testing.assert_close(cbam(x), expected)
+
+
+def test_tanh_keeps_its_relative_error_where_values_are_small() -> None:
+    x = torch.logspace(-8, 1.31, 4001, dtype=torch.double).float()
+    x = torch.cat([x, -x, torch.tensor([0.0, -0.0, 1e-38, 100.0, -torch.inf, torch.inf])])
+    expected = torch.tanh(x.double())
+    for recorded in (False, True):
+        with torch.set_grad_enabled(recorded):
+            y = tanh_(x.clone()).double()
+        assert ((y - expected).abs() <= 3e-7 * expected.abs()).all()
+    assert tanh_(torch.tensor([torch.nan])).isnan().all()
+
+
+@pytest.mark.parametrize(
+    'arguments', [dict(type='mmrecur.RLAResNet', depth=50), dict(type='mmrecur.RLAMobileNetV2')]
+)
+def test_deployed_form_of_an_untrained_network_computes_the_same(arguments: dict) -> None:
+    """Its states are small from the start and get smaller."""
+    torch.manual_seed(0)
+    model = MODELS.build(arguments)
+    model.init_weights()
+    model.eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        model.switch_to_deploy()
+        for output, value in zip(model(x), expected):
+            assert (output - value).abs().max() <= 1e-5 * value.abs().max()
