@@ -19,7 +19,7 @@ DETECTORS = [name for name in SHARED if '_fpn_1x_coco' in name]
 GRAFTED = [name for name in DETECTORS if '-graft_' in name]
 PRETRAINED = [name for name in DETECTORS if name not in GRAFTED]
 IMAGENET = [name for name in SHARED if '_in1k' in name]
-PLAIN = [name for name in IMAGENET if '-' not in Path(name).stem.split('_')[0]]
+PLAIN = [n for n in IMAGENET if '-' not in Path(n).stem.split('_')[0].removesuffix('-plain')]
 CIFAR = [name for name in SHARED if '_cifar' in name]
 #: Parameters in 10^6 and multiply-adds in 10^9 of Table 4, the paper's own models.
 TABLE_4 = {

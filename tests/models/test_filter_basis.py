@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mmrecur.models.backbones import DenseNetShared, MobileNetV2Shared, ResNetShared, ResNeXtShared
 from mmrecur.models.layers import FactorizedConv2d, FilterBasis, orthogonality_penalty
-from mmrecur.models.layers.norm_pointwise import norm_pointwise
 from mmrecur.models.losses import BasisGroup, OrthogonalityLoss
 from tests.models.test_rla import randomise_norms
 
@@ -115,46 +114,6 @@ def test_two_layers_add_up_their_gradients_of_the_basis() -> None:
     torch.testing.assert_close(grads[0] + grads[1], grads[2], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('momentum', [0.1, None])
-@pytest.mark.parametrize('frozen', [False, True])
-def test_norm_and_pointwise_convolution_in_one(momentum: float | None, frozen: bool) -> None:
-    torch.manual_seed(0)
-    pair = nn.Sequential(nn.BatchNorm2d(4, momentum=momentum), nn.Conv2d(4, 3, 1, bias=False)).double()
-    pair[0].requires_grad_(not frozen)
-    pair[0].weight.data.uniform_(-1, 2)
-    plain = copy.deepcopy(pair)
-    for _ in range(2):
-        x = (3 * torch.randn(2, 4, 5, 3) + 7).double()
-        images = [x.clone().requires_grad_() for _ in range(2)]
-        outputs = [norm_pointwise(*pair, images[0]), plain(images[1])]
-        for output in outputs:
-            output.sin().sum().backward()
-        torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(images[0].grad, images[1].grad, rtol=1e-8, atol=1e-8)
-    for a, b in zip(pair.parameters(), plain.parameters()):
-        assert (a.grad is None) == (b.grad is None) == (frozen and a.dim() == 1)
-        if a.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-8)
-    for key, value in plain.state_dict().items():
-        torch.testing.assert_close(pair.state_dict()[key], value)
-
-
-def test_training_keeps_no_normalised_map() -> None:
-    """Beside the input, the maps of the basis are all that a factorised convolution keeps."""
-    _, conv = basis_and_conv()
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 4 and tensor.size(0) == 3:
-            kept[tensor.data_ptr()] = tensor.numel()
-        return tensor
-
-    x = torch.randn(3, 6, 8, 8, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        conv(x)
-    assert sum(kept.values()) == 3 * 64 * (6 + 7)
-
-
 @pytest.mark.parametrize('form', ['dense', 'factorized', 'auto'])
 def test_inference_forms_are_exact_and_auto_counts(form: str) -> None:
     for rank, cheaper in ((5, 'factorized'), (30, 'dense')):
@@ -181,7 +140,8 @@ def test_penalty_is_equation_7_and_its_gradient() -> None:
             for j, b in enumerate(matrix.detach())
         )
         assert orthogonality_penalty(matrix).item() == pytest.approx(expected.item())
-        assert torch.autograd.gradcheck(orthogonality_penalty, matrix)
+        assert torch.autograd.gradcheck(orthogonality_penalty, matrix, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(orthogonality_penalty, matrix)
 
 
 def test_penalty_is_computed_in_single_precision_under_autocast() -> None:

@@ -7,16 +7,14 @@ Kang and Kim, *Deeply Shared Filter Bases for Parameter-Efficient Convolutional 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .checks import check_choice, check_int
 from .fuse import is_foldable, norm_affine
-from .norm_pointwise import norm_pointwise
 from .parallel import check_gathered, gathered, refuse_data_parallel
 
 #: Inference forms of a factorised convolution.
@@ -92,28 +90,6 @@ def orthogonal_init(bases: Sequence[FilterBasis]) -> None:
         basis.weight.copy_(rows.view_as(basis.weight))
 
 
-class _Penalty(torch.autograd.Function):
-    """``||B B^T - I||^2`` with the gradient ``4 (B B^T - I) B``: one product less than by parts."""
-
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        # With more rows than columns the other Gram matrix is smaller. Its penalty has the same gradient
-        # and is less by the number of rows that cannot be orthonormal.
-        tall = matrix.size(0) > matrix.size(1)
-        rows = matrix.T if tall else matrix
-        deviation = rows @ rows.T
-        deviation.diagonal().sub_(1)
-        ctx.save_for_backward(matrix, deviation)
-        return deviation.square().sum() + (matrix.size(0) - matrix.size(1) if tall else 0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        matrix, deviation = ctx.saved_tensors
-        tall = matrix.size(0) > matrix.size(1)
-        return 4 * grad * (matrix @ deviation if tall else deviation @ matrix)
-
-
 def orthogonality_penalty(matrix: Tensor) -> Tensor:
     r"""How far rows are from orthonormal: :math:`\|B B^T - I\|_F^2`, equation 7 of the paper.
 
@@ -124,7 +100,7 @@ def orthogonality_penalty(matrix: Tensor) -> Tensor:
         matrix (Tensor): B, shape (R, K). With R > K the penalty is at least R - K.
 
     Returns:
-        Tensor: A scalar of the matrix' dtype. It can be differentiated once.
+        Tensor: A scalar of the matrix' dtype.
 
     Example:
         >>> orthogonality_penalty(2 * torch.eye(3))
@@ -132,9 +108,18 @@ def orthogonality_penalty(matrix: Tensor) -> Tensor:
     """
     device = matrix.device.type
     if device == 'meta' or not torch.is_autocast_enabled(device):
-        return _Penalty.apply(matrix)
+        return _squared_deviation(matrix)
     with torch.autocast(device, enabled=False):
-        return _Penalty.apply(matrix)
+        return _squared_deviation(matrix)
+
+
+def _squared_deviation(matrix: Tensor) -> Tensor:
+    # With more rows than columns the other Gram matrix is smaller. Its penalty has the same gradient and is
+    # less by the number of rows that cannot be orthonormal.
+    surplus = max(matrix.size(0) - matrix.size(1), 0)
+    rows = matrix.T if surplus else matrix
+    identity = torch.eye(rows.size(0), dtype=matrix.dtype, device=matrix.device)
+    return (rows @ rows.T - identity).square().sum() + surplus
 
 
 class SharedConv2d(nn.Module):
@@ -262,9 +247,7 @@ class FactorizedConv2d(nn.Module):
         for basis in (self.basis, *([] if self.unique is None else [self.unique])):
             check_gathered(basis.weight, x, type(self).__name__, 'the filter basis')
         maps = F.conv2d(x, self.filters(), None, self.stride, self.padding, self.dilation)
-        if self.norm is None:
-            return self.coefficients(maps)
-        return norm_pointwise(self.norm, self.coefficients, maps)
+        return self.coefficients(maps if self.norm is None else self.norm(maps))
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         refuse_data_parallel(type(self).__name__, 'the filter basis that it shares with other convolutions')

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .attention import ChannelGate
 from .fuse import fold_norm, fold_norm_of_sum
-from .norm_readout import norm_readout
 from .residual import NormLayer
 
 
@@ -124,20 +123,12 @@ class InvertedResidual(nn.Module):
         residual = self.conv3(inner)
         if self.conv3_hidden is not None:
             residual += self._zeros_read(x) if h is None else self._state_read(h)
-        read = None
-        if readout is not None and self.attention is None:
-            both = norm_readout(self.bn3, readout, residual)
-            if both is not None:
-                residual, read = both
-                return (residual.add_(x) if self.has_shortcut else residual), read
         residual = self.bn3(residual)
         if self.attention is not None:
             residual = self.attention(residual)
-        if readout is not None:
-            read = readout(residual)
         # a sum in place would change what the readout keeps for its gradient
         output = residual + x if self.has_shortcut else residual
-        return output, output if read is None else read
+        return output, output if readout is None else readout(residual)
 
     def _state_read(self, h: Tensor) -> Tensor:
         """The state's part of the last convolution's sum."""

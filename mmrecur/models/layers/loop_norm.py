@@ -93,33 +93,51 @@ def masked_batch_norm(x: Tensor, norm: _BatchNorm, weights: Tensor) -> Tensor:
         Tensor: All samples normalised, shape (N, C, H, W), in the dtype of x.
     """
     values = x if x.dtype == torch.float64 else x.float()
-    mean, var, count = _masked_statistics(values, norm, weights.detach().to(values))
-    some = count > 1  # one value has no variance
+    per_channel = (1, -1) + (1,) * (x.dim() - 2)
+    weights = weights.detach().to(values)
+    pivot, share, count = _shares(values, norm, weights)
+    # All else is computed from the centred map, gradients too: with a mean far from zero, sums over x and
+    # over its square would cancel. Centred by anything else the result would be the same, so that the pivot
+    # needs no gradient. It is also the only map that is kept for the backward pass.
+    centred = values - pivot.view(per_channel)
+    mean, var = _masked_statistics(centred, norm, share)
     if norm.running_mean is not None:
-        mean = torch.where(some, mean, norm.running_mean.to(values))
+        some = count > 1  # one value has no variance
+        mean = torch.where(some, mean, torch.zeros_like(mean))
         var = torch.where(some, var, norm.running_var.to(values))
-        _record(norm, mean.detach(), var.detach(), count)
+        _record(norm, pivot + mean.detach(), var.detach(), count)
     scale = torch.rsqrt(var + norm.eps)
     if norm.affine:
         scale = scale * norm.weight
         shift = norm.bias - mean * scale
     else:
         shift = -mean * scale
-    per_channel = (1, -1) + (1,) * (x.dim() - 2)
-    return torch.addcmul(shift.view(per_channel), values, scale.view(per_channel)).to(x.dtype)
+    return torch.addcmul(shift.view(per_channel), centred, scale.view(per_channel)).to(x.dtype)
 
 
-def _masked_statistics(x: Tensor, norm: _BatchNorm, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of each channel over the samples that count; the number of values."""
+@torch.no_grad()
+def _shares(x: Tensor, norm: _BatchNorm, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """About the mean of each channel, each sample's share in it, and how many values of a channel count.
+
+    If no more than one does, the first is the running mean, if there is any.
+    """
+    weights = (weights * x[0, 0].numel()).unsqueeze(1)
+    own = x.mean(tuple(range(2, x.dim())))
+    total = _over_processes(torch.cat([(weights * own).sum(0), weights.sum(0)]), norm)
+    count = total[-1]
+    mean = total[:-1] / count.clamp(min=1)
+    if norm.running_mean is not None:
+        mean = torch.where(count > 1, mean, norm.running_mean.to(mean))
+    return mean, weights / count.clamp(min=1), count
+
+
+def _masked_statistics(x: Tensor, norm: _BatchNorm, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel; ``x`` has a mean close to zero."""
     pixels = tuple(range(2, x.dim()))
-    own_var, own_mean = torch.var_mean(x, pixels, correction=0)  # of each sample, in one pass
-    weights = weights * (x[0, 0].numel())
-    count = _over_processes(weights.sum(), norm)
-    share = (weights / count.clamp(min=1)).unsqueeze(1)
     # sums, not products of matrices: autocast would round those to half precision
-    mean = _over_processes((share * own_mean).sum(0), norm)
-    var = _over_processes((share * (own_var + (own_mean - mean).square())).sum(0), norm)
-    return mean, var, count
+    moments = torch.stack([x.mean(pixels), x.square().mean(pixels)], dim=1)
+    mean, square = _over_processes((share.unsqueeze(1) * moments).sum(0), norm)
+    return mean, square - mean.square()
 
 
 def _over_processes(x: Tensor, norm: _BatchNorm) -> Tensor:
@@ -134,15 +152,26 @@ class _SumOverProcesses(torch.autograd.Function):
     """The sum of a tensor over the processes of a group; its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
+    def forward(x: Tensor, group: Any) -> Tensor:
         x = x.contiguous().clone()
         dist.all_reduce(x, group=group)
         return x
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _SumOverProcesses.apply(grad, ctx.group), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, group: None) -> Tensor:
+        return _SumOverProcesses.apply(tangent, ctx.group)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, None], x: Tensor, group: Any) -> tuple[Tensor, int | None]:
+        return _SumOverProcesses.apply(x, group), in_dims[0]
 
 
 @torch.no_grad()

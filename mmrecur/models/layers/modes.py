@@ -1,11 +1,12 @@
-"""Training and evaluation mode."""
+"""Training and evaluation mode; whether a pass computes values or is recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -23,3 +24,18 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether a tensor may stand for others, so that neither its values nor its layout are to be looked at.
+
+    Args:
+        x (Tensor): Any tensor.
+
+    Returns:
+        bool: True under tracing, export, compilation and the transforms of ``torch.func``.
+    """
+    # the type check comes first: stand-ins of tracers are not to be asked further
+    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch._C._are_functorch_transforms_active()

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .modes import is_traced
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -60,13 +62,11 @@ def with_fast_layout(x: Tensor) -> Tensor:
         x (Tensor): Shape (N, C, H, W).
 
     Returns:
-        Tensor: The same values; ``x`` itself on other devices, under compilation and tracing.
+        Tensor: The same values; ``x`` itself on other devices, under compilation, tracing and
+        the transforms of ``torch.func``.
     """
     return x.contiguous(memory_format=torch.channels_last) if _is_plain_cpu(x) else x
 
 
 def _is_plain_cpu(x: Tensor) -> bool:
-    # the type check comes first: stand-ins of tracers are not to be asked further
-    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return x.device.type == 'cpu'
+    return not is_traced(x) and x.device.type == 'cpu'

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from .activation_checkpoint import run_step
 from .checks import check_choice, check_flag, check_int
 from .loop_norm import LoopNorm, LoopPosition
+from .modes import is_traced
 from .parallel import refuse_data_parallel
 
 #: What the iterations of a loop do with a block's norms.
@@ -46,8 +47,8 @@ class RecursiveBlock(nn.Module):
 
     In training all samples are computed, so that the gate gets a gradient, and one that has left keeps its
     map. In evaluation a sample that has left is not computed: the block runs on the remaining ones, and not
-    at all when none is left. Traced, exported or compiled, and with ``skip=False``, evaluation computes all
-    samples and selects: the same result.
+    at all when none is left. Traced, exported or compiled, under the transforms of ``torch.func`` and with
+    ``skip=False``, evaluation computes all samples and selects: the same result.
 
     Args:
         block (nn.Module): A residual block of stride 1 that keeps the number of channels, with norms as
@@ -134,7 +135,7 @@ class RecursiveBlock(nn.Module):
             return x
         if self.training:
             return self._learn(x)
-        if self.skip and not _is_traced(x):
+        if self.skip and not is_traced(x):
             return self._leave_out(x)
         reached = None
         for index in range(self.num_loops):
@@ -273,11 +274,6 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _is_loop_norm(module: nn.Module) -> bool:
     return isinstance(module, LoopNorm)
-
-
-def _is_traced(x: Tensor) -> bool:
-    """Whether the values of ``x`` may not be looked at."""
-    return type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _per_sample(x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .attention import CBAM, ChannelGate
 from .fuse import fold_norm, fold_norm_of_sum
-from .norm_readout import norm_readout
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -195,27 +194,18 @@ class Bottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.gates_products:
             return self._gated(inner, shortcut, source, readout)
-        residual, read = self._residual(inner, readout if source == 'residual' else None)
-        if source == 'residual' and read is None:
+        residual = self.bn3(self.conv3(inner))
+        if self.attention is not None:
+            residual = self.attention(residual)
+        if source == 'residual':
             # it is read again: a sum in place would turn it into the output
             output = self.relu(residual + shortcut)
         else:
             residual += shortcut
             output = self.relu(residual)
-        if read is None:
-            maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
-            read = maps[source] if readout is None else readout(maps[source])
-        return output, read
-
-    def _residual(self, inner: Tensor, readout: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-        """The residual and, if it may be overwritten after that, what ``readout`` reads from it."""
-        residual = self.conv3(inner)
-        if readout is not None and self.attention is None:
-            both = norm_readout(self.bn3, readout, residual)
-            if both is not None:
-                return both
-        residual = self.bn3(residual)
-        return residual if self.attention is None else self.attention(residual), None
+        maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
+        read = maps[source]
+        return output, read if readout is None else readout(read)
 
     def _gated(
         self, inner: Tensor, shortcut: Tensor, source: str, readout: nn.Module | None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .checks import check_int
 from .fuse import is_foldable, norm_affine
+from .modes import is_traced
 
 #: Variant -> (what is aggregated, whether it joins the state before BN-tanh-conv or after); Figure 4.
 RLA_VARIANTS: dict[str, tuple[str, bool]] = {
@@ -55,9 +56,8 @@ def downsample_hidden(h: State, stride: int) -> State:
 def tanh_(x: Tensor) -> Tensor:
     """Hyperbolic tangent in place, for inference.
 
-    Float32 on a CPU goes through ``2 sigmoid(2 x) - 1``, whose four vectorised passes take a fifth of the
-    time of torch's tanh there and are as exact as its argument (1.2e-7 absolute); bf16 would lose small
-    values that way.
+    Float32 on a CPU goes through ``(exp(2 x) - 1) / (exp(2 x) + 1)`` with ``expm1``, which takes two thirds
+    of the time of torch's tanh there. The error stays relative (2e-7): states can be small throughout.
 
     Args:
         x (Tensor): Any shape; overwritten.
@@ -65,11 +65,11 @@ def tanh_(x: Tensor) -> Tensor:
     Returns:
         Tensor: ``x``.
     """
-    # the type check comes first: stand-ins of tracers have no dtype to compare
-    if type(x) is Tensor and x.dtype == torch.float32 and x.device.type == 'cpu':
-        if not torch.is_grad_enabled():  # autograd would need what the next pass overwrites
-            return x.mul_(2).sigmoid_().mul_(2).sub_(1)
-    return x.tanh_()
+    # a trace would keep these steps, autograd would need what they overwrite
+    if is_traced(x) or torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != 'cpu':
+        return x.tanh_()
+    x.clamp_(-10, 10).mul_(2).expm1_()  # 1 beyond that; the exponential must not overflow
+    return x.div_(x + 2)
 
 
 class RecurrentCell(nn.Module):

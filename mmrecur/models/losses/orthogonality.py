@@ -77,6 +77,7 @@ class OrthogonalityLoss(nn.Module):
         for group in groups:
             matrices = [*group.shared, *(group.unique if self.with_unique else [])]
             matrix = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
-            total = total + orthogonality_penalty(matrix.float())
+            single = matrix if matrix.dtype == torch.float64 else matrix.float()
+            total = total + orthogonality_penalty(single)
             entries += len(matrix) ** 2
         return self.loss_weight * (total / entries if self.average else total)
