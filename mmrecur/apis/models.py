@@ -14,9 +14,9 @@ from torch import nn
 
 import mmrecur
 from mmrecur.apis.specs import build_model, read_model
-from mmrecur.checkpoint.convert import unwrap
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.layouts import below
+from mmrecur.checkpoint.wrapping import unwrap
 
 #: Task of the models that mmpretrain can build, as the metafiles name it.
 CLASSIFICATION = 'Image Classification'

@@ -19,7 +19,7 @@ from mmrecur.analysis.complexity import count_parameters
 from mmrecur.apis.demo_inputs import demo_inputs
 from mmrecur.apis.runner import ToolError
 from mmrecur.checkpoint import Report, TransferError, graft
-from mmrecur.checkpoint.convert import unwrap
+from mmrecur.checkpoint.wrapping import unwrap
 
 from .host import find_host, outputs
 from .plan import Swap
