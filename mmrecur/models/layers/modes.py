@@ -1,10 +1,11 @@
-"""Training and evaluation mode."""
+"""State that a function changes for a while: modes of modules, random generators."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -23,3 +24,15 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leave torch's global generators as they are, whatever is drawn within a context.
+
+    Building a layer draws its weights, even if others take their place at once. Generators of GPUs are
+    included where this process uses any.
+    """
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus):
+        yield
