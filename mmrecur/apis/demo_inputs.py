@@ -109,7 +109,7 @@ def demo_inputs(
 
 
 def _reads_tensor_masks(model: nn.Module) -> bool:
-    """Whether a model takes masks as tensors: RTMDet, whose assigner weighs boxes by them if there are any."""
+    """Whether a model takes masks as tensors: RTMDet, whose assigner looks for their centres."""
     from mmdet.models.dense_heads import RTMDetHead, RTMDetInsHead
 
     head = getattr(model, 'bbox_head', None)

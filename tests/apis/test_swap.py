@@ -278,7 +278,8 @@ def test_a_file_to_start_from_is_read_at_once(small: Path, tmp_path: Path) -> No
     assert 'norm_eval' not in inexact.config.model.backbone
     # also where the base is of another kind, and where it starts from such a file itself
     yolo = load_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
-    assert plan_swap(yolo, NARROW, file).is_exact and not plan_swap(yolo, 'mmrecur.DRResNet(base_channels=8)', file).is_exact
+    assert plan_swap(yolo, NARROW, file).is_exact
+    assert not plan_swap(yolo, 'mmrecur.DRResNet(base_channels=8)', file).is_exact
     own = small_with(small, model__backbone__init_cfg=dict(type='Pretrained', checkpoint=file))
     assert plan_swap(own, 'rla-resnet').is_checked
 

@@ -19,7 +19,7 @@ from mmrecur.checkpoint.wrapping import read_weights
 from mmrecur.models.backbones import Backbone
 
 from .host import Replaced, build, outputs
-from .weights import Start, largest_difference, settle, ways_out
+from .weights import PLAIN_DEPTHS, Start, largest_difference, settle, ways_out
 
 #: What a pretrained network has not: it is trained without these parts.
 _EXTRAS = {'dcn', 'plugins', 'sac', 'conv_cfg'}
@@ -121,7 +121,7 @@ def _counterpart(new: Backbone, args: Mapping[str, Any], scope: str | None) -> d
     if hasattr(new, 'width_mult'):
         common.pop('in_channels')
         return dict(type=f'{library}.MobileNetV2', widen_factor=new.width_mult, **common)
-    if args.get('depth') not in (18, 34, 50, 101, 152) or args.get('stem') == 'cifar':
+    if args.get('depth') not in PLAIN_DEPTHS or args.get('stem') == 'cifar':
         return None
     width = args.get('base_channels') or 64
     names = ('depth', 'style', 'deep_stem', 'avg_down', 'strides', 'dilations')

@@ -44,6 +44,7 @@ _NEUTRAL = {
 _TRANSLATED = {
     'type', 'num_stages', 'width_per_group', 'se_ratio', 'stage_with_dcn', 'stage_with_sac', 'stem_channels',
     'init_cfg', 'pretrained', 'widen_factor', 'output_img',
+    'expansion',
 }  # fmt: skip
 
 
@@ -263,7 +264,7 @@ def read_replaced(host: Host) -> Replaced:
     unknown = {
         key: value
         for key, value in cfg.items()
-        if is_plain and key not in options and key not in _TRANSLATED and key != 'expansion' and _NEUTRAL.get(key, ...) != value
+        if is_plain and key not in options and key not in _TRANSLATED and _NEUTRAL.get(key, ...) != value
     }
     stem = getattr(module, 'stem_channels', None)
     if is_plain and stem not in (None, options.get('base_channels')):
@@ -292,9 +293,9 @@ def _refuse_special(module: nn.Module, kind: str, host: Host) -> None:
     """Say why backbones that give more than maps cannot be replaced."""
     if kind == 'TridentResNet':
         raise ToolError(
-            f'TridentResNet gives in training the maps of {module.num_branch} branches as if of so many times '
-            f'more images, which {host.model.get("type")} expects; a backbone of this package gives one map an '
-            'image. Allowed: the same detector on a ResNet, such as '
+            f'TridentResNet gives in training the maps of {module.num_branch} branches, as if of more images, '
+            f'which {host.model.get("type")} expects; a backbone of this package gives one map of an image. '
+            'Allowed: the same detector on a ResNet, such as '
             'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'
         )
     if kind.startswith('DetectoRS') and getattr(module, 'output_img', False):

@@ -102,7 +102,7 @@ def loss_notes(
     if stages is not None and kept < stages and now < before:
         notes.append(
             f'{type(new).__name__} ends with stage {kept} of {stages}, whose map is as large as the last of '
-            f'the base; {stages - kept} stages are dropped: {size}'
+            f'the base, and does without the rest: {size}'
         )
     narrower = any(n < o for o, n in zip(old_channels, new.out_channels))
     if narrower:

@@ -15,6 +15,8 @@ from mmrecur.apis.runner import ToolError
 
 from .host import ALTERS_WEIGHTS, Replaced
 
+#: Depths of ResNets; those of other networks are no depths of a plain one.
+PLAIN_DEPTHS = (18, 34, 50, 101, 152)
 #: Relative difference of features up to which rounding explains it.
 EXACT = 1e-4
 
@@ -50,7 +52,8 @@ def pretrained(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def ways_out(args: Mapping[str, Any]) -> str:
     """What else to start from."""
-    example = f', such as init="torchvision://resnet{args["depth"]}"' if args.get('depth') else ''
+    depth = args.get('depth')
+    example = f', such as init="torchvision://resnet{depth}"' if depth in PLAIN_DEPTHS else ''
     return (
         'Allowed: init="none" (--init none) for random weights, or the checkpoint of a plain network that '
         f'fits{example}'
@@ -96,7 +99,7 @@ def choose_start(init: str, replaced: Replaced, args: Mapping[str, Any]) -> Star
             )
     start = Start({**found, 'type': 'mmrecur.Graft'}, 'graft')
     old_depth, depth = replaced.options.get('depth'), args.get('depth')
-    if old_depth == depth or depth is None:
+    if old_depth == depth or depth not in PLAIN_DEPTHS:
         return start
     name = re.fullmatch(rf'torchvision://resnet{old_depth}', checkpoint)
     if name is None:
