@@ -88,6 +88,10 @@ def _choose(checkpoint: Mapping[str, Any], ema: bool) -> tuple[dict[str, Tensor]
     average = next((key for key in _AVERAGES if _tensors(checkpoint.get(key))), None)
     if weights is None and average is None:
         return _tensors(checkpoint), []
+    if weights is not None and average is not None:
+        # a key of that name may hold something else
+        names = [set(_renamed(_tensors(checkpoint[key]))) for key in (weights, average)]
+        average = average if names[0] & names[1] else None
     if weights is None or average is None:
         return _tensors(checkpoint[weights or average]), []
     if average == 'ema_state_dict' and 'steps' in checkpoint[average]:  # MMEngine exchanges the two

@@ -68,6 +68,10 @@ def test_moving_averages(trainer: str, state: dict[str, Tensor]) -> None:
     assert 'the weights, not their moving average; ema=True takes' in notes[0]
 
 
+def test_other_things_are_no_average(state: dict[str, Tensor]) -> None:
+    assert read_weights(dict(model=state, ema=dict(decay=torch.ones(1)))) == (state, [])
+
+
 @pytest.mark.parametrize('average', [AveragedModel, ExponentialMovingAverage])
 def test_what_the_libraries_really_save(average: type, source: nn.Module, state: dict) -> None:
     saved = average(copy.deepcopy(source)).state_dict()

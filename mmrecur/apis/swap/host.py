@@ -293,7 +293,7 @@ def _refuse_special(module: nn.Module, kind: str, host: Host) -> None:
     """Say why backbones that give more than maps cannot be replaced."""
     if kind == 'TridentResNet':
         raise ToolError(
-            f'TridentResNet gives in training the maps of {module.num_branch} branches, as if of more images, '
+            f'TridentResNet gives in training the maps of {module.num_branch} branches as if of more images, '
             f'which {host.model.get("type")} expects; a backbone of this package gives one map of an image. '
             'Allowed: the same detector on a ResNet, such as '
             'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'
