@@ -87,9 +87,14 @@ def count_work(
     analyzer = FlopAnalyzer(_TensorMode(model, arguments or {}), (inputs,))
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analyzer.tracer_warnings('none')
-    logging.getLogger('mmengine.analysis').setLevel(logging.ERROR)
-    with evaluation_mode(model), torch.no_grad():
-        work = analyzer.by_module()
+    logger = logging.getLogger('mmengine.analysis')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            work = analyzer.by_module()
+    finally:
+        logger.setLevel(level)
     return Counter({name.removeprefix('model').removeprefix('.'): int(n) for name, n in work.items() if name})
 
 

@@ -93,6 +93,9 @@ def demo_inputs(
         last = max(0, min(4, classes - 1))
         # the first class behind the objects': stuff, where a head knows any
         samples = [detection_sample(image, i, (0, last), min(classes, 254)) for i, image in enumerate(images)]
+        if _reads_tensor_masks(model):
+            for sample in samples:
+                sample.gt_instances.masks = sample.gt_instances.masks.to_tensor(torch.bool, 'cpu')
         if getattr(model, 'with_rpn', True) is not False:
             for sample in samples:
                 del sample.proposals
@@ -103,6 +106,14 @@ def demo_inputs(
         samples = [DataSample().set_gt_label(index % max(classes, 1)) for index in range(batch_size)]
         return dict(inputs=torch.stack(images), data_samples=samples)
     return None
+
+
+def _reads_tensor_masks(model: nn.Module) -> bool:
+    """Whether a model takes masks as tensors: RTMDet, whose assigner looks for their centres."""
+    from mmdet.models.dense_heads import RTMDetHead, RTMDetInsHead
+
+    head = getattr(model, 'bbox_head', None)
+    return isinstance(head, RTMDetHead) and not isinstance(head, RTMDetInsHead)
 
 
 def _num_classes(model: nn.Module) -> int:

@@ -18,9 +18,9 @@ from mmrecur.analysis.loops import describe_loops, find_loops, layer_sequences
 from mmrecur.apis.checkpoints import check_out, put_checkpoint
 from mmrecur.apis.runner import ToolError, build_runner, load_config, stack_batches
 from mmrecur.apis.specs import build_model, parse_module
-from mmrecur.checkpoint.convert import unwrap
 from mmrecur.checkpoint.fold import Folding, fold
 from mmrecur.checkpoint.io import load_checkpoint_file
+from mmrecur.checkpoint.wrapping import unwrap
 from mmrecur.engine.file_backend import AtomicLocalBackend
 
 

@@ -13,13 +13,15 @@ import yaml
 from torch import nn
 
 import mmrecur
+from mmrecur.apis.randomness import FreshSeeds
 from mmrecur.apis.specs import build_model, read_model
-from mmrecur.checkpoint.convert import unwrap
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.layouts import below
+from mmrecur.checkpoint.wrapping import unwrap
 
 #: Task of the models that mmpretrain can build, as the metafiles name it.
 CLASSIFICATION = 'Image Classification'
+_fresh_seed = FreshSeeds()
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,12 @@ def get_model(
     pretrained: bool | str = False,
     backbone_only: bool = False,
     options: dict[str, Any] | None = None,
+    seed: int | None = None,
 ) -> nn.Module:
     """Build a model by name.
+
+    Random weights depend on the state of torch's global generator, which is read and never moved: no other
+    random number of a program changes because a model is built. Two models built in a row differ.
 
     Args:
         name (str): A name that :func:`list_models` gives.
@@ -144,6 +150,8 @@ def get_model(
         backbone_only (bool): Build the backbone alone. Defaults to False.
         options (dict, optional): Changes to the config by dotted key, e.g.
             ``{'model.backbone.variant': 'v3'}``. Defaults to None.
+        seed (int, optional): Of the random weights, the same ones for the same seed. Defaults to None, by
+            the state of torch's generator and the number of models built at it.
 
     Returns:
         nn.Module: The classifier, the detector or its backbone.
@@ -160,7 +168,8 @@ def get_model(
             f'pretrained=True: no weights are published for {name!r}, allowed: False, or the path of a '
             'checkpoint'
         )
-    model = build_model(*read_model(str(_index()[name].config), options, backbone_only))
+    seed = _fresh_seed() if seed is None else seed
+    model = build_model(*read_model(str(_index()[name].config), options, backbone_only), seed)
     if pretrained:
         state = unwrap(load_checkpoint(_index()[name].weights if pretrained is True else pretrained))
         if backbone_only:  # of a whole model's file its backbone

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
@@ -22,6 +21,7 @@ from mmengine.utils import is_installed
 from torch import nn
 
 import mmrecur.registry  # noqa: F401  (adds this package to MMEngine's registries)
+from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.runner import ToolError, load_config
 
 
@@ -122,12 +122,13 @@ def registry_scope(scope: str | None) -> Iterator[None]:
         yield
 
 
-def build_model(cfg: dict[str, Any], scope: str | None) -> nn.Module:
-    """Build a model with random weights, the same ones every time.
+def build_model(cfg: dict[str, Any], scope: str | None, seed: int = 0) -> nn.Module:
+    """Build a model with random weights, the same ones every time; global generators stay as they are.
 
     Args:
         cfg (dict): The model's config.
         scope (str, optional): Default scope of its types.
+        seed (int): Of the weights. Defaults to 0.
 
     Returns:
         nn.Module: The model; nothing is downloaded.
@@ -135,9 +136,8 @@ def build_model(cfg: dict[str, Any], scope: str | None) -> nn.Module:
     Raises:
         ToolError: If it cannot be built; the message says why.
     """
-    torch.manual_seed(0)
     try:
-        with registry_scope(scope):
+        with registry_scope(scope), own_randomness(seed):
             model = MODELS.build(ConfigDict(without_pretrained(cfg)))
     except (KeyError, TypeError, ValueError) as error:
         message = error.args[0] if error.args else error

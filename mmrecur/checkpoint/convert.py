@@ -13,9 +13,10 @@ from ..models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 from ..models.layers.checks import check_choice
 from .layouts import why_absent
 from .net_rl2 import convert_net_rl2
-from .report import Report, Transfer, TransferError
+from .report import Report, Transfer
 from .rlanet_mobilenet import convert_rlanet_mobilenet
 from .soft_sharing import convert_soft_sharing
+from .wrapping import unwrap
 
 
 def convert(
@@ -54,32 +55,6 @@ def convert(
     transfer = Transfer(unwrap(state_dict), model)
     CONVERTERS[source](transfer)
     return transfer.finish(strict)
-
-
-def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Find the tensors in a checkpoint and take ``module.`` off their names.
-
-    Args:
-        checkpoint (Mapping): What a checkpoint file holds.
-
-    Returns:
-        dict[str, Tensor]: The tensors by name.
-
-    Raises:
-        TransferError: If there are none.
-    """
-    state = checkpoint
-    for key in ('state_dict', 'model'):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-    tensors = {
-        re.sub(r'^(module\.)+', '', key): value
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
-    if not tensors:
-        raise TransferError(f'no tensors in the checkpoint, whose keys are {list(checkpoint)[:8]}')
-    return tensors
 
 
 _RLANET_STAGE = re.compile(r'stages\.(\d+)\.(\d+)\.(.+)')

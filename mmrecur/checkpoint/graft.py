@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .convert import unwrap
+from .advice import advice, style_note
 from .layouts import plain_names, why_absent
-from .report import Report, Transfer
+from .report import Report, Transfer, TransferError
+from .wrapping import read_weights
 
 #: A rule fills a :class:`GraftTransfer` for one backbone class.
 Rule = Callable[['GraftTransfer'], None]
@@ -37,7 +38,11 @@ def register_graft(name: str) -> Callable[[Rule], Rule]:
 
 
 def graft(
-    state_dict: Mapping[str, Any], model: nn.Module, strict: bool = True
+    state_dict: Mapping[str, Any],
+    model: nn.Module,
+    strict: bool = True,
+    prefix: str | None = None,
+    ema: bool = True,
 ) -> tuple[dict[str, Tensor], Report]:
     """Turn a plain network's checkpoint into one for a model with a backbone of this package.
 
@@ -47,10 +52,15 @@ def graft(
     Args:
         state_dict (Mapping): Checkpoint of a plain ResNet, ResNeXt, SE-, ECA-, CBAM-ResNet, ResNet-D or
             MobileNetV2 in the layout of torchvision, timm, mmpretrain or mmdet, or of a whole classifier
-            or detector; tensors by name or under ``'state_dict'`` or ``'model'``.
+            or detector; as MMEngine, timm, torchvision, Lightning or torch alone save it, see
+            :func:`mmrecur.checkpoint.wrapping.read_weights`.
         model (nn.Module): A backbone of this package, or a classifier or detector with one as
             ``backbone``. It is not changed.
         strict (bool): Raise if a key is not explained. Defaults to True.
+        prefix (str, optional): Take only what starts with it, without it, e.g. ``'teacher.'``. Defaults to
+            None.
+        ema (bool): Where the file has the weights and their moving average, take the average. Defaults to
+            True.
 
     Returns:
         tuple[dict[str, Tensor], Report]: A state dict that ``model.load_state_dict`` takes, and the
@@ -58,7 +68,8 @@ def graft(
 
     Raises:
         ValueError: If the model has no backbone with a rule, or is in its inference form.
-        TransferError: If keys or shapes do not fit, with ``strict``.
+        TransferError: If keys or shapes do not fit, with ``strict``; always if nothing fits. The message
+            says which options of the backbone would, where that is known.
 
     Example:
         >>> import torch
@@ -73,10 +84,15 @@ def graft(
         raise ValueError(
             f'backbone of type {type(backbone).__name__}, allowed: {", ".join(sorted(_RULES))}'
         )
-    transfer = GraftTransfer(unwrap(state_dict), model)
-    rule(transfer)
-    transfer.copy_other_parts()
-    return transfer.finish(strict)
+    source, notes = read_weights(state_dict, prefix, ema)
+    transfer = GraftTransfer(source, model)
+    transfer.report.notes += [*notes, *style_note(state_dict, transfer)]
+    try:
+        rule(transfer)
+        transfer.copy_other_parts()
+        return transfer.finish(strict)
+    except TransferError as error:
+        raise TransferError(f'{error}{advice(transfer)}') from error
 
 
 class GraftTransfer(Transfer):

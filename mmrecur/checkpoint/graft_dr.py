@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..models.layers.loop_norm import LoopNorm
 from ..models.layers.recursive import RecursiveBlock
-from .convert import unwrap
 from .graft import GraftTransfer, register_graft
 from .layouts_mobilenet import mobilenet_names
 from .report import Report, TransferError
+from .wrapping import unwrap
 
 #: How the blocks of a loop are made one.
 METHODS = ('average', 'least squares')
@@ -74,6 +74,7 @@ def graft_dr(transfer: GraftTransfer, images: Tensor | None = None) -> None:
             transfer.drop(key, 'a block that no iteration stands for')
     what = "||y - y'|| / ||y|| of the maps" if images is not None else "||W - W'|| / ||W||"
     shown = ', '.join(f'{loop} {error:.1%} ({how})' for loop, (error, how) in errors.items())
+    transfer.report.errors.update({loop: error for loop, (error, _) in errors.items()})
     if errors:
         transfer.report.notes.append(f'relative error of each loop, {what}: {shown}')
 

@@ -85,6 +85,7 @@ def graft_shared(transfer: GraftTransfer) -> None:
                 basis = basis.view(wanted)
             fitted[f'{stage_name}.basis.{name}.weight'] = (sources, basis, how)
     _fill(transfer, fitted)
+    transfer.report.errors.update(errors)
     if errors:
         shown = ', '.join(f'{place} {error:.1%}' for place, error in errors.items())
         transfer.report.notes.append(f'relative error of the filters, ||W - W\'|| / ||W||: {shown}')

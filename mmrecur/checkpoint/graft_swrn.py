@@ -28,6 +28,7 @@ def _graft_swrn(transfer: GraftTransfer) -> None:
         if None in keys:
             continue  # said by finish(): the bank is missing in the source
         errors[name] = fill_bank(transfer, name, bank, keys), bank
+    transfer.report.errors.update({name: error for name, (error, _) in errors.items()})
     for name, (error, bank) in errors.items():
         if bank.num_templates < bank.num_layers:
             transfer.report.notes.append(

@@ -8,10 +8,8 @@ from torch import nn
 
 from mmrecur.registry import WEIGHT_INITIALIZERS
 
-from .convert import unwrap
 from .graft import graft
 from .io import load_checkpoint
-from .layouts import below
 from .report import TransferError
 
 
@@ -26,6 +24,7 @@ class GraftInit:
         checkpoint (str): File, URL or name that MMEngine loads, such as ``torchvision://resnet50``.
         prefix (str, optional): Use only what starts with it, without it. Defaults to None.
         strict (bool): Raise if a key is not explained. Defaults to True.
+        ema (bool): Of weights and their moving average take the average. Defaults to True.
         map_location (str): Where to load to. Defaults to 'cpu'.
 
     Raises:
@@ -37,6 +36,7 @@ class GraftInit:
         checkpoint: str,
         prefix: str | None = None,
         strict: bool = True,
+        ema: bool = True,
         map_location: str = 'cpu',
     ) -> None:
         if not isinstance(checkpoint, str):
@@ -44,6 +44,7 @@ class GraftInit:
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.strict = strict
+        self.ema = ema
         self.map_location = map_location
 
     def __call__(self, module: nn.Module) -> None:
@@ -58,12 +59,7 @@ class GraftInit:
         """
         loaded = load_checkpoint(self.checkpoint, self.map_location)
         try:
-            state = unwrap(loaded)
-            if self.prefix:
-                state = below(state, self.prefix.rstrip('.') + '.')
-                if not state:
-                    raise TransferError(f'prefix={self.prefix!r}: no key starts with it')
-            state, report = graft(state, module, self.strict)
+            state, report = graft(loaded, module, self.strict, self.prefix, self.ema)
         except TransferError as error:
             raise TransferError(f'checkpoint {self.checkpoint!r}: {error}') from error
         module.load_state_dict(state)

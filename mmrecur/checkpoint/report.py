@@ -28,6 +28,8 @@ class Report:
         initial (dict[str, str]): Target key left at the model's own value -> why.
         unused (dict[str, str]): Source key that went nowhere -> why.
         notes (list[str]): Remarks for the user.
+        errors (dict[str, float]): Place in the backbone -> relative error of what was fitted there; empty
+            where nothing had to be fitted.
     """
 
     copied: dict[str, str] = field(default_factory=dict)
@@ -35,6 +37,7 @@ class Report:
     initial: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain types, for JSON."""
@@ -47,6 +50,7 @@ class Report:
             'initial': dict(self.initial),
             'unused': dict(self.unused),
             'notes': list(self.notes),
+            'errors': dict(self.errors),
         }
 
     def __str__(self) -> str:
@@ -181,7 +185,8 @@ class Transfer:
             and the report.
 
         Raises:
-            TransferError: With ``strict``, naming every unexplained key and every wrong shape.
+            TransferError: With ``strict``, naming every unexplained key and every wrong shape. Without, if
+                nothing at all in the backbone is from the source.
         """
         report = self.report
         used = self.used_sources() | set(report.unused)
@@ -196,6 +201,13 @@ class Transfer:
             raise TransferError(
                 'the source does not fit the model: '
                 + '; '.join(f'{name}: {_some(keys)}' for name, keys in problems.items() if keys)
+            )
+        filled = {key for key, (sources, _) in report.transformed.items() if sources} | report.copied.keys()
+        if not any(k.startswith(self.prefix) and self._tensors[k].is_floating_point() for k in filled):
+            backbone = [key for key in self.target if key.startswith(self.prefix)]
+            raise TransferError(
+                f'nothing in the source fits the backbone: the source has {_some([*self.source], 3)}; the '
+                f'model has {_some(backbone, 3)}'
             )
         for key in missing:
             self.leave(key, 'not explained: missing or of another shape in the source')

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .layers.modes import generators_kept
+
 
 class Deployable(nn.Module):
     """Base of modules that can be rewritten in place into a form for inference.
@@ -38,7 +40,8 @@ class Deployable(nn.Module):
         if self.deployed:
             return
         self.eval()
-        self._switch_to_deploy()
+        with generators_kept():
+            self._switch_to_deploy()
         self.deployed = True
         if memory_format is None and next(self.parameters()).device.type == 'cpu':
             memory_format = torch.channels_last

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from mmrecur.apis.swap.names import find_backbone
 from mmrecur.checkpoint import Report, TransferError, graft, register_graft
 from mmrecur.models.backbones import Backbone, RLAResNet
 from tests.models.test_rla import randomise_norms
@@ -23,7 +24,7 @@ ALL = (0, 1, 2, 3)
 def plain(kind: str = 'ResNet', depth: int = 50, base: int = 8, scope: str = 'mmpretrain', **kw) -> nn.Module:
     """A plain backbone with the norms of a trained one."""
     torch.manual_seed(1)
-    arguments = dict(depth=depth, base_channels=base, stem_channels=base, out_indices=ALL, **kw)
+    arguments = dict(depth=depth, base_channels=base, stem_channels=base, out_indices=ALL) | kw
     model = MODELS.build(dict(type=f'{scope}.{kind}', **arguments))
     randomise_norms(model)
     model.eval()
@@ -58,6 +59,7 @@ PLAIN = {
     'resnet to se with biases': (dict(), dict(attention=dict(type='se', bias=True))),
     'se-resnet': (dict(kind='SEResNet', se_ratio=4), dict(attention=dict(type='se', reduction=4, bias=True))),
     'caffe': (dict(scope='mmdet', style='caffe'), dict(style='caffe')),
+    'wide': (dict(base_channels=16, expansion=2), dict(base_width=128)),
     'resnext': (dict(kind='ResNeXt', groups=2, width_per_group=4), dict(groups=2, base_width=4)),
     'resnet-d': (
         dict(deep_stem=True, avg_down=True),
@@ -178,6 +180,18 @@ def test_a_network_whose_state_nothing_reads_becomes_a_plain_one() -> None:
     # where blocks read it, the plain network would be another
     with pytest.raises(TransferError, match='unexpected in the source: layer1.0.conv1_hidden.weight'):
         graft(RLAResNet(**arguments).state_dict(), model)
+
+
+def test_wide_resnets_have_torchvisions_shapes() -> None:
+    models = pytest.importorskip('torchvision.models')
+    with torch.device('meta'):
+        source = models.wide_resnet50_2().state_dict()
+        model = RLAResNet(50, base_width=128)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    assert {key: value.shape for key, value in source.items() if not key.startswith('fc.')} == {
+        key: shape for key, shape in shapes.items() if 'hidden' not in key and '.rla.' not in key
+    }
+    assert find_backbone('rla-wide-resnet50-2')[1]['base_width'] == 128
 
 
 def test_torchvision_weights_graft() -> None:

@@ -431,7 +431,7 @@ WRONG = [
     (dict(in_channels=0), 'in_channels=0, allowed'),
     (dict(groups=0), 'groups=0, allowed'),
     (dict(base_width=1.5), 'base_width=1.5, allowed'),
-    (dict(base_width=128), 'base_width=128 with groups=1, allowed: 64'),
+    (dict(base_width=100, base_channels=8), 'base_width=100 with groups=1, allowed: a multiple of 8'),
     (dict(init_cfg=3), 'init_cfg=3, allowed'),
     (dict(base_channels='64'), "base_channels='64', allowed"),
     (dict(norm_cfg=dict(type='Norm')), r'norm_cfg=.*Norm.*Allowed'),

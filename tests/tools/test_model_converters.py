@@ -11,9 +11,11 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
+from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.io import load_checkpoint_file
 from tests import golden
+from tests.tool_module import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +43,7 @@ def test_authors_file_becomes_ours(tmp_path: Path) -> None:
         for i, output in enumerate(model(fixture.input)):
             assert golden.relative_error(output, fixture.outputs[f'eval_{i}']) < 1e-4
     report = json.loads((tmp_path / 'ours.report.json').read_text())
-    assert set(report) == {'copied', 'transformed', 'initial', 'unused', 'notes'}
+    assert set(report) == {'copied', 'transformed', 'initial', 'unused', 'notes', 'errors'}
     assert sorted(path.name for path in tmp_path.iterdir()) == ['ours.pth', 'ours.report.json', 'theirs.pth']
 
 
@@ -74,3 +76,32 @@ def test_what_does_not_fit_writes_nothing(tmp_path: Path) -> None:
     assert 'narrow.pth' in done.stderr and 'conv1.weight has shape (64, 3, 7, 7)' in done.stderr
     assert 'Traceback' not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ['narrow.pth']
+
+
+def test_weights_are_picked_from_a_file_with_several(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tool = load_tool('model_converters/graft_checkpoint.py')
+    plain = MODELS.build(dict(type='mmpretrain.ResNet', depth=50, base_channels=8, stem_channels=8))
+    state = plain.state_dict()
+    doubled = {key: 2 * value for key, value in state.items()}
+    both = {f'student.{key}': value for key, value in state.items()}
+    both |= {f'teacher.{key}': value for key, value in doubled.items()}
+    torch.save({'state_dict': both}, tmp_path / 'pair.pth')
+    torch.save({'state_dict': state, 'state_dict_ema': doubled}, tmp_path / 'timm.pth')
+    out, config = tmp_path / 'out.pth', ['--config', 'mmrecur.RLAResNet(depth=50, base_channels=8)']
+
+    def factor(name: str, *options: str) -> float:
+        tool.main([str(tmp_path / name), str(out), *config, *options])
+        stem = load_checkpoint_file(out)['state_dict']['conv1.weight']
+        return (stem / state['conv1.weight']).mean().round(decimals=3).item()
+
+    assert factor('pair.pth', '--prefix', 'student') == 1 and factor('pair.pth', '--prefix', 'teacher.') == 2
+    assert factor('timm.pth') == 2 and "taken from 'state_dict_ema'" in capsys.readouterr().out
+    assert factor('timm.pth', '--no-ema') == 1
+    out.unlink()
+    for options, message in (
+        (['--prefix', 'pupil'], 'keys start with student., teacher.'),
+        (['--no-strict'], 'nothing in the source fits the backbone'),
+    ):
+        with pytest.raises(ToolError, match=message):
+            factor('pair.pth', *options)
+    assert not out.exists()

@@ -249,3 +249,22 @@ def test_wrong_uses_are_named(tool: Any, detector: Any, tmp_path: Path) -> None:
     with pytest.raises(ToolError, match='new style'):
         tool.main([str(lazy), *start[1:], str(tmp_path / 'x.py')])
     assert not (tmp_path / 'x.py').exists()
+
+
+def test_a_file_to_start_from_is_tried_and_its_fit_printed(
+    tool: Any, detector: Any, tmp_path: Path, capsys: Any
+) -> None:
+    config, _, model = detector
+    plain, out = tmp_path / 'plain.pth', tmp_path / 'swapped.py'
+    torch.save(model.backbone.state_dict(), plain)
+    start = [str(config), '--out', str(out), '--shape', '64', '96', '--init']
+    tool.main([*start, str(plain), '--backbone', 'resnet50-shared'])
+    printed = capsys.readouterr().out
+    assert 'Tried now: not the function from before' in printed
+    assert "Fit error ||W - W'|| / ||W|| from " in printed and 'norm_eval would keep them so' in printed
+    backbone = Config.fromfile(out).model.backbone
+    assert 'norm_eval' not in backbone and 'frozen_stages' not in backbone
+    out.unlink()
+    with pytest.raises(ToolError, match="absent.pth' does not exist"):
+        tool.main([*start, str(tmp_path / 'absent.pth'), '--backbone', 'rla-resnet'])
+    assert not out.exists()

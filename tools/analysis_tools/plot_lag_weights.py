@@ -34,8 +34,8 @@ from mmrecur.analysis.plots import picture_path, plot_lag_weights, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
-from mmrecur.checkpoint.convert import unwrap
 from mmrecur.checkpoint.io import load_checkpoint
+from mmrecur.checkpoint.wrapping import unwrap
 
 #: What is printed of a fit.
 FIT = ('scale', 'rate', 'r_squared')

@@ -28,8 +28,8 @@ from mmrecur.analysis.plots import picture_path, plot_segment_views, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
-from mmrecur.checkpoint.convert import unwrap
 from mmrecur.checkpoint.io import load_checkpoint
+from mmrecur.checkpoint.wrapping import unwrap
 from mmrecur.models.layers import ChannelRecurrentConv
 
 

@@ -52,9 +52,13 @@ def _weights(swap: Swap, trial: Trial) -> str:
     if start.kind == 'random':
         return 'Weights: random.'
     text = f'Weights: {start.init_cfg["checkpoint"]}, grafted when training starts.'
-    if swap.difference is None:
-        return text
-    return f'{text} Tried with random ones: {_compared(swap.difference)}'
+    if swap.difference is not None:
+        how = 'Tried now' if swap.is_checked else 'Tried with random ones'
+        text = f'{text} {how}: {_compared(swap.difference)}'
+    if swap.errors:
+        low, high = (f'{f(swap.errors.values()):.1%}' for f in (min, max))
+        text = f"{text}\n  Fit error ||W - W'|| / ||W|| from {low} to {high}, in {len(swap.errors)} places."
+    return text
 
 
 def _compared(difference: float) -> str:
@@ -65,6 +69,8 @@ def _compared(difference: float) -> str:
 
 
 def _step(trial: Trial) -> str:
+    if trial.note is not None:
+        return f'Training step: none was tried. {trial.note}.'
     if trial.losses is None:
         return 'Training step: none was tried, no inputs can be made up for this kind of model.'
     losses = 'losses are finite'

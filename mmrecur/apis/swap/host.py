@@ -17,14 +17,19 @@ from mmrecur.apis.specs import build_model
 from mmrecur.models.backbones import Backbone
 
 #: Plain networks whose options and weights the grafts know, by class name.
-PLAIN = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'SEResNet', 'SEResNeXt', 'MobileNetV2')
+PLAIN = (
+    'ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'SEResNet', 'SEResNeXt', 'MobileNetV2', 'ResNet_CIFAR',
+    'DetectoRS_ResNet', 'DetectoRS_ResNeXt',
+)  # fmt: skip
 
 #: Options that both sides may have; a backbone of this package gets those that it knows too.
 COMMON = ('in_channels', 'frozen_stages', 'norm_cfg', 'norm_eval', 'with_cp')
 ARCHITECTURE = (
     'depth', 'groups', 'base_width', 'base_channels', 'deep_stem', 'avg_down', 'style', 'strides',
-    'dilations', 'attention',
+    'dilations', 'attention', 'stem',
 )  # fmt: skip
+#: What other networks made of ResNets have in common with them.
+_OF_EVERY_RESNET = ('depth', 'style', 'strides', 'dilations', 'out_indices')
 #: Options that pretrained weights depend on and a backbone here may lack: usual value, and why.
 ALTERS_WEIGHTS = {
     'style': ('pytorch', 'Its weights are for a stride on the 1x1 convolutions'),
@@ -38,7 +43,8 @@ _NEUTRAL = {
 #: Options that say the same as others, or belong to one of those that are reported.
 _TRANSLATED = {
     'type', 'num_stages', 'width_per_group', 'se_ratio', 'stage_with_dcn', 'stage_with_sac', 'stem_channels',
-    'init_cfg', 'pretrained', 'widen_factor',
+    'init_cfg', 'pretrained', 'widen_factor', 'output_img',
+    'expansion',
 }  # fmt: skip
 
 
@@ -122,8 +128,17 @@ def find_host(cfg: Config, at: str | None = None) -> Host:
     if at is None and len(found) > 1 and 'model' not in found:
         raise ToolError(f'several parts have a backbone; choose one with at: {", ".join(found)}')
     path = at or ('model' if 'model' in found else next(iter(found)))
-    preprocessor = cfg.get('data_preprocessor') if path == 'model' else None
+    preprocessor = cfg.get('data_preprocessor') if path == 'model' else _of_images(model)
     return Host(path, found[path], cfg.get('default_scope'), preprocessor)
+
+
+def _of_images(model: dict[str, Any]) -> dict[str, Any] | None:
+    """What a tracker's preprocessor does to videos, for the images of the detector within."""
+    outer = model.get('data_preprocessor') or {}
+    if str(outer.get('type')).rpartition('.')[2] != 'TrackDataPreprocessor':
+        return None
+    kept = {k: v for k, v in outer.items() if k not in ('type', 'use_det_processor', 'batch_augments')}
+    return dict(type='mmdet.DetDataPreprocessor', **kept)
 
 
 def build(cfg: dict[str, Any], scope: str | None, what: str) -> nn.Module:
@@ -220,13 +235,19 @@ def read_replaced(host: Host) -> Replaced:
     library = type(module).__module__.split('.')[0]
     ours = isinstance(module, Backbone)
     is_plain = kind in PLAIN and library in ('mmdet', 'mmpretrain')
+    _refuse_special(module, kind, host)
     if ours:
         known = {key for key in (*COMMON, *ARCHITECTURE, 'out_indices') if hasattr(module, key)}
         options = {key: cfg.get(key, getattr(module, key)) for key in known}
         return Replaced(cfg, module, kind, False, options, {})
     names = (*COMMON, *ARCHITECTURE, 'out_indices') if is_plain else COMMON
+    if not is_plain and _is_resnet(module) and _option(module, cfg, 'depth') is not inspect.Parameter.empty:
+        names = (*COMMON, *_OF_EVERY_RESNET)
     options = {name: _option(module, cfg, name) for name in names}
+    if kind == 'ResNet_CIFAR':
+        options['stem'] = 'cifar'
     if is_plain:
+        _translate_expansion(options, module, cfg)
         if hasattr(module, 'width_per_group'):
             options['base_width'] = _option(module, cfg, 'width_per_group')
         if hasattr(module, 'widen_factor'):
@@ -249,6 +270,42 @@ def read_replaced(host: Host) -> Replaced:
     if is_plain and stem not in (None, options.get('base_channels')):
         unknown['stem_channels'] = stem
     return Replaced(cfg, module, kind, is_plain, options, unknown)
+
+
+def _is_resnet(module: nn.Module) -> bool:
+    """Whether a module is made of a ResNet of mmdet or mmpretrain."""
+    bases = [c for c in type(module).__mro__ if c.__name__ == 'ResNet']
+    return any(c.__module__.split('.')[0] in ('mmdet', 'mmpretrain') for c in bases)
+
+
+def _translate_expansion(options: dict[str, Any], module: nn.Module, cfg: dict[str, Any]) -> None:
+    """mmpretrain's Wide ResNets are wider inside since they expand less: here they have a wider base."""
+    if cfg.get('expansion') is None or not isinstance(options.get('base_channels'), int):
+        return
+    inner, outer = options['base_channels'], options['base_channels'] * cfg['expansion']
+    expansion = 4 if options.get('depth', 0) >= 50 else 1
+    if outer != inner * expansion:
+        options['base_channels'] = outer // expansion
+        options['base_width'] = 64 * inner // options['base_channels']
+
+
+def _refuse_special(module: nn.Module, kind: str, host: Host) -> None:
+    """Say why backbones that give more than maps cannot be replaced."""
+    if kind == 'TridentResNet':
+        raise ToolError(
+            f'TridentResNet gives in training the maps of {module.num_branch} branches as if of more images, '
+            f'which {host.model.get("type")} expects; a backbone of this package gives one map of an image. '
+            'Allowed: the same detector on a ResNet, such as '
+            'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'
+        )
+    if kind.startswith('DetectoRS') and getattr(module, 'output_img', False):
+        neck = host.model.get('neck') or {}
+        raise ToolError(
+            f'{kind} gives the image itself before its maps (output_img=True), since the neck, '
+            f'{neck.get("type")}, sends it through further backbones that read the maps too; no backbone of '
+            'this package does that. Allowed: a detector with another neck, such as '
+            'mmdet::detectors/cascade-rcnn_r50-sac_1x_coco.py'
+        )
 
 
 def _option(module: nn.Module, cfg: dict[str, Any], name: str) -> Any:

@@ -9,20 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from torch import Tensor
 
+from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.runner import ToolError, load_config
 from mmrecur.models.backbones import Backbone
 
 from .channels import set_channels
+from .fit import check_start
+from .freezing import freeze_what_is_trained
 from .host import ARCHITECTURE, Host, Replaced, build, find_host, outputs, read_replaced
 from .names import find_backbone, signature
-from .weights import EXACT, Start, _pretrained, choose_start, settle, try_graft
+from .stages import loss_notes, matching_indices, probe
+from .weights import EXACT, Start, choose_start, pretrained, settle
 
-#: Image on which backbones are compared: both sides are multiples of 32, and differ.
-_PROBE = (96, 128)
+#: Options whose loss is worth a note, unless they have these values.
+_USUAL = {'style': 'pytorch', 'attention': None, 'groups': 1, 'base_width': 64, 'stem': 'imagenet'}
 
 
 @dataclass
@@ -36,8 +39,11 @@ class Swap:
         old (str): The replaced backbone.
         new (str): The new one.
         start (Start): What it starts from.
-        difference (float, optional): Largest relative difference of the features of both, with a plain
-            network's random weights grafted; None if it starts from none.
+        difference (float, optional): Largest relative difference of the features of both, with the
+            checkpoint grafted or, where that is not at hand, a plain network's random weights; None if it is
+            not known.
+        is_checked (bool): Whether it was the checkpoint.
+        errors (dict[str, float]): What the graft of the checkpoint says of its fit, see :class:`Report`.
         changes (list[tuple]): Place, value before and value now.
         notes (list[str]): What else the user should know.
     """
@@ -49,8 +55,15 @@ class Swap:
     new: str
     start: Start
     difference: float | None = None
+    is_checked: bool = False
+    errors: dict[str, float] = field(default_factory=dict)
     changes: list[tuple[str, Any, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_exact(self) -> bool:
+        """bool: Whether the graft is known to compute what the replaced backbone did."""
+        return self.difference is not None and self.difference <= EXACT
 
 
 def swap_backbone(
@@ -108,7 +121,13 @@ def plan_swap(
     Raises:
         ToolError: If the backbone cannot be replaced.
     """
-    base = load_config(cfg) if isinstance(cfg, str) else cfg
+    with own_randomness():
+        return _plan(load_config(cfg) if isinstance(cfg, str) else cfg, name, init, at, load_from)
+
+
+def _plan(
+    base: Config, name: str | dict[str, Any], init: str, at: str | None, load_from: str | None
+) -> Swap:
     config = copy.deepcopy(base)
     host = find_host(config, at)
     replaced = read_replaced(host)
@@ -117,23 +136,26 @@ def plan_swap(
     start = Start(None, 'model') if load_from else choose_start(init, replaced, args)
     swap = Swap(base, config, host, str(replaced), '', start)
     _check_whole_checkpoint(swap, init)
-    _freeze_what_is_trained(swap, args, fixed)
-    image = torch.rand(1, args.get('in_channels', 3), *_PROBE, generator=torch.Generator().manual_seed(0))
-    maps = outputs(replaced.module, image, "the base's backbone")
+    image, maps = probe(replaced.module, args.get('in_channels', 3))
+
+    def built(out_indices: tuple[int, ...]) -> Backbone:
+        cfg = _new_config(family, {**args, 'out_indices': out_indices}, Start(None, 'random'))
+        return build(cfg, host.scope, 'the new backbone')
+
+    stages = None
     if 'out_indices' not in args:
-        args['out_indices'] = _matching_indices(family, args, host, maps, image)
+        args['out_indices'], stages = matching_indices(built, maps, image)
+    backbone = built(args['out_indices'])
+    _check_sizes(backbone, maps, image)
+    checked = check_start(start, replaced, host.scope, backbone, args, image)
+    swap.difference, swap.is_checked, swap.errors = checked.difference, checked.by_file, checked.errors
+    swap.notes += checked.notes
+    freeze_what_is_trained(swap, args, fixed)
     new = _new_config(family, args, start)
-    backbone = build(new, host.scope, 'the new backbone')
-    _replace(swap, new, backbone, maps, image)
+    _replace(swap, new, backbone, maps)
     swap.new = f'{family.__name__}({_shown(new)})'
-    if start.kind == 'graft' and replaced.is_plain and init == 'base':
-        swap.difference = try_graft(replaced, start, host.scope, backbone, image)
-        if swap.difference > EXACT and new.get('norm_eval'):
-            swap.notes.append(
-                'norm_eval=True, as in the base, keeps the statistics that norms had with the weights from '
-                'before: norm_eval=False lets them follow'
-            )
-    _note_options(swap, replaced, new)
+    swap.notes += loss_notes(replaced.module, backbone, [m.size(1) for m in maps], stages)
+    _note_options(swap, replaced, family, new)
     if load_from:
         _load(swap, load_from)
     return swap
@@ -155,7 +177,7 @@ def _arguments(
     args = {key: value for key, value in replaced.options.items() if key in known}
     if 'depth' not in known:  # another architecture: numbers per stage mean other stages
         args = {key: value for key, value in args.items() if key not in (*ARCHITECTURE, 'out_indices')}
-    if replaced.options.get('depth') is None:
+    if replaced.options.get('depth') is None or 'stem' in replaced.options and 'stem' not in known:
         args.pop('out_indices', None)
     if host.is_classifier:
         args.update(family.classifier_options)
@@ -172,7 +194,7 @@ def _arguments(
 def _check_whole_checkpoint(swap: Swap, init: str) -> None:
     """A checkpoint of the whole model, which the base loads, does not fit any more."""
     config, model = swap.config, swap.host.model
-    whole = config.get('load_from') or (_pretrained(model) or {}).get('checkpoint')
+    whole = config.get('load_from') or (pretrained(model) or {}).get('checkpoint')
     if whole is None or swap.start.kind == 'model':
         return
     if init == 'base':
@@ -186,63 +208,6 @@ def _check_whole_checkpoint(swap: Swap, init: str) -> None:
         config.load_from = None
     else:
         model.pop('init_cfg')
-
-
-def _freeze_what_is_trained(swap: Swap, args: dict[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Freeze only what is good as it is."""
-    frozen = args.get('frozen_stages', -1)
-    if 'frozen_stages' in fixed:
-        return
-    if swap.start.kind != 'random':
-        if frozen > 0:
-            args['frozen_stages'] = 0
-            swap.changes.append(('backbone.frozen_stages', frozen, 0))
-            swap.notes.append(
-                'frozen_stages: only the stem stays frozen, since what is new in a stage has to learn'
-            )
-        return
-    changes = {}
-    if frozen >= 0:
-        changes['frozen_stages'] = -1
-    if args.get('norm_eval') and 'norm_eval' not in fixed:
-        changes['norm_eval'] = False
-    if (args.get('norm_cfg') or {}).get('requires_grad') is False and 'norm_cfg' not in fixed:
-        changes['norm_cfg'] = {**args['norm_cfg'], 'requires_grad': True}
-    for key, value in changes.items():
-        swap.changes.append((f'backbone.{key}', args.get(key), value))
-        args[key] = value
-    if changes:
-        swap.notes.append(f'random weights at first: {", ".join(changes)} would keep them so')
-
-
-def _matching_indices(
-    family: type[Backbone], args: Mapping[str, Any], host: Host, maps: Sequence[Tensor], image: Tensor
-) -> tuple[int, ...]:
-    """Stages whose maps are as large as the replaced ones; of equal ones the same width, else the last."""
-    probe = None
-    for number in range(12, 0, -1):
-        try:
-            cfg = _new_config(family, {**args, 'out_indices': tuple(range(number))}, Start(None, 'random'))
-            probe = build(cfg, host.scope, 'the new backbone')
-            break
-        except ToolError as error:
-            if 'out_indices' not in str(error):
-                raise
-    stages = outputs(probe, image, 'the new backbone')
-    found = []
-    for wanted in maps:
-        fits = [i for i, stage in enumerate(stages) if stage.shape[2:] == wanted.shape[2:]]
-        same = [i for i in fits if stages[i].size(1) == wanted.size(1)]
-        if not fits:
-            break
-        found.append((same or fits)[-1])
-    if len(found) < len(maps) or sorted(set(found)) != found:
-        height = image.size(2)
-        raise ToolError(
-            f"the outputs of the base's backbone have strides {[height // m.size(2) for m in maps]}; "
-            f'{family.__name__} has stages of {[height // s.size(2) for s in stages]}, each once at most'
-        )
-    return tuple(found)
 
 
 def _new_config(family: type[Backbone], args: Mapping[str, Any], start: Start) -> ConfigDict:
@@ -265,18 +230,19 @@ def _new_config(family: type[Backbone], args: Mapping[str, Any], start: Start) -
     return cfg
 
 
-def _replace(
-    swap: Swap, new: ConfigDict, backbone: Backbone, old_maps: Sequence[Tensor], image: Tensor
-) -> None:
-    """Put the backbone and what it needs into the config."""
+def _check_sizes(backbone: Backbone, old_maps: Sequence[Tensor], image: Tensor) -> None:
     settle(backbone, image)
     maps = outputs(backbone, image, 'the new backbone')
-    sizes = [[tuple(m.shape[2:]) for m in group] for group in (old_maps, maps)]
-    if sizes[0] != sizes[1]:
+    old, new = ([tuple(m.shape[2:]) for m in group] for group in (old_maps, maps))
+    if old != new:
         raise ToolError(
-            f'on an image of {_PROBE} the old backbone gives maps of {sizes[0]}, the new one of {sizes[1]}: '
-            'what reads them needs the same'
+            f'on an image of {tuple(image.shape[2:])} the old backbone gives maps of {old}, the new one of '
+            f'{new}: what reads them needs the same'
         )
+
+
+def _replace(swap: Swap, new: ConfigDict, backbone: Backbone, old_maps: Sequence[Tensor]) -> None:
+    """Put the backbone and what it needs into the config."""
     model, config, root = swap.host.model, swap.config, swap.host.path
     swap.changes += set_channels(model, [m.size(1) for m in old_maps], backbone.out_channels)
     model.backbone = new
@@ -324,27 +290,28 @@ def _merged(own: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _note_options(swap: Swap, replaced: Replaced, new: Mapping[str, Any]) -> None:
+def _note_options(
+    swap: Swap, replaced: Replaced, family: type[Backbone], new: Mapping[str, Any]
+) -> None:
+    known = signature(family)
     lost = {k: v for k, v in replaced.unknown.items() if k not in new}
     lost |= {
         key: replaced.options[key]
-        for key, usual in {'style': 'pytorch', 'attention': None}.items()
-        if replaced.options.get(key, usual) != usual and key not in new
+        for key, usual in _USUAL.items()
+        if replaced.options.get(key, usual) != usual and key not in known
     }
     for key, value in lost.items():
         shown = value if not isinstance(value, list) else ', '.join(str(v.get('cfg', v)) for v in value)
         swap.notes.append(f'left out, the new backbone has no counterpart: {key}={shown}')
-
-
     if swap.start.kind != 'random' and (new.get('norm_cfg') or {}).get('requires_grad') is False:
         swap.notes.append('norm_cfg.requires_grad=False: norms that are new do not learn either')
 
 
 def _load(swap: Swap, load_from: str) -> None:
     model, config = swap.host.model, swap.config
-    if swap.host.is_nested or _pretrained(model):
+    if swap.host.is_nested or pretrained(model):
         # load_from is for the whole model, of which this is a part
-        before = (_pretrained(model) or {}).get('checkpoint')
+        before = (pretrained(model) or {}).get('checkpoint')
         model.init_cfg = dict(type='Pretrained', checkpoint=load_from)
         swap.changes.append((f'{swap.host.path}.init_cfg', before, load_from))
     else:

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from mmrecur.analysis.complexity import count_parameters
 from mmrecur.apis.demo_inputs import demo_inputs
+from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.runner import ToolError
 from mmrecur.checkpoint import Report, TransferError, graft
-from mmrecur.checkpoint.convert import unwrap
+from mmrecur.checkpoint.layouts import below
+from mmrecur.checkpoint.wrapping import unwrap
 
 from .host import find_host, outputs
 from .plan import Swap
+from .stages import probe
 from .weights import largest_difference, settle
 
 
@@ -38,6 +41,7 @@ class Trial:
         state (dict, optional): The grafted checkpoint.
         report (Report, optional): What became of every tensor in it.
         difference (float, optional): Largest relative difference of the features before and now.
+        note (str, optional): Why no training step was tried, if the base's model is to blame.
     """
 
     parameters: tuple[int, int] = (0, 0)
@@ -47,6 +51,7 @@ class Trial:
     state: dict[str, Tensor] | None = field(default=None, repr=False)
     report: Report | None = field(default=None, repr=False)
     difference: float | None = None
+    note: str | None = None
 
 
 def try_swap(
@@ -64,11 +69,17 @@ def try_swap(
         Trial: What was seen.
 
     Raises:
-        ToolError: If the model cannot be built or trained or the checkpoint does not fit.
+        ToolError: If the model cannot be built or trained or the checkpoint does not fit. A model whose base
+            cannot be trained on made-up images either is left untried.
     """
+    with own_randomness():
+        return _try(swap, shape, checkpoint)
+
+
+def _try(swap: Swap, shape: tuple[int, int] | None, checkpoint: Mapping[str, Any] | None) -> Trial:
     old, new = find_host(swap.base, swap.host.path).build(), swap.host.build()
     channels = getattr(new.backbone, 'in_channels', 3)
-    image = torch.rand(1, channels, 96, 128, generator=torch.Generator().manual_seed(0))
+    image, _ = probe(old.backbone, channels)
     trial = Trial(
         parameters=(count_parameters(old)[0], count_parameters(new)[0]),
         backbone_parameters=(count_parameters(old.backbone)[0], count_parameters(new.backbone)[0]),
@@ -78,6 +89,7 @@ def try_swap(
             new.init_weights()
         settle(new.backbone, image)
     else:
+        checkpoint = _of_host(checkpoint, swap)
         _load_base(old, checkpoint)
         try:
             trial.state, trial.report = graft(checkpoint, new)
@@ -88,20 +100,17 @@ def try_swap(
             outputs(old.backbone, image, "the base's backbone"),
             outputs(new.backbone, image, 'the new backbone'),
         )
-    del old
     _check_optimizer(swap, new)
     shapes = [tuple(shape)] if shape else _usual_shapes(swap)
-    data = demo_inputs(new, shapes[0], channels=channels)
-    if data is None:
+    if demo_inputs(new, shapes[0], channels=channels) is None:
         return trial
-    try:
-        _train_a_step(new, data, trial)
-    except ToolError:
-        if len(shapes) == 1:
-            raise
-        # a model that picks hundreds of places from its maps needs as many
-        new.zero_grad()
-        _train_a_step(new, demo_inputs(new, shapes[1], channels=channels), trial)
+    error = _first_step(new, shapes, channels, trial)
+    if error is None:
+        return trial
+    reason = _first_step(old, shapes, channels)
+    if reason is None:
+        raise error
+    trial.note = f'The base itself fails on made-up images: {reason}'
     return trial
 
 
@@ -115,6 +124,21 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _of_host(checkpoint: Mapping[str, Any], swap: Swap) -> Mapping[str, Any]:
+    """Of the checkpoint of a whole model, such as a tracker, the part that has the backbone."""
+    if not swap.host.is_nested:
+        return checkpoint
+    prefix = f'{swap.host.path.removeprefix("model.")}.'
+    state = unwrap(checkpoint)
+    inside = below(state, prefix)
+    if not inside:
+        return checkpoint
+    rest = dict.fromkeys(key.split('.', 1)[0] for key in state if not key.startswith(prefix))
+    if rest:
+        swap.notes.append(f'of the checkpoint only {prefix[:-1]} is grafted, not {", ".join(rest)}')
+    return {'state_dict': inside}
 
 
 def _load_base(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
@@ -153,25 +177,62 @@ def _usual_shapes(swap: Swap) -> list[tuple[int, int]]:
     return [(size, size)] if isinstance(size, int) else [(128, 128), (256, 256)]
 
 
-def _train_a_step(model: nn.Module, data: dict[str, Any], trial: Trial) -> None:
-    """One forward and backward pass; every parameter of the backbone has to take part."""
-    height, width = data['inputs'][0].shape[-2:]
+def _first_step(
+    model: nn.Module, shapes: list[tuple[int, int]], channels: int, trial: Trial | None = None
+) -> ToolError | None:
+    """Train a step on the first size of images on which it works; the last error if there is none."""
+    error = None
+    for shape in shapes:  # a model that picks hundreds of places from its maps needs as many
+        model.zero_grad()
+        try:
+            losses = _step(model, demo_inputs(model, shape, channels=channels))
+            if trial is not None:
+                _check_step(model, losses, trial)
+            return None
+        except ToolError as failed:
+            error = failed
+    return error
+
+
+@contextlib.contextmanager
+def _as_in_a_run() -> Iterator[None]:
+    """Tell models what the runner tells those whom it concerns."""
     hub = MessageHub.get_current_instance()
-    for name, value in {'epoch': 0, 'iter': 0, 'max_epochs': 1, 'max_iters': 1}.items():
-        if name not in hub.runtime_info:  # which the runner says to whom it concerns
-            hub.update_info(name, value)
+    told = {'epoch': 0, 'iter': 0, 'max_epochs': 1, 'max_iters': 1}
+    told = {name: value for name, value in told.items() if name not in hub.runtime_info}
+    for name, value in told.items():
+        hub.update_info(name, value)
+    try:
+        yield
+    finally:
+        for name in told:
+            hub.pop_info(name)
+
+
+def _step(model: nn.Module, data: dict[str, Any]) -> dict[str, float]:
+    """One forward and backward pass; the losses."""
+    height, width = data['inputs'][0].shape[-2:]
+    for module in model.modules():
+        if getattr(module, 'use_torchvision', False):
+            # without its compiled operators torchvision gathers regions in Python, in a hundred gigabytes
+            module.use_torchvision = False
     if getattr(model.data_preprocessor, 'batch_augments', None):
         model.data_preprocessor.batch_augments = None  # which may enlarge the images to their usual size
     model.train()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _as_in_a_run():
             data = model.data_preprocessor(data, training=True)
             loss, logs = model.parse_losses(model(**data, mode='loss'))
             loss.backward()
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'
         raise ToolError(f'a training step on images of {height}x{width} fails: {reason}') from error
-    trial.losses = {name: float(value.detach()) for name, value in logs.items()}
+    return {name: float(value.detach()) for name, value in logs.items()}
+
+
+def _check_step(model: nn.Module, losses: dict[str, float], trial: Trial) -> None:
+    """Losses have to be finite, and every parameter of the backbone has to take part."""
+    trial.losses = losses
     wrong = [name for name, value in trial.losses.items() if not math.isfinite(value)]
     if wrong:
         raise ToolError(f'a training step gives losses that are not finite: {", ".join(wrong)}')

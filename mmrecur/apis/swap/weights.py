@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmrecur.apis.runner import ToolError
-from mmrecur.checkpoint import TransferError, graft
-from mmrecur.models.backbones import Backbone
 
-from .host import ALTERS_WEIGHTS, Replaced, build, outputs
+from .host import ALTERS_WEIGHTS, Replaced
 
+#: Depths of ResNets; those of other networks are no depths of a plain one.
+PLAIN_DEPTHS = (18, 34, 50, 101, 152)
 #: Relative difference of features up to which rounding explains it.
 EXACT = 1e-4
 
@@ -31,14 +30,16 @@ class Start:
             the whole model.
         kind (str): ``'random'``, ``'graft'`` of a plain network, or ``'model'``, a checkpoint of the whole.
         depth (int, optional): Depth of the plain network, if it is not the replaced one's.
+        is_named (bool): Whether the user has named the plain network.
     """
 
     init_cfg: dict[str, Any] | None
     kind: str
     depth: int | None = None
+    is_named: bool = False
 
 
-def _pretrained(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
+def pretrained(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
     """The initialiser of a module's config that loads a checkpoint."""
     given = cfg.get('init_cfg')
     for item in [given] if isinstance(given, Mapping) else given or []:
@@ -49,9 +50,10 @@ def _pretrained(cfg: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _ways_out(args: Mapping[str, Any]) -> str:
+def ways_out(args: Mapping[str, Any]) -> str:
     """What else to start from."""
-    example = f', such as init="torchvision://resnet{args["depth"]}"' if args.get('depth') else ''
+    depth = args.get('depth')
+    example = f', such as init="torchvision://resnet{depth}"' if depth in PLAIN_DEPTHS else ''
     return (
         'Allowed: init="none" (--init none) for random weights, or the checkpoint of a plain network that '
         f'fits{example}'
@@ -76,8 +78,8 @@ def choose_start(init: str, replaced: Replaced, args: Mapping[str, Any]) -> Star
     if init == 'none':
         return Start(None, 'random')
     if init != 'base':
-        return Start(dict(type='mmrecur.Graft', checkpoint=init), 'graft')
-    found = _pretrained(replaced.cfg)
+        return Start(dict(type='mmrecur.Graft', checkpoint=init), 'graft', is_named=True)
+    found = pretrained(replaced.cfg)
     if found is None:
         return Start(None, 'random')
     checkpoint = found['checkpoint']
@@ -86,28 +88,33 @@ def choose_start(init: str, replaced: Replaced, args: Mapping[str, Any]) -> Star
     if not replaced.is_plain:
         raise ToolError(
             f'the base starts from {checkpoint!r}, weights of a {replaced.kind}, which no backbone of this '
-            f'package can take over. {_ways_out(args)}'
+            f'package can take over. {ways_out(args)}'
         )
     for option, (usual, why) in ALTERS_WEIGHTS.items():
         value = replaced.options.get(option, replaced.unknown.get(option, usual))
-        if value != usual and args.get(option, usual) != value:
+        if value != usual and args.get(option, usual) != value and not _loads_plain_weights(value):
             raise ToolError(
                 f'the base starts from {checkpoint!r} and its backbone has {option}={value!r}, which the new '
-                f'one cannot have. {why}: in the new one they would compute something else. {_ways_out(args)}'
+                f'one cannot have. {why}: in the new one they would compute something else. {ways_out(args)}'
             )
     start = Start({**found, 'type': 'mmrecur.Graft'}, 'graft')
     old_depth, depth = replaced.options.get('depth'), args.get('depth')
-    if old_depth == depth or depth is None:
+    if old_depth == depth or depth not in PLAIN_DEPTHS:
         return start
     name = re.fullmatch(rf'torchvision://resnet{old_depth}', checkpoint)
     if name is None:
         raise ToolError(
             f'the base starts from {checkpoint!r}, weights of depth {old_depth}; the new backbone has depth '
-            f'{depth}. {_ways_out(args)}'
+            f'{depth}. {ways_out(args)}'
         )
     start.init_cfg['checkpoint'] = f'torchvision://resnet{depth}'
     start.depth = depth
     return start
+
+
+def _loads_plain_weights(value: Any) -> bool:
+    """Whether an option is a kind of convolution that computes at first what a plain one does (DetectoRS)."""
+    return isinstance(value, Mapping) and value.get('type') == 'ConvAWS'
 
 
 @torch.no_grad()
@@ -148,40 +155,3 @@ def largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> flo
     return max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
 
 
-def try_graft(replaced: Replaced, start: Start, scope: str | None, new: Backbone, image: Tensor) -> float:
-    """Graft a plain network like the replaced one, with random weights, and compare the features.
-
-    So it is known without the checkpoint whether it will fit and what the graft will compute.
-
-    Args:
-        replaced (Replaced): The plain backbone.
-        start (Start): Which says its depth.
-        scope (str, optional): Default scope to build it in.
-        new (Backbone): Gets the weights.
-        image (Tensor): Images, shape (N, C, H, W).
-
-    Returns:
-        float: See :func:`largest_difference`.
-
-    Raises:
-        ToolError: If the weights do not fit the new backbone.
-    """
-    plain = replaced.module
-    # what a pretrained network has not: it is trained without these parts
-    extras = {'dcn', 'plugins', 'sac'} & replaced.unknown.keys()
-    if start.depth is not None or extras:
-        cfg = {k: copy.deepcopy(v) for k, v in replaced.cfg.items() if k not in extras}
-        cfg.pop('stage_with_dcn', None)
-        plain = build({**cfg, **({'depth': start.depth} if start.depth else {})}, scope, 'a plain backbone')
-    settle(plain, image)
-    expected = outputs(plain, image, "the base's backbone")
-    try:
-        state, _ = graft(plain.state_dict(), new)
-    except (TransferError, ValueError) as error:
-        reason = str(error) if len(str(error)) < 400 else f'{str(error)[:400]} ...'
-        raise ToolError(
-            f'the weights that the base starts from, {start.init_cfg["checkpoint"]!r}, do not fit: {reason}. '
-            f'{_ways_out(vars(new))}'
-        ) from error
-    new.load_state_dict(state)
-    return largest_difference(expected, outputs(new, image, 'the new backbone'))

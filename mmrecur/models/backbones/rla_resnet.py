@@ -1,4 +1,4 @@
-"""RLA-ResNet: ResNets and ResNeXts with recurrent layer aggregation."""
+"""RLA-ResNet: ResNets, ResNeXts and Wide ResNets with recurrent layer aggregation."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ def _architectures() -> dict[str, dict]:
         f'rla-resnext{depth}-{groups}x4d': dict(depth=depth, groups=groups, base_width=4)
         for depth, groups in ((50, 32), (101, 32), (101, 64))
     }
-    return {**kinds, **named, **resnext}
+    wide = {
+        f'rla-wide-resnet{depth}-2': dict(depth=depth, groups=1, base_width=128) for depth in (50, 101)
+    }
+    return {**kinds, **named, **resnext, **wide}
 
 
 @MODELS.register_module()
@@ -130,7 +133,9 @@ class RLAResNet(Backbone):
             of a stage's last block: ``dict(type='NonLocal2d')``. Defaults to None.
         groups (int): Groups of the 3x3 convolutions (ResNeXt). Defaults to 1.
         base_width (int): Channels of a group in the first stage (ResNeXt-32x4d: ``groups=32,
-            base_width=4``). Only with several groups. Defaults to 64.
+            base_width=4``). With one group the 3x3 convolutions have ``base_width / 64`` times the
+            channels of ResNet's, as torchvision counts (Wide ResNet-50-2: ``base_width=128``). Defaults
+            to 64.
         base_channels (int): Channels of the stem; stage i has ``4 * base_channels * 2**i`` outputs.
             Defaults to 64.
         extra_channels (int): Outputs that every stage has beyond these, a multiple of ``4 * groups``;
@@ -222,8 +227,10 @@ class RLAResNet(Backbone):
         check_int('base_channels', base_channels, 2)
         check_int('extra_channels', extra_channels, 0)
         check_flag(deep_stem=deep_stem, avg_down=avg_down)
-        if groups == 1 and base_width != 64:
-            raise ValueError(f'base_width={base_width} with groups=1, allowed: 64, or several groups')
+        width = base_width * groups if groups > 1 else base_channels * base_width // 64
+        if groups == 1 and base_channels * base_width % 64:
+            multiple = 64 // math.gcd(64, base_channels)
+            raise ValueError(f'base_width={base_width} with groups=1, allowed: a multiple of {multiple}')
         if extra_channels % (self.expansion * groups):
             multiple = self.expansion * groups
             raise ValueError(f'extra_channels={extra_channels}, allowed: a multiple of {multiple}')
@@ -247,8 +254,7 @@ class RLAResNet(Backbone):
         self.stage_channels: list[int] = []
         channels = base_channels
         for i in range(self.num_stages):
-            inner = (base_channels if groups == 1 else base_width * groups) * 2**i
-            inner += extra_channels // self.expansion
+            inner = width * 2**i + extra_channels // self.expansion
             outputs = base_channels * 2**i * self.expansion + extra_channels
             stage = self._make_stage(
                 i, channels, inner, outputs, strides[i], dilations[i], groups, norm_layer

@@ -1,4 +1,4 @@
-"""Training and evaluation mode; whether a pass computes values or is recorded."""
+"""State that a function changes for a while, and what kind of pass is under way."""
 
 from __future__ import annotations
 
@@ -39,3 +39,15 @@ def is_traced(x: Tensor) -> bool:
     if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     return torch._C._are_functorch_transforms_active()
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leave torch's global generators as they are, whatever is drawn within a context.
+
+    Building a layer draws its weights, even if others take their place at once. Generators of GPUs are
+    included where this process uses any.
+    """
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus):
+        yield

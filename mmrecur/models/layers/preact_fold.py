@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .fuse import is_foldable, norm_affine
+from .modes import generators_kept
 
 #: A channel whose norm changes its sign nowhere in +-_REACH counts as linear or as zero. It keeps the
 #: bounds, and what they are multiplied with, in the range of half precision.
@@ -68,7 +69,8 @@ def fold_preactivation(
 
 def _with_input_affine(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
     """The convolution of ``scale * x + shift`` as one of ``x``."""
-    folded = nn.Conv2d(conv.in_channels, conv.out_channels, 1, conv.stride, device=conv.weight.device)
+    with generators_kept():
+        folded = nn.Conv2d(conv.in_channels, conv.out_channels, 1, conv.stride, device=conv.weight.device)
     folded.to(conv.weight.dtype).train(conv.training)
     weight = conv.weight.data
     # in double precision: bounds far from zero let the sums cancel

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_flag
+from .modes import generators_kept
 from .template_bank import SharedConv, TemplateBank
 from .template_fit import fit_templates
 
@@ -119,8 +120,9 @@ def materialise_convs(module: nn.Module) -> nn.Module:
     Returns:
         nn.Module: The network, for inference.
     """
-    for layer in [m for m in module.modules() if isinstance(m, SharedConv)]:
-        _replace(module, layer, layer.materialise())
+    with generators_kept():
+        for layer in [m for m in module.modules() if isinstance(m, SharedConv)]:
+            _replace(module, layer, layer.materialise())
     return module
 
 
