@@ -25,11 +25,9 @@ from mmrecur.apis.runner import (
     use_auto_scale_lr,
 )
 from mmrecur.apis.summary import final_metrics, print_metrics, print_results, training_results
-from mmrecur.checkpoint.io import (
-    CheckpointError,
-    find_checkpoint_to_resume,
-    load_checkpoint_file,
-)
+from mmrecur.checkpoint.io import CheckpointError
+from mmrecur.checkpoint.resume import find_checkpoint_to_resume, load_run_checkpoint
+from mmrecur.engine import lock_work_dir
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -83,7 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def set_starting_point(cfg: Config, resume: str | None) -> None:
     """Decides what the run starts from, and reads it to fail before anything is built."""
     if resume == 'auto':
-        found = find_checkpoint_to_resume(cfg.work_dir)
+        found = find_checkpoint_to_resume(cfg.work_dir, report=print)
         if found is None:
             print(f'Nothing to resume in {cfg.work_dir}: training from the start.', flush=True)
             cfg.resume = False
@@ -96,7 +94,7 @@ def set_starting_point(cfg: Config, resume: str | None) -> None:
     source = cfg.get('load_from')
     if source is None or '://' in source:
         return None
-    checkpoint = load_checkpoint_file(source)
+    checkpoint = load_run_checkpoint(source)
     if cfg.get('resume'):
         check_resumable(source, checkpoint)
         take_over_seed(cfg, checkpoint['meta'].get('seed'))
@@ -149,6 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
+    lock_work_dir(cfg.work_dir, cfg.launcher)
     set_starting_point(cfg, args.resume)
     runner = build_runner(cfg)
     if args.channels_last:

@@ -29,7 +29,13 @@ from mmengine.utils import is_installed
 
 import mmrecur
 from mmrecur.checkpoint.io import CheckpointError, use_safe_loading
-from mmrecur.engine import AverageLossesHook, CPUAmpOptimWrapper, ResumableRandomnessHook
+from mmrecur.engine import (
+    AverageLossesHook,
+    CPUAmpOptimWrapper,
+    ResumableRandomnessHook,
+    WorkDirInUseError,
+    explain_no_room,
+)
 from mmrecur.engine.file_backend import use_atomic_writes
 
 # What these libraries say on import is nothing that a user of the tools could act on.
@@ -48,10 +54,15 @@ def clean_errors() -> Iterator[None]:
     """End the program with a message instead of a traceback where the user's input is at fault."""
     try:
         yield
-    except (ToolError, CheckpointError) as error:
+    except (ToolError, CheckpointError, WorkDirInUseError) as error:
         sys.exit(f'error: {error}')
     except FileNotFoundError as error:
         sys.exit(f'error: {error}\nDoes the config say where the data are (data_root, ann_file)?')
+    except OSError as error:
+        message = explain_no_room(error)
+        if message is None:
+            raise
+        sys.exit(f'error: {message}')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoint files: read as data, never as code; found again after a killed run.
+"""Checkpoint files: verified, read as data, never as code.
 
 :func:`load_checkpoint_file` reads one file. :func:`use_safe_loading` makes every way in which this
 process loads a checkpoint go through the same rules, whichever library asks.
@@ -6,25 +6,21 @@ process loads a checkpoint go through the same rules, whichever library asks.
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import functools
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.config import ConfigDict
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-try:
-    from numpy._core import multiarray
-except ImportError:  # numpy 1
-    from numpy.core import multiarray
+from .safe_types import SAFE_GLOBALS, only_safe_types
+from .verification import find_damage
 
 #: Schemes that MMEngine downloads over HTTP, and those whose clients load as they like.
 _HTTP_SCHEMES = (
@@ -39,87 +35,95 @@ _HTTP_SCHEMES = (
 _REFUSED_SCHEMES = ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 
 
+_DAMAGED = 'it is truncated, damaged or not a checkpoint'
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot or must not be loaded; the message names the file and the reason."""
 
 
-def _renamed(name: str, function: Callable) -> Callable:
-    """Make ``function`` what the unpickler finds under ``name``; works in every torch from 2.4."""
-    function.__module__, function.__name__ = name.rsplit('.', 1)
-    function.__qualname__ = function.__name__
-    return function
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that is truncated or damaged, or no checkpoint at all."""
 
 
-def _get_statistic(owner: Any, name: str) -> Callable:
-    # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, 'mean'). A general getattr
-    # would open every namespace in reach, such as a function's builtins, to a crafted file.
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr {name}')
-    return getattr(HistoryBuffer, name)
+def _name_of(file: Any) -> str:
+    """Return how to call what somebody loads, a path or an open file."""
+    if isinstance(file, (str, os.PathLike)):
+        return repr(os.fspath(file))
+    name = getattr(file, 'name', None)
+    return repr(name) if isinstance(name, str) else f'in a {type(file).__name__}'
 
 
-def _numpy_scalar(dtype: np.dtype, data: Any) -> Any:
-    if dtype.hasobject:
-        raise pickle.UnpicklingError('Unsupported global: GLOBAL numpy scalar of objects')
-    return multiarray.scalar(dtype, data)
-
-
-def _numpy_array(subtype: type, shape: tuple, kind: bytes) -> np.ndarray:
-    if subtype is not np.ndarray:
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {subtype}')
-    return multiarray._reconstruct(subtype, shape, kind)
-
-
-def _safe_globals() -> list[Any]:
-    """What a checkpoint of MMEngine's runner holds besides tensors and plain Python types."""
-    kinds = 'bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 str'
-    allowed = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, slice]
-    allowed += sorted({type(np.dtype(kind)) for kind in kinds.split()}, key=str)
-    allowed.append(_renamed('builtins.getattr', _get_statistic))
-    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # numpy 1 and 2
-        allowed.append(_renamed(f'{module}.scalar', lambda *args: _numpy_scalar(*args)))
-        allowed.append(_renamed(f'{module}._reconstruct', lambda *args: _numpy_array(*args)))
-    return allowed
-
-
-_SAFE_GLOBALS = _safe_globals()
-
-
-@contextlib.contextmanager
-def _allowing_safe_globals() -> Iterator[None]:
-    serialization = torch.serialization
-    if not hasattr(serialization, 'safe_globals'):  # before torch 2.5 they can only be added
-        if hasattr(serialization, 'add_safe_globals'):
-            serialization.add_safe_globals(_SAFE_GLOBALS)
-        yield
-        return
-    # The context forgets on leaving what it was given, so it gets only what is new.
-    known = serialization.get_safe_globals()
-    with serialization.safe_globals([item for item in _SAFE_GLOBALS if item not in known]):
-        yield
-
-
-def _reason(error: Exception) -> str:
-    """Say what is wrong with a file that ``torch.load`` did not accept."""
+def _explain(error: Exception) -> tuple[type[CheckpointError], str]:
+    """Say why the unpickler refused a file, without PyTorch's advice to load it all the same."""
     text = str(error).strip()
-    asked = re.search(r'GLOBAL (\S+)|call reduce for unrecognized function (.+)', text)
-    if asked or 'create new object for' in text:
+    asked = re.search(
+        r"GLOBAL (\S+)|call reduce for unrecognized function (.+)|allowlisted.*but got <class '(.+)'", text
+    )
+    if asked or 'create new object for' in text or 'whose module' in text:
         name = next(filter(None, asked.groups())).strip("`'.,") if asked else ''
-        return (
+        return CheckpointError, (
             f'it carries code{f" ({name})" if name else ""}; loading it would run the code, so '
             'only tensors, plain Python values and types of MMEngine and NumPy are accepted'
         )
-    first_line = text.splitlines()[0] if text else type(error).__name__
-    return f'it is truncated, damaged or not a checkpoint ({first_line})'
+    if 'TorchScript' in text:
+        return CheckpointError, 'it is a TorchScript archive, not a state dict'
+    detail = text.split('WeightsUnpickler error:')[-1].strip()
+    first_line = detail.splitlines()[0] if detail else ''
+    if not first_line or re.search('weights.only', first_line, re.IGNORECASE):
+        first_line = type(error).__name__
+    return DamagedCheckpointError, f'{_DAMAGED} ({first_line})'
+
+
+def _load_as_data(
+    load: Callable,
+    file: Any,
+    map_location: Any = None,
+    pickle_module: Any = None,
+    *,
+    weights_only: bool | None = None,
+    mmap: bool | None = None,
+    **pickle_load_args: Any,
+) -> Any:
+    """Call :func:`torch.load`, given as ``load``, so that it verifies its file and runs no code."""
+    name = _name_of(file)
+    if pickle_module not in (None, pickle):
+        raise CheckpointError(
+            f'checkpoint {name} refused: pickle_module={pickle_module!r} could run code that the file carries'
+        )
+    # a mapped file is read where it is used only, which may be a small part of it
+    if not mmap and (damage := _damage(file)):
+        raise DamagedCheckpointError(f'checkpoint {name} refused: {_DAMAGED} ({damage})')
+    options = dict(pickle_load_args) if mmap is None else dict(pickle_load_args, mmap=mmap)
+    try:
+        with only_safe_types():
+            return load(file, map_location, weights_only=True, **options)
+    except Exception as error:
+        advises = re.search('weights.only', str(error), re.IGNORECASE)
+        if not advises and not isinstance(error, pickle.UnpicklingError):
+            raise
+        kind, reason = _explain(error)
+    # Out of the handler: the traceback of a chained error would repeat PyTorch's advice.
+    raise kind(f'checkpoint {name} refused: {reason}')
+
+
+def _damage(file: Any) -> str | None:
+    if isinstance(file, (str, os.PathLike)) or all(hasattr(file, name) for name in ('seek', 'tell', 'read')):
+        return find_damage(file)
+    return None
+
+
+_torch_load = torch.load
 
 
 def load_checkpoint_file(
     path: str | os.PathLike, map_location: Any = 'cpu'
 ) -> dict[str, Any]:
-    """Read a checkpoint without running anything it carries.
+    """Read a checkpoint after verifying it, without running anything it carries.
 
     Args:
-        path (str or PathLike): A local file, of the zip format of torch 1.6 or the one before.
+        path (str or PathLike): A local file, of the zip format of torch 1.6 or the one before, which
+            has no checksums.
         map_location (Any): As for :func:`torch.load`. Defaults to 'cpu'.
 
     Returns:
@@ -127,8 +131,9 @@ def load_checkpoint_file(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If it is truncated, damaged, no checkpoint, or carries code. Nothing has
-            been executed then. The message names the file and the reason.
+        DamagedCheckpointError: If it is truncated, damaged or no checkpoint.
+        CheckpointError: If it carries code. Nothing has been executed then. The messages name the
+            file and the reason.
 
     Example:
         >>> checkpoint = load_checkpoint_file('work_dirs/demo/epoch_6.pth')  # doctest: +SKIP
@@ -139,10 +144,14 @@ def load_checkpoint_file(
     if not file.is_file():
         raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist or is not a file')
     try:
-        with _allowing_safe_globals():
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        checkpoint = _load_as_data(_torch_load, file, map_location)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a position out of the file
+            raise DamagedCheckpointError(f'checkpoint {str(path)!r} refused: {_DAMAGED} ({error})') from error
+        raise CheckpointError(f'checkpoint {str(path)!r} cannot be read: {error}') from error
     except (
-        pickle.UnpicklingError,
         zipfile.BadZipFile,
         RuntimeError,
         EOFError,
@@ -151,14 +160,14 @@ def load_checkpoint_file(
         LookupError,
         AttributeError,
         AssertionError,
-        OSError,
         MemoryError,
         OverflowError,
     ) as error:
         # Devices are the one thing to fail here that the file is not to blame for.
         if 'CUDA' in str(error):
             raise
-        raise CheckpointError(f'checkpoint {str(path)!r} refused: {_reason(error)}') from error
+        kind, reason = _explain(error)
+        raise kind(f'checkpoint {str(path)!r} refused: {reason}') from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
             f'checkpoint {str(path)!r} refused: it holds a {type(checkpoint).__name__}, not a dict'
@@ -183,17 +192,40 @@ def load_checkpoint(source: str, map_location: Any = 'cpu') -> dict[str, Any]:
 
 
 def use_safe_loading() -> None:
-    """Make this process load checkpoints as data only, from whichever library and scheme.
+    """Make this process verify checkpoints and load them as data only, whoever loads them.
 
-    Local files go through :func:`load_checkpoint_file`. For downloads, and for code that calls
-    ``torch.load`` itself, PyTorch's ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` is set, which also overrules
-    an explicit ``weights_only=False``; MMEngine's types are registered as safe. Petrel, S3 and Pavi
-    paths are refused, because their loaders accept more.
+    Importing :mod:`mmrecur.apis` calls this function. From then on:
+
+    - :func:`torch.load` compares each file with its checksums, unless it maps it (``mmap=True``), and loads
+      with ``weights_only=True`` whatever it is told. A file that is damaged or carries code is refused with
+      a :class:`CheckpointError`. Types that were allowed by ``torch.serialization.add_safe_globals`` stay
+      allowed. For code that got hold of the function before, PyTorch's ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` is
+      set, which child processes inherit.
+    - MMEngine's loaders, and so those of mmdet and mmpretrain, do the same. They leave out the config in
+      the ``meta`` of MMCV's checkpoints, which MMEngine would run as a program. Petrel, S3 and Pavi paths
+      are refused, because their clients load as they like.
+    - MMEngine's inferencers take no config out of a checkpoint, since a config is a program, too.
     """
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     if hasattr(torch.serialization, 'add_safe_globals'):
-        torch.serialization.add_safe_globals(_SAFE_GLOBALS)
+        torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    if not hasattr(torch.load, 'refuses_code'):
+        torch.load = torch.serialization.load = _refusing_code(torch.load)
+    _guard_mmengine()
+
+
+def _refusing_code(load: Callable) -> Callable:
+    @functools.wraps(load)
+    def load_as_data(f: Any, *args: Any, **kwargs: Any) -> Any:
+        return _load_as_data(load, f, *args, **kwargs)
+
+    load_as_data.refuses_code = True
+    return load_as_data
+
+
+def _guard_mmengine() -> None:
+    from mmengine.infer.infer import BaseInferencer
 
     def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         return _without_config(load_checkpoint_file(filename, map_location))
@@ -207,6 +239,8 @@ def use_safe_loading() -> None:
         loader = CheckpointLoader._schemes.get(scheme)
         if loader is not None and not hasattr(loader, 'refuses_code'):
             CheckpointLoader.register_scheme(scheme, _naming_errors(loader), force=True)
+    if not hasattr(BaseInferencer._init_model, 'refuses_code'):
+        BaseInferencer._init_model = _needing_config(BaseInferencer._init_model)
 
 
 def _without_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -221,34 +255,25 @@ def _naming_errors(loader: Callable) -> Callable:
     def load_from_url(filename: str, map_location: Any = None) -> dict[str, Any]:
         try:
             return _without_config(loader(filename, map_location))
-        except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
-            raise CheckpointError(f'checkpoint {filename!r} refused: {_reason(error)}') from error
+        except CheckpointError as error:  # which names the file in the cache of downloads
+            raise type(error)(f'download of {filename!r}: {error}') from None
+        except (zipfile.BadZipFile, EOFError) as error:
+            kind, reason = _explain(error)
+            raise kind(f'checkpoint {filename!r} refused: {reason}') from error
 
     load_from_url.refuses_code = True
     return load_from_url
 
 
-def find_checkpoint_to_resume(work_dir: str | os.PathLike) -> Path | None:
-    """Find where a run in ``work_dir`` got to.
+def _needing_config(init_model: Callable) -> Callable:
+    @functools.wraps(init_model)
+    def init_model_from_config(self: Any, cfg: Any, weights: str | None, *args: Any, **kwargs: Any) -> Any:
+        if not cfg:
+            raise CheckpointError(
+                f'the config in checkpoint {weights!r} is not used, because a config can run any code; '
+                f'give one that you trust: {type(self).__name__}(model=CONFIG, weights=...)'
+            )
+        return init_model(self, cfg, weights, *args, **kwargs)
 
-    Args:
-        work_dir (str or PathLike): Directory of the run.
-
-    Returns:
-        Path, optional: The file that ``last_checkpoint`` names, also if the directory has moved
-            since. If that file is not there (a kill can fall between deleting an old checkpoint and
-            naming the new one), the newest ``epoch_*.pth`` or ``iter_*.pth``. None if there is
-            none.
-    """
-    work_dir = Path(work_dir)
-    pointer = work_dir / 'last_checkpoint'
-    if pointer.is_file():
-        name = pointer.read_text().strip()
-        # the directory may have moved, or be a copy whose original is still there
-        for named in (work_dir / Path(name).name, Path(name)):
-            if name and named.is_file():
-                return named
-    saved = [
-        path for path in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)
-    ]
-    return max(saved, key=lambda path: path.stat().st_mtime_ns, default=None)
+    init_model_from_config.refuses_code = True
+    return init_model_from_config

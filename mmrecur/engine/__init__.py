@@ -1,6 +1,6 @@
 """What runs a training: hooks, optimizer wrappers, file writing."""
 
-from .file_backend import AtomicLocalBackend, use_atomic_writes
+from .file_backend import AtomicLocalBackend, FileWriteError, explain_no_room, use_atomic_writes
 from .hooks import (
     AuxiliaryLossHook,
     AverageLossesHook,
@@ -11,6 +11,7 @@ from .hooks import (
     ResumableRandomnessHook,
 )
 from .optimizers import CPUAmpOptimWrapper
+from .work_dir import WorkDirInUseError, lock_work_dir
 
 __all__ = [
     'AtomicLocalBackend',
@@ -18,9 +19,13 @@ __all__ = [
     'AverageLossesHook',
     'CPUAmpOptimWrapper',
     'CurriculumHook',
+    'FileWriteError',
     'GateRateHook',
     'GradientFlowHook',
     'LayerSimilarityHook',
     'ResumableRandomnessHook',
+    'WorkDirInUseError',
+    'explain_no_room',
+    'lock_work_dir',
     'use_atomic_writes',
 ]

@@ -191,6 +191,22 @@ def classifier(workshop):
 
 
 @pytest.fixture(scope='session')
+def iterations(workshop):
+    """A training by iterations whose data are loaded, and augmented, by two workers."""
+    extra = (
+        "train_cfg = dict(type='IterBasedTrainLoop', max_iters=6, val_interval=4)\n"
+        "param_scheduler = [dict(type='MultiStepLR', by_epoch=False, milestones=[5])]\n"
+        'default_hooks = dict(logger=dict(interval=1),\n'
+        '                     checkpoint=dict(by_epoch=False, interval=2, max_keep_ckpts=2))\n'
+        'log_processor = dict(window_size=1, by_epoch=False)\n'
+        'train_dataloader.update(num_workers=2, persistent_workers=True,\n'
+        "                        sampler=dict(type='InfiniteSampler', shuffle=True))\n"
+        "train_dataloader['dataset']['pipeline'].insert(1, dict(type='RandomCrop', crop_size=48))\n"
+    )
+    return workshop.config('iterations', CLASSIFIER, CLASSIFICATION_DATA, extra)
+
+
+@pytest.fixture(scope='session')
 def fcos(workshop):
     # Nothing is drawn at random but the order of the images.
     extra = (

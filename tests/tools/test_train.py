@@ -1,6 +1,7 @@
 """tools/train.py on real processes: resumption after a kill, refusals, precision, processes."""
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from mmrecur.apis.runner import ToolError, load_config, use_amp, use_auto_scale_lr
 from mmrecur.checkpoint.io import CheckpointError, load_checkpoint_file
+from mmrecur.engine import lock_work_dir
 from tests.tool_module import load_tool
 
 train = load_tool('train.py')
@@ -79,6 +81,61 @@ def test_killed_run_resumes_as_if_nothing_had_happened(workshop, detector, train
     # The augmentations of the epochs differ: the equality is no accident.
     first, second = losses[0][:STEPS], losses[0][STEPS:]
     assert not set(first) & set(second)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_killed_run_by_iterations_resumes_and_passes_over_damage(workshop, iterations):
+    workshop.run('train.py', iterations, '--work-dir', 'iterations')
+    command = ('train.py', iterations, '--work-dir', 'iterations_killed')
+    workshop.run(*command, code=-signal.SIGKILL, KILL_AT_ITERATION='5')
+    work_dir = workshop.root / 'iterations_killed'
+    assert {path.name for path in work_dir.glob('*.pth')} == {'iter_2.pth', 'iter_4.pth'}
+
+    flip_a_bit(work_dir / 'iter_4.pth')
+    output = workshop.run(*command, '--resume', 'iterations_killed/iter_4.pth', code=1)
+    assert 'Traceback' not in output
+    assert re.search(r"iter_4\.pth' refused: it is .*damaged.*iter_2\.pth' is intact", output)
+    assert (work_dir / 'iter_2.pth').exists()
+
+    # With another number of workers, at that.
+    fewer = '--cfg-options', 'train_dataloader.num_workers=1'
+    output = workshop.run(*command, '--resume', 'auto', *fewer)
+    assert re.search(r"iter_4\.pth' refused: it is damaged.*iter_2\.pth' is the newest", output)
+    assert 'resumed epoch: 0, iter: 2' in output
+    assert_same_run(workshop.root / 'iterations' / 'iter_6.pth', work_dir / 'iter_6.pth')
+    losses = [
+        [line['loss'] for line in scalars(path) if 'loss' in line][-4:]
+        for path in (workshop.root / 'iterations', work_dir)
+    ]
+    assert losses[0] == losses[1] and len(set(losses[0])) == 4
+
+
+def test_a_second_training_in_a_work_directory_is_refused(workshop, classifier):
+    lock_work_dir(workshop.root / 'shared')
+    output = workshop.run('train.py', classifier, '--work-dir', 'shared', code=1)
+    assert f'process {os.getpid()} on ' in output and 'Traceback' not in output
+    assert [path.name for path in (workshop.root / 'shared').iterdir()] == ['.training.lock']
+
+
+def test_full_disk_ends_with_a_message(workshop, classifier):
+    # A limit on the size of a file, which the checkpoint exceeds.
+    tool = Path(train.__file__).resolve()
+    limited = workshop.root / 'limited.py'
+    limited.write_text(
+        'import resource, runpy, sys\n'
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n'
+        f'runpy.run_path({str(tool)!r}, run_name="__main__")\n'
+    )
+    output = workshop.run(limited, classifier, '--work-dir', 'full', code=1)
+    assert 'Traceback' not in output
+    assert re.search(r"error: cannot write '\S*epoch_1\.pth': File too large .*MB are needed", output)
+    left = {path.name for path in (workshop.root / 'full').iterdir() if path.is_file()}
+    assert not any('.pth' in name for name in left), left
 
 
 def test_code_carrying_checkpoint_is_refused(workshop, detector, code_carrying):

@@ -1,0 +1,70 @@
+"""Checksums of checkpoint files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import zipfile
+import zlib
+from typing import IO
+
+_ZIP_START = b'PK\x03\x04'
+
+
+def is_zip(file: IO[bytes]) -> bool:
+    """Say whether a file begins as those of the zip format do; its position stays.
+
+    Args:
+        file (file object): A file open for reading.
+
+    Returns:
+        bool: The answer.
+    """
+    position = file.tell()
+    try:
+        return file.read(len(_ZIP_START)) == _ZIP_START
+    finally:
+        file.seek(position)
+
+
+def find_damage(file: str | os.PathLike | IO[bytes]) -> str | None:
+    """Compare a checkpoint with the checksums in it.
+
+    :func:`torch.save` writes a zip file with a checksum for each tensor; :func:`torch.load` ignores them.
+
+    Args:
+        file (str, PathLike or file object): The checkpoint. The position of a file object stays.
+
+    Returns:
+        str, optional: What is damaged. None if the file is intact, and also if it has no checksums: it is
+            of the format before torch 1.6, or was written after
+            ``torch.serialization.set_crc32_options(False)``.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, 'rb') as opened:
+            return find_damage(opened)
+    if not is_zip(file):
+        return None
+    position = file.tell()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # without checksums, torch writes zeros
+            if not any(member.CRC for member in archive.infolist()):
+                return None
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, struct.error, zlib.error) as error:
+        return str(error) or type(error).__name__
+    except (NotImplementedError, RuntimeError, ValueError, IndexError) as error:
+        # a compression or an encryption that the file does not have
+        return f'its directory is damaged: {error}'
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is a position out of the file
+            raise
+        return f'its directory is damaged: {error}'
+    finally:
+        file.seek(position)
+    return None if damaged is None else f'the checksum of {damaged} does not match'
