@@ -13,6 +13,7 @@ from ..layers.checks import check_choice, check_flag, check_int
 from ..layers.fuse import fold_norm
 from ..layers.gate import GumbelGate, check_rate
 from ..layers.recursive import LOOP_NORMS, GateDecision, RecursiveBlock, gated_blocks, recursive_blocks
+from ..layers.stage import Stage
 from ..losses.objective import OwnObjective
 from .base import Backbone
 
@@ -20,7 +21,7 @@ from .base import Backbone
 GATE_RATE = MappingProxyType(dict(type='mmrecur.GateRateLoss', target_rate=0.7, loss_weight=1.0))
 
 
-class LoopStage(nn.Sequential):
+class LoopStage(Stage):
     """Blocks of a stage, some of them in a loop.
 
     Args:
@@ -31,7 +32,7 @@ class LoopStage(nn.Sequential):
     """
 
     def __init__(self, blocks: Sequence[nn.Module], with_cp: bool = False) -> None:
-        super().__init__(*blocks)
+        super().__init__(blocks)
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class LoopStage(nn.Sequential):
         Returns:
             Tensor: Shape (N, C_out, H / stride, W / stride), sizes rounded up.
         """
-        for block in self:
+        for block in self.blocks:
             own_cp = isinstance(block, RecursiveBlock)
             x = block(x) if own_cp else run_step(block, self.with_cp, block, x)
             x = x[0] if isinstance(x, tuple) else x
@@ -51,7 +52,7 @@ class LoopStage(nn.Sequential):
 
     def switch_to_deploy(self) -> None:
         """Fold the norms; see :meth:`RecursiveBlock.switch_to_deploy`."""
-        for block in self:
+        for block in self.blocks:
             block.switch_to_deploy()
 
 

@@ -67,7 +67,8 @@ def tanh_(x: Tensor) -> Tensor:
     """
     # the type check comes first: stand-ins of tracers have no dtype to compare
     if type(x) is Tensor and x.dtype == torch.float32 and x.device.type == 'cpu':
-        if not torch.is_grad_enabled():  # autograd would need what the next pass overwrites
+        # autograd would need what the next pass overwrites, and a trace serves both grad modes
+        if not torch.is_grad_enabled() and not torch.jit.is_tracing():
             return x.mul_(2).sigmoid_().mul_(2).sub_(1)
     return x.tanh_()
 
@@ -120,6 +121,10 @@ class RecurrentCell(nn.Module):
     def readout(self, step: int) -> nn.Module:
         """The layer that reads what is aggregated, for blocks that can apply it more cheaply."""
         return self.conv_out
+
+    def step_parts(self, step: int) -> list[nn.Module]:
+        """What the cell has for one step alone."""
+        return [self.norms[step]]
 
     def update(self, h: State, new: Tensor, step: int) -> State:
         """Update the state from what :meth:`readout` gave, shape (N, k, H, W)."""
@@ -189,6 +194,10 @@ class FusedCell(nn.Module):
     def readout(self, step: int) -> nn.Module:
         """See :meth:`RecurrentCell.readout`."""
         return self.inputs[step]
+
+    def step_parts(self, step: int) -> list[nn.Module]:
+        """See :meth:`RecurrentCell.step_parts`."""
+        return [self.inputs[step]]
 
     def update(self, h: State, new: Tensor, step: int) -> State:
         """Update the state from what :meth:`readout` gave, which may be overwritten."""
