@@ -284,32 +284,6 @@ def test_fx_traces_features(name: str, deploy: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    'name',
-    [
-        'rla-eca-r50',
-        'rla-eca-mobilenet',
-        'shared-r18',
-        'shared-r50-all',
-        'swrn-22-2-folded',
-        'recnet',
-    ],
-)
-@pytest.mark.parametrize('deploy', [False, True])
-def test_onnx_export_gives_the_same_features(tmp_path: Path, name: str, deploy: bool) -> None:
-    pytest.importorskip('onnxscript')
-    runtime = pytest.importorskip('onnxruntime')
-    model = build(name).eval()
-    if deploy:
-        model.switch_to_deploy()
-    path, x = tmp_path / 'model.onnx', image(1, 3, 65, 96)
-    torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
-    session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    with torch.no_grad():
-        assert_close([torch.from_numpy(output) for output in outputs], model(x), 1e-4)
-
-
-@pytest.mark.parametrize(
     'name, last',
     [
         ('rla-r50', 0),

@@ -215,7 +215,7 @@ def by_hand(block: RecursiveBlock, x: Tensor, table: Tensor | None = None) -> Te
             for name in ('bn1', 'bn2', 'bn3'):
                 norm = getattr(plain, name)
                 setattr(plain, name, norm[k] if block.norm != 'shared' else norm)
-            sample = plain(sample)[0]
+            sample = plain(sample)
         results.append(sample)
     return torch.cat(results)
 
@@ -279,7 +279,7 @@ def test_training_computes_all_and_keeps_the_maps_of_those_that_left(norm: str, 
             setattr(plain, name, getattr(plain, name)[k])
         out = x.clone()
         # statistics of those that pass, or of all
-        out[keep] = plain(x[keep])[0] if norm == 'i-lvbn' else plain(x)[0][keep]
+        out[keep] = plain(x[keep]) if norm == 'i-lvbn' else plain(x)[keep]
         x = out
         for name in ('bn1', 'bn2', 'bn3'):
             ours, theirs = getattr(block.block, name)[k], getattr(plain, name)
@@ -403,7 +403,7 @@ def test_a_fixed_loop_is_the_block_again_and_again() -> None:
     plain = Bottleneck(8, 4, 8).double().eval()
     block = RecursiveBlock(copy.deepcopy(plain), 3, norm='shared').eval()
     with torch.no_grad():
-        assert torch.equal(block(maps()), plain(plain(plain(maps())[0])[0])[0])
+        assert torch.equal(block(maps()), plain(plain(plain(maps()))))
 
 
 def test_copies_during_training_work() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mmrecur.registry  # noqa: F401
 from mmrecur.models.backbones import RLAResNet
-from mmrecur.models.layers import CBAM, ECA, Bottleneck, RLACell, SqueezeExcite, make_rla_cell
+from mmrecur.models.layers import CBAM, ECA, Bottleneck, RLACell, SqueezeExcite, Tap, make_rla_cell
 from mmrecur.models.layers.rla import RLA_VARIANTS, downsample_hidden, hidden_state, tanh_
 
 
@@ -232,17 +232,20 @@ def test_bottleneck_without_state_is_plain_and_with_zeros_the_same() -> None:
     randomise_norms(block)
     x = torch.randn(2, 8, 9, 9)
     with torch.no_grad():
-        plain, with_zeros = block(x)[0], block(x, torch.zeros(2, 4, 9, 9))[0]
+        plain, with_zeros = block(x), block(x, torch.zeros(2, 4, 9, 9))
     assert plain.shape == (2, 16, 5, 5)
     torch.testing.assert_close(plain, with_zeros)
 
 
-def test_bottleneck_returns_the_map_asked_for() -> None:
+def test_tap_reads_the_map_asked_for() -> None:
     block = Bottleneck(16, 4, 16).eval()
     randomise_norms(block)
     x = torch.randn(2, 16, 6, 6)
     with torch.no_grad():
-        maps = {s: block(x.clone(), None, s)[1] for s in ('output', 'residual', 'shortcut', 'inner')}
+        taps = {source: Tap(source) for source in ('output', 'residual', 'shortcut', 'inner')}
+        for tap in taps.values():
+            block(x.clone(), tap=tap)
+        maps = {source: tap.value for source, tap in taps.items()}
         residual = block.bn3(block.conv3(maps['inner']))
     torch.testing.assert_close(maps['residual'], residual)
     torch.testing.assert_close(maps['shortcut'], x)

@@ -94,19 +94,19 @@ def test_statistics_of_a_state_of_zeros_are_recorded() -> None:
     with_zeros = InvertedResidual(8, 8, 8, hidden_channels=4).train()
     with_zeros.load_state_dict(block.state_dict())
     x = torch.randn(3, 8, 7, 7)
-    output = block(x)[0]
-    torch.testing.assert_close(output, with_zeros(x, torch.zeros(3, 4, 7, 7))[0])
+    output = block(x)
+    torch.testing.assert_close(output, with_zeros(x, torch.zeros(3, 4, 7, 7)))
     for key, value in with_zeros.state_dict().items():
         torch.testing.assert_close(block.state_dict()[key], value)
     # a strided block too
     block = InvertedResidual(8, 48, 16, stride=2, hidden_channels=4).eval()
     randomise_norms(block)
     with torch.no_grad():
-        expected = block(x, torch.zeros(3, 4, 7, 7))[0]
-        torch.testing.assert_close(block(x)[0], expected)
+        expected = block(x, torch.zeros(3, 4, 7, 7))
+        torch.testing.assert_close(block(x), expected)
         block.switch_to_deploy(reads_zeros=True)
         assert not any('hidden' in key for key in block.state_dict())
-        torch.testing.assert_close(block(x)[0], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('width', [0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4])

@@ -126,6 +126,10 @@ BACKBONES: dict[str, dict] = {
     'rla-r50-gru-no-exchange': dict(
         type='mmrecur.RLAResNet', depth=50, cell='gru', exchange=False, with_hidden=True, **SMALL
     ),
+    'rla-eca-r50-lstm': dict(
+        type='mmrecur.RLAResNet', depth=50, attention='eca', cell='lstm', **SMALL
+    ),
+    'rla-se-r50-gru': dict(type='mmrecur.RLAResNet', depth=50, attention='se', cell='gru', **SMALL),
     'rla-r50-postact': dict(type='mmrecur.RLAResNet', depth=50, post_act=True, **SMALL),
     'rla-r50-postact-hidden': dict(
         type='mmrecur.RLAResNet', depth=50, post_act=True, variant='v5', with_hidden=True, **SMALL
@@ -254,6 +258,8 @@ DISTINCT = [
     'rla-r50-no-exchange',
     'rla-r50-lstm-unshared-hidden',
     'rla-r50-gru',
+    'rla-eca-r50-lstm',
+    'rla-se-r50-gru',
     'rla-r50-postact',
     'rla-cbam-r50-lstm',
     'r50',

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..deployable import Deployable
 from ..layers.checks import check_flag, check_int
+from ..layers.stage import BlockSequence
 
 
 def make_norm_layer(norm_cfg: dict) -> Callable[[int], nn.Module]:
@@ -90,6 +91,7 @@ class Backbone(Deployable, BaseModule):
     required_paramwise_cfg: Mapping[str, Any] = MappingProxyType({})
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
+    _parameter_layers: tuple[dict[str, int], int] | None = None
 
     def __init__(
         self,
@@ -154,9 +156,71 @@ class Backbone(Deployable, BaseModule):
             stage (int): 0 for the stem, i for the i-th stage.
 
         Returns:
-            Iterable[nn.Module]: Every module whose parameters belong to the stage alone.
+            Iterable[nn.Module]: Every module whose parameters belong to the stage alone, in the order in
+            which they compute.
         """
         raise NotImplementedError
+
+    def stage_layers(self, stage: int) -> list[list[nn.Module]]:
+        """Modules of a stage by layer, for layer-wise learning rates.
+
+        Args:
+            stage (int): 0 for the stem, i for the i-th stage.
+
+        Returns:
+            list[list[nn.Module]]: For each block the modules with its parameters; one list where the stage
+            has no blocks. Of modules that overlap the later one counts. What stands in front of the blocks
+            is with the first of them; what stands behind them is left out.
+        """
+        modules = list(self.stage_modules(stage))
+        for i, module in enumerate(modules):
+            if isinstance(module, BlockSequence):
+                layers = module.block_parts()
+                layers[0] += modules[:i]
+                return layers
+        return [modules]
+
+    def parameter_layers(self) -> tuple[dict[str, int], int]:
+        """The layer that each parameter belongs to, for layer-wise learning rates.
+
+        Layer 0 is the stem; then each block is one, and so is a stage without blocks, such as the last
+        convolution of a MobileNetV2. The last layer is what stands behind the blocks: the backbone's last
+        norms, necks and heads. What several blocks share (recurrent cells, filter bases, template banks)
+        belongs to the first of them, since its change reaches every one; the norms that a cell or a loop
+        has for each step belong to the block of that step.
+
+        Returns:
+            tuple[dict[str, int], int]: Layers by the names of parameters, and the number of layers.
+        """
+        layers: dict[int, int] = {}
+        count = 0
+        for stage in range(self.num_stages + 1):
+            found = {}
+            for parts in self.stage_layers(stage):
+                found.update((id(p), count) for part in parts for p in part.parameters())
+                count += 1
+            layers = found | layers  # of what stages share, the first counts
+        named = self.named_parameters(remove_duplicate=False)
+        return {name: layers.get(id(p), count) for name, p in named}, count + 1
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """The layer that a parameter belongs to, as mmpretrain's
+        ``LearningRateDecayOptimWrapperConstructor`` asks for it.
+
+        Args:
+            param_name (str): The parameter's name in the model.
+            prefix (str): The backbone's name in it, with a dot: ``'backbone.'``. Defaults to ''.
+
+        Returns:
+            tuple[int, int]: The layer and the number of layers, see :meth:`parameter_layers`. What is not
+            in the backbone belongs to the last layer.
+        """
+        name = param_name[len(prefix) :] if param_name.startswith(prefix) else None
+        # kept, since a constructor asks for one parameter after the other; anew for names that are new
+        if self._parameter_layers is None or (name is not None and name not in self._parameter_layers[0]):
+            self._parameter_layers = self.parameter_layers()
+        layers, count = self._parameter_layers
+        return layers.get(name, count - 1), count
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the features.

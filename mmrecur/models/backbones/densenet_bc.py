@@ -119,9 +119,8 @@ class DenseNetBC(Backbone):
         """See :meth:`Backbone.stage_modules`."""
         if stage == 0:
             return [self.conv0]
-        modules = [getattr(self, f'denseblock{stage}')]
-        if stage > 1:
-            modules.append(getattr(self, f'transition{stage - 1}'))
+        modules = [getattr(self, f'transition{stage - 1}')] if stage > 1 else []
+        modules.append(getattr(self, f'denseblock{stage}'))
         if stage == self.num_stages:
             modules.append(self.final_norm)
         return modules

@@ -217,6 +217,15 @@ class DenseNetShared(SharedBasisBackbone):
             modules.append(self.norm)
         return modules
 
+    def stage_layers(self, stage: int) -> list[list[nn.Module]]:
+        """See :meth:`Backbone.stage_layers`."""
+        if stage == 0:
+            return super().stage_layers(stage)
+        layers = getattr(self, self.stages[stage - 1]).block_parts()
+        if stage > 1:
+            layers[0].append(getattr(self, f'transition{stage - 1}'))
+        return layers
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the features.
 

@@ -13,10 +13,11 @@ from ..layers.activation_checkpoint import run_step
 from ..layers.checks import check_int
 from ..layers.dual_path import DualPathBlock
 from ..layers.fuse import fold_norm
+from ..layers.stage import Stage
 from .base import Backbone, make_norm_layer
 
 
-class DualPathStage(nn.Sequential):
+class DualPathStage(Stage):
     """The blocks of a stage.
 
     Args:
@@ -25,12 +26,12 @@ class DualPathStage(nn.Sequential):
     """
 
     def __init__(self, blocks: Sequence[DualPathBlock], with_cp: bool = False) -> None:
-        super().__init__(*blocks)
+        super().__init__(blocks)
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the stage: both paths before it, both paths after it."""
-        for block in self:
+        for block in self.blocks:
             x = run_step(block, self.with_cp, block, x)
         return x
 

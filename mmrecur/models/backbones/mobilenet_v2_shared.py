@@ -58,17 +58,6 @@ class SharingInvertedResidual(InvertedResidual):
             self.bn1 = norm_layer(hidden)
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the block.
-
-        Args:
-            x (Tensor): Shape (N, in_channels, H, W).
-
-        Returns:
-            Tensor: Shape (N, out_channels, H / stride, W / stride).
-        """
-        return super().forward(x)[0]
-
 
 @MODELS.register_module()
 class MobileNetV2Shared(SharedBasisBackbone):

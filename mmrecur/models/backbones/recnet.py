@@ -188,6 +188,12 @@ class RecNet(Backbone):
         """See :meth:`Backbone.stage_modules`."""
         return [self.conv1, self.bn1] if stage == 0 else [getattr(self, f'layer{stage}')]
 
+    def stage_layers(self, stage: int) -> list[list[nn.Module]]:
+        """See :meth:`Backbone.stage_layers`."""
+        if stage == 0:
+            return super().stage_layers(stage)
+        return [[module] for module in getattr(self, f'layer{stage}')]
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Backbone.forward`."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))

@@ -20,6 +20,7 @@ from ..layers.recursive import (
     gated_blocks,
     recursive_blocks,
 )
+from ..layers.stage import Stage
 from ..losses.objective import OwnObjective
 from .base import Backbone
 
@@ -27,7 +28,7 @@ from .base import Backbone
 GATE_RATE = MappingProxyType(dict(type='mmrecur.GateRateLoss', loss_weight=1.0))
 
 
-class LoopStage(nn.Sequential):
+class LoopStage(Stage):
     """Blocks of a stage, some of them in a loop.
 
     Args:
@@ -38,7 +39,7 @@ class LoopStage(nn.Sequential):
     """
 
     def __init__(self, blocks: Sequence[nn.Module], with_cp: bool = False) -> None:
-        super().__init__(*blocks)
+        super().__init__(blocks)
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class LoopStage(nn.Sequential):
         Returns:
             Tensor: Shape (N, C_out, H / stride, W / stride), sizes rounded up.
         """
-        for block in self:
+        for block in self.blocks:
             own_cp = isinstance(block, RecursiveBlock)
             x = block(x) if own_cp else run_step(block, self.with_cp, block, x)
             x = x[0] if isinstance(x, tuple) else x
@@ -58,7 +59,7 @@ class LoopStage(nn.Sequential):
 
     def switch_to_deploy(self) -> None:
         """Fold the norms; see :meth:`RecursiveBlock.switch_to_deploy`."""
-        for block in self:
+        for block in self.blocks:
             block.switch_to_deploy()
 
 

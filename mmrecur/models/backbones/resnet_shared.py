@@ -22,21 +22,6 @@ from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share
 SHARES = {None: (), 'single': ('conv2',), 'double': ('conv2', 'conv3'), 'all': ('conv1', 'conv2', 'conv3')}
 
 
-class ResidualBottleneck(Bottleneck):
-    """A bottleneck without a recurrent state: one map in, one out."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the block.
-
-        Args:
-            x (Tensor): Shape (N, in_channels, H, W).
-
-        Returns:
-            Tensor: Shape (N, out_channels, H / stride, W / stride).
-        """
-        return super().forward(x)[0]
-
-
 @MODELS.register_module()
 class ResNetShared(SharedBasisBackbone):
     """ResNet whose blocks share filter bases.
@@ -274,7 +259,7 @@ class ResNetShared(SharedBasisBackbone):
     ) -> SharedStage:
         num_blocks, inner = self.arch_settings[self.depth][index], out_channels // self.expansion
         blocks = [
-            ResidualBottleneck(
+            Bottleneck(
                 in_channels if i == 0 else out_channels,
                 inner,
                 out_channels,

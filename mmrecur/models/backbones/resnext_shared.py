@@ -12,8 +12,8 @@ from mmrecur.registry import MODELS
 from ..layers.checks import check_choice, check_int
 from ..layers.filter_basis import FilterBasis, SharedConv2d
 from ..layers.fuse import is_foldable, norm_affine
-from ..layers.residual import NormLayer
-from .resnet_shared import ResidualBottleneck, ResNetShared
+from ..layers.residual import Bottleneck, NormLayer
+from .resnet_shared import ResNetShared
 from .shared_basis import ORTHOGONALITY, SharedStage
 
 
@@ -68,7 +68,7 @@ class GroupedBasisConv2d(nn.Module):
         return nn.Identity()
 
 
-class SharedResNeXtBlock(ResidualBottleneck):
+class SharedResNeXtBlock(Bottleneck):
     """ResNeXt bottleneck whose 3x3 convolution is a basis and whose last 1x1 holds the coefficients.
 
     Norm and ReLU stand between the two as in the plain block, so they are not one dense convolution in
@@ -197,7 +197,7 @@ class ResNeXtShared(ResNetShared):
             if i == 0 or not bases:
                 cin, block_stride = (in_channels, stride) if i == 0 else (out_channels, 1)
                 blocks.append(
-                    ResidualBottleneck(
+                    Bottleneck(
                         cin, inner, out_channels, block_stride, groups=groups, norm_layer=norm_layer
                     )
                 )

@@ -20,11 +20,13 @@ from ..layers.inverted_residual import (
 )
 from ..layers.residual import NormLayer
 from ..layers.rla import RLACell, downsample_hidden
+from ..layers.stage import Stage
+from ..layers.tap import Tap
 from .base import Backbone, make_norm_layer
 from .rla_resnet import build_attention
 
 
-class RLAGroup(nn.Module):
+class RLAGroup(Stage):
     """Inverted residual blocks of one width, named ``0``, ``1``, ..., with the cell ``rla`` they share.
 
     Args:
@@ -38,13 +40,17 @@ class RLAGroup(nn.Module):
     def __init__(
         self, blocks: Sequence[InvertedResidual], cell: RLACell | None, with_cp: bool = False
     ) -> None:
-        super().__init__()
-        self.num_blocks = len(blocks)
-        for i, block in enumerate(blocks):
-            self.add_module(str(i), block)
+        super().__init__(blocks)
         self.rla = cell
         self.num_updates = 0 if cell is None else len(cell.norms)
         self.with_cp = with_cp
+
+    def block_parts(self) -> list[list[nn.Module]]:
+        """See :meth:`BlockSequence.block_parts`; what the cell has for one update goes with its block."""
+        parts = super().block_parts()
+        for index in range(self.num_updates):
+            parts[index] += self.rla.step_parts(index)
+        return parts
 
     def step(
         self, x: Tensor, h: Tensor | None, index: int, recurrent_conv: nn.Module | None
@@ -52,10 +58,11 @@ class RLAGroup(nn.Module):
         """Run one block and, if there is one, the update after it."""
         block = getattr(self, str(index))
         if index >= self.num_updates:
-            return block(x, h)[0], h
-        x, new = block(x, h, self.rla.readout(index))
+            return block(x, h), h
+        tap = Tap(readout=self.rla.readout(index))
+        x = block(x, h, tap)
         h = downsample_hidden(h, block.stride)
-        return x, recurrent_conv(self.rla.update(h, new, index))
+        return x, recurrent_conv(self.rla.update(h, tap.value, index))
 
     def forward(
         self, x: Tensor, h: Tensor | None, recurrent_conv: nn.Module | None
@@ -286,6 +293,13 @@ class RLAMobileNetV2(Backbone):
         last_users = {conv: group for group, conv in self.recurrent_index.items()}
         modules += [self.recurrent_convs[conv] for conv, g in last_users.items() if g == stage - 1]
         return modules
+
+    def stage_layers(self, stage: int) -> list[list[nn.Module]]:
+        """See :meth:`Backbone.stage_layers`; a shared W_r belongs to the first group that uses it."""
+        layers = super().stage_layers(stage)
+        if stage - 1 in self.recurrent_index:
+            layers[0].append(self.recurrent_convs[self.recurrent_index[stage - 1]])
+        return layers
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the features.

@@ -15,9 +15,11 @@ from ..layers.preact import PreActBlock
 from ..layers.residual import Bottleneck, NormLayer
 from ..layers.rla import RLA_VARIANTS, RecurrentCell, State, downsample_hidden, hidden_state
 from ..layers.rla_cells import UnsharedCells, check_cell, make_rla_cell
+from ..layers.stage import Stage
+from ..layers.tap import Tap
 
 
-class RLAStage(nn.Module):
+class RLAStage(Stage):
     """A stage: residual blocks, named ``0``, ``1``, ..., and the recurrent cell ``rla`` beside them.
 
     Args:
@@ -35,10 +37,7 @@ class RLAStage(nn.Module):
         source: str = 'output',
         with_cp: bool = False,
     ) -> None:
-        super().__init__()
-        self.num_blocks = len(blocks)
-        for i, block in enumerate(blocks):
-            self.add_module(str(i), block)
+        super().__init__(blocks)
         self.rla = cell
         #: A plugin on the input of the last block, such as a non-local one.
         self.before_last: nn.Module | None = None
@@ -46,10 +45,12 @@ class RLAStage(nn.Module):
         self.source = source
         self.with_cp = with_cp
 
-    @property
-    def blocks(self) -> list[Bottleneck | PreActBlock]:
-        """list[Bottleneck or PreActBlock]: The blocks in order."""
-        return [getattr(self, str(i)) for i in range(self.num_blocks)]
+    def block_parts(self) -> list[list[nn.Module]]:
+        """See :meth:`BlockSequence.block_parts`; what the cell has for one update goes with its block."""
+        parts = super().block_parts()
+        for index in range(self.num_updates):
+            parts[index] += self.rla.step_parts(index)
+        return parts
 
     def step(self, x: Tensor, state: State, index: int) -> tuple[Tensor, State]:
         """Run one block and, if there is one, the update after it."""
@@ -59,8 +60,10 @@ class RLAStage(nn.Module):
         reads = block.conv1_hidden is not None
         h = hidden_state(state) if reads else None
         if index >= self.num_updates:
-            return block(x, h)[0], state
-        x, new = block(x, h, self.source, self.rla.readout(index))
+            return block(x, h), state
+        tap = Tap(self.source, self.rla.readout(index))
+        x = block(x, h, tap)
+        new = tap.value
         if state is None and reads and self.training and not is_sharded(block.conv1_hidden.weight):
             # DistributedDataParallel waits for the gradient of every parameter: one of zeros here. FSDP2 does
             # not, and where blocks are sharded this weight is gathered in the block only.

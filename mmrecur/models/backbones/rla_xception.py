@@ -15,11 +15,13 @@ from ..layers.parallel import is_sharded
 from ..layers.rla import downsample_hidden
 from ..layers.rla_widths import MultiWidthRLACell
 from ..layers.separable import XceptionBlock
+from ..layers.stage import BlockSequence
+from ..layers.tap import Tap
 from .base import Backbone, make_norm_layer
 from .rla_stage import append_hidden
 
 
-class RLAXceptionStage(nn.Module):
+class RLAXceptionStage(BlockSequence):
     """A stage: blocks of the same input resolution and the recurrent cell ``rla`` they share.
 
     Args:
@@ -40,17 +42,27 @@ class RLAXceptionStage(nn.Module):
         self.rla = cell
         self.with_cp = with_cp
 
+    def block_parts(self) -> list[list[nn.Module]]:
+        """See :meth:`BlockSequence.block_parts`; what the cell has for one update goes with its block."""
+        parts = super().block_parts()
+        for index in range(0 if self.rla is None else self.rla.num_steps):
+            parts[index] += self.rla.step_parts(index)
+        return parts
+
     def step(self, x: Tensor, h: Tensor | None, index: int) -> tuple[Tensor, Tensor | None]:
         """Run one block and, if there is one, the update after it."""
         block = self.blocks[index]
         first = block.convs[0]
-        x, residual = block(x, h)
+        updates = self.rla is not None and index < self.rla.num_steps
+        tap = Tap()
+        x = block(x, h, tap)
+        residual = tap.value
         unread = [] if first.depthwise_hidden is None else [first.depthwise_hidden, first.pointwise_hidden]
         if h is None and self.training and unread and not any(is_sharded(conv.weight) for conv in unread):
             # DistributedDataParallel waits for the gradient of every parameter: one of zeros here. FSDP2 does
             # not, and where blocks are sharded these weights are gathered in the block only.
             residual = residual + 0 * sum(conv.weight.sum() for conv in unread)
-        if self.rla is not None and index < self.rla.num_steps:
+        if updates:
             h = self.rla.update(h, self.rla.readout(index)(residual), index)
             h = downsample_hidden(h, block.stride)
         return x, h

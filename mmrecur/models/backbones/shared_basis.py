@@ -17,6 +17,7 @@ from ..layers.filter_basis import (
     SharedConv2d,
     orthogonal_init,
 )
+from ..layers.stage import Stage
 from ..losses import BasisGroup, OwnObjective
 from .base import Backbone
 
@@ -24,7 +25,7 @@ from .base import Backbone
 ORTHOGONALITY: Mapping = MappingProxyType(dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0))
 
 
-class SharedStage(nn.Module):
+class SharedStage(Stage):
     """A stage: blocks, named ``0``, ``1``, ..., and under ``basis`` the filters they share.
 
     A basis is named after the convolutions of the blocks that it serves: ``basis.conv2.weight``.
@@ -39,19 +40,11 @@ class SharedStage(nn.Module):
     def __init__(
         self, blocks: Sequence[nn.Module], bases: Mapping[str, FilterBasis], with_cp: bool = False
     ) -> None:
-        super().__init__()
-        self.num_blocks = len(blocks)
-        for i, block in enumerate(blocks):
-            self.add_module(str(i), block)
+        super().__init__(blocks)
         self.basis = nn.ModuleDict(bases) if bases else None
         self.with_cp = with_cp
         for group in by_length([*bases.values()]):
             orthogonal_init(group)
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """list[nn.Module]: The blocks in order."""
-        return [getattr(self, str(i)) for i in range(self.num_blocks)]
 
     def factorized(self) -> Iterable[tuple[str, FactorizedConv2d]]:
         """Factorised convolutions of the blocks, with their names in the stage."""

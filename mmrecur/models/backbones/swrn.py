@@ -15,6 +15,7 @@ from ..layers.checks import check_choice, check_int
 from ..layers.fuse import fold_norm
 from ..layers.preact_wide import PreactBlock, WideBottleneck
 from ..layers.residual import NormLayer
+from ..layers.stage import Stage
 from ..layers.template_bank import COEFFICIENT_INITS, SharedConv, TemplateBank, check_rows
 from ..losses.objective import OwnObjective
 from ..losses.recurrence import RECURRENCE
@@ -24,7 +25,7 @@ from .base import Backbone, make_norm_layer
 Place = tuple[int, str]
 
 
-class SharingStage(nn.Module):
+class SharingStage(Stage):
     """A stage: residual blocks, named ``0``, ``1``, ..., and the banks that their layers draw from.
 
     Args:
@@ -45,11 +46,8 @@ class SharingStage(nn.Module):
         rows: Mapping[str, Sequence[int]] | None = None,
         with_cp: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(blocks)
         self.with_cp = with_cp
-        self.num_blocks = len(blocks)
-        for i, block in enumerate(blocks):
-            self.add_module(str(i), block)
         self.groups = {} if num_templates is None else {k: list(v) for k, v in groups.items() if v}
         unknown = set(rows or {}) - set(self.groups)
         if unknown:
@@ -67,11 +65,6 @@ class SharingStage(nn.Module):
             for index, ((block, layer), conv) in enumerate(zip(places, layers)):
                 options = dict(stride=conv.stride, padding=conv.padding)
                 setattr(blocks[block], layer, SharedConv(bank, index, **options))
-
-    @property
-    def blocks(self) -> list[PreactBlock | WideBottleneck]:
-        """list: The blocks in order."""
-        return [getattr(self, str(i)) for i in range(self.num_blocks)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the stage.

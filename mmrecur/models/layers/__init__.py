@@ -21,12 +21,15 @@ from .rla_cells import make_rla_cell
 from .rla_widths import MultiWidthRLACell
 from .separable import SeparableConv, XceptionBlock
 from .soft_sharing import materialise_convs, share_convs, template_banks
+from .stage import BlockSequence, Stage
+from .tap import Tap
 from .template_bank import SharedConv, TemplateBank, layer_similarity
 
 __all__ = [
     'CBAM',
     'ECA',
     'BasicBlock',
+    'BlockSequence',
     'Bottleneck',
     'ChannelRecurrentConv',
     'DeepStem',
@@ -45,6 +48,8 @@ __all__ = [
     'SharedConv',
     'SharedConv2d',
     'SqueezeExcite',
+    'Stage',
+    'Tap',
     'TemplateBank',
     'XceptionBlock',
     'check_choice',

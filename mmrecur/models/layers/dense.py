@@ -17,6 +17,7 @@ from .activation_checkpoint import run_step
 from .checks import check_choice, check_int
 from .fuse import fold_norm
 from .preact_fold import fold_preactivation
+from .stage import BlockSequence
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -93,7 +94,7 @@ class DenseLayer(nn.Module):
         self.conv1, self.norm2 = fold_norm(self.conv1, self.norm2)
 
 
-class DenseBlock(nn.Module):
+class DenseBlock(BlockSequence):
     r"""Layers each of which reads the block's input and the outputs of all layers before it.
 
     The 1x1 convolution of layer t acts on the maps :math:`x^0, ..., x^{t-1}` separately: its weight is a row
@@ -165,6 +166,8 @@ class DenseBlock(nn.Module):
     def layers(self) -> list[DenseLayer]:
         """list[DenseLayer]: The layers in order."""
         return [getattr(self, f'denselayer{i + 1}') for i in range(self.num_layers)]
+
+    blocks = layers
 
     def shared_weight(self, index: int) -> Tensor | None:
         """What a layer reads of the shared weights.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .attention import ChannelGate
 from .fuse import fold_norm, fold_norm_of_sum
 from .residual import NormLayer
+from .tap import Tap
 
 
 def round_channels(channels: float) -> int:
@@ -70,8 +71,7 @@ class InvertedResidual(nn.Module):
     Example:
         >>> import torch
         >>> block = InvertedResidual(16, 96, 24, stride=2, hidden_channels=32)
-        >>> output, residual = block(torch.rand(1, 16, 8, 8), torch.rand(1, 32, 8, 8))
-        >>> output.shape
+        >>> block(torch.rand(1, 16, 8, 8), torch.rand(1, 32, 8, 8)).shape
         torch.Size([1, 24, 4, 4])
     """
 
@@ -103,20 +103,16 @@ class InvertedResidual(nn.Module):
         self.relu = nn.ReLU6(inplace=True)
         self.attention = attention
 
-    def forward(
-        self, x: Tensor, h: Tensor | None = None, readout: nn.Module | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         """Compute the block.
 
         Args:
             x (Tensor): Shape (N, in_channels, H, W).
             h (Tensor, optional): Hidden state, shape (N, hidden_channels, H, W); None stands for zeros.
-            readout (nn.Module, optional): Applied to the residual; what it gives is returned in the
-                residual's place. Defaults to None.
+            tap (Tap, optional): Reads the residual (after attention). Defaults to None.
 
         Returns:
-            tuple[Tensor, Tensor]: The output, shape (N, out_channels, H / stride, W / stride), and what
-            was read from the residual (after attention); without ``readout`` the output again.
+            Tensor: Shape (N, out_channels, H / stride, W / stride).
         """
         inner = x if self.conv1 is None else self.relu(self.bn1(self.conv1(x)))
         inner = self.relu(self.bn2(self.conv2(inner)))
@@ -126,9 +122,10 @@ class InvertedResidual(nn.Module):
         residual = self.bn3(residual)
         if self.attention is not None:
             residual = self.attention(residual)
+        if tap is not None:
+            tap.read(residual)
         # a sum in place would change what the readout keeps for its gradient
-        output = residual + x if self.has_shortcut else residual
-        return output, output if readout is None else readout(residual)
+        return residual + x if self.has_shortcut else residual
 
     def _state_read(self, h: Tensor) -> Tensor:
         """The state's part of the last convolution's sum."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .fuse import fold_norm, fold_norm_of_sum
 from .preact_fold import fold_preactivation
 from .residual import NormLayer
+from .tap import Tap
 
 
 class PreActBlock(nn.Module):
@@ -72,28 +73,19 @@ class PreActBlock(nn.Module):
         """The convolution whose output is the residual; no norm follows it."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        x: Tensor,
-        h: Tensor | None = None,
-        source: str = 'output',
-        readout: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         """Compute the block.
 
         Args:
             x (Tensor): Shape (N, in_channels, H, W).
             h (Tensor, optional): Hidden state, shape (N, hidden_channels, H, W); None for a block that
                 reads none.
-            source (str): Which map to return beside the output: ``'output'`` itself, the
-                ``'residual'``, the ``'shortcut'``, or ``'inner'``, the input of the last convolution.
-                Defaults to 'output'.
-            readout (nn.Module, optional): Applied to that map; what it gives is returned in the map's
-                place. Defaults to None.
+            tap (Tap, optional): Reads one of the maps of the output's resolution: the ``'output'``
+                itself, the ``'residual'``, the ``'shortcut'``, or ``'inner'``, the input of the last
+                convolution. Defaults to None.
 
         Returns:
-            tuple[Tensor, Tensor]: The output, shape (N, out_channels, H / stride, W / stride), and the
-            map asked for or what was read from it, of the same resolution.
+            Tensor: Shape (N, out_channels, H / stride, W / stride).
         """
         first = self.conv1(self.relu1(self.bn1(x)))
         if h is not None:
@@ -102,9 +94,10 @@ class PreActBlock(nn.Module):
         residual = self.residual_conv()(inner)
         shortcut = x if self.downsample is None else self.downsample(x)
         output = residual + shortcut
-        maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
-        read = maps[source]
-        return output, read if readout is None else readout(read)
+        if tap is not None:
+            maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
+            tap.read(maps[tap.source])
+        return output
 
 
 class PreActBasicBlock(PreActBlock):

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .attention import CBAM, ChannelGate
 from .fuse import fold_norm, fold_norm_of_sum
+from .modes import is_traced
+from .tap import Tap
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -92,7 +94,8 @@ def gated_pointwise(conv: nn.Conv2d | None, x: Tensor, gate: Tensor) -> Tensor:
     else:
         read = torch.matmul(weights, columns)
         read = read if conv.bias is None else read + conv.bias.unsqueeze(-1)
-    return read.unflatten(2, (x.size(2), x.size(3)))
+    # not unflatten, which ONNX takes for one of a fixed batch
+    return read.reshape(x.size(0), conv.out_channels, x.size(2), x.size(3))
 
 
 class Bottleneck(nn.Module):
@@ -164,27 +167,18 @@ class Bottleneck(nn.Module):
             else None
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        h: Tensor | None = None,
-        source: str = 'output',
-        readout: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         """Compute the block.
 
         Args:
             x (Tensor): Shape (N, in_channels, H, W).
             h (Tensor, optional): Hidden state, shape (N, hidden_channels, H, W); None stands for zeros.
-            source (str): Which map to return beside the output: ``'output'`` itself, the
-                ``'residual'`` (after attention), the ``'shortcut'``, or ``'inner'``, the input of the
-                last convolution. Defaults to 'output'.
-            readout (nn.Module, optional): Applied to that map; what it gives is returned in the map's
-                place. Defaults to None.
+            tap (Tap, optional): Reads one of the maps of the output's resolution: the ``'output'``
+                itself, the ``'residual'`` (after attention), the ``'shortcut'``, or ``'inner'``, the
+                input of the last convolution. Defaults to None.
 
         Returns:
-            tuple[Tensor, Tensor]: The output, shape (N, out_channels, H / stride, W / stride), and the
-            map asked for or what was read from it, of the same resolution.
+            Tensor: Shape (N, out_channels, H / stride, W / stride).
         """
         inner = self.conv1(x)
         if h is not None:
@@ -193,23 +187,23 @@ class Bottleneck(nn.Module):
         inner = self.relu(self.bn2(self.conv2(inner)))
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.gates_products:
-            return self._gated(inner, shortcut, source, readout)
+            return self._gated(inner, shortcut, tap)
         residual = self.bn3(self.conv3(inner))
         if self.attention is not None:
             residual = self.attention(residual)
+        source = None if tap is None else tap.source
         if source == 'residual':
-            # it is read again: a sum in place would turn it into the output
-            output = self.relu(residual + shortcut)
-        else:
-            residual += shortcut
-            output = self.relu(residual)
-        maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
-        read = maps[source]
-        return output, read if readout is None else readout(read)
+            tap.read(residual)
+            # what was read is kept: a sum in place would turn it into the output
+            return self.relu(residual + shortcut)
+        residual += shortcut
+        output = self.relu(residual)
+        if tap is not None:
+            tap.read({'output': output, 'shortcut': shortcut, 'inner': inner}[source])
+        return output
 
-    def _gated(
-        self, inner: Tensor, shortcut: Tensor, source: str, readout: nn.Module | None
-    ) -> tuple[Tensor, Tensor]:
+
+    def _gated(self, inner: Tensor, shortcut: Tensor, tap: Tap | None) -> Tensor:
         """The end of the block in the inference form, where the gated residual is never built.
 
         The gate needs the mean of the last convolution's output, which is that of the mean of its input;
@@ -218,17 +212,15 @@ class Bottleneck(nn.Module):
         weight = self.conv3.weight.flatten(1)
         gate = self.attention.gate(F.linear(inner.mean((2, 3)), weight, self.conv3.bias))
         residual = self.conv3(inner)
-        if source == 'residual':
-            read = gated_pointwise(readout, residual, gate)
+        if tap is not None and tap.source == 'residual':
+            tap.value = gated_pointwise(tap.readout, residual, gate)
         gate = gate.unsqueeze(-1).unsqueeze(-1)
-        if type(residual) is Tensor and not torch.is_grad_enabled():
-            output = self.relu(torch.addcmul(shortcut, residual, gate, out=residual))
-        else:
-            output = self.relu(torch.addcmul(shortcut, residual, gate))
-        if source != 'residual':
-            read = {'output': output, 'shortcut': shortcut, 'inner': inner}[source]
-            read = read if readout is None else readout(read)
-        return output, read
+        # a trace serves both grad modes, and ONNX knows no results in given places
+        in_place = not is_traced(residual) and not torch.is_grad_enabled()
+        output = self.relu(torch.addcmul(shortcut, residual, gate, out=residual if in_place else None))
+        if tap is not None and tap.source != 'residual':
+            tap.read({'output': output, 'shortcut': shortcut, 'inner': inner}[tap.source])
+        return output
 
     def residual_conv(self) -> nn.Conv2d | None:
         """In the inference form the convolution whose output is the residual; None if none is."""

@@ -121,6 +121,10 @@ class RecurrentCell(nn.Module):
         """The layer that reads what is aggregated, for blocks that can apply it more cheaply."""
         return self.conv_out
 
+    def step_parts(self, step: int) -> list[nn.Module]:
+        """What the cell has for one step alone."""
+        return [self.norms[step]]
+
     def update(self, h: State, new: Tensor, step: int) -> State:
         """Update the state from what :meth:`readout` gave, shape (N, k, H, W)."""
         raise NotImplementedError
@@ -189,6 +193,10 @@ class FusedCell(nn.Module):
     def readout(self, step: int) -> nn.Module:
         """See :meth:`RecurrentCell.readout`."""
         return self.inputs[step]
+
+    def step_parts(self, step: int) -> list[nn.Module]:
+        """See :meth:`RecurrentCell.step_parts`."""
+        return [self.inputs[step]]
 
     def update(self, h: State, new: Tensor, step: int) -> State:
         """Update the state from what :meth:`readout` gave, which may be overwritten."""

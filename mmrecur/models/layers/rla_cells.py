@@ -212,6 +212,10 @@ class UnsharedCells(nn.Module):
         """See :meth:`RecurrentCell.readout`; here every step has its own."""
         return self.steps[step].readout(0)
 
+    def step_parts(self, step: int) -> list[nn.Module]:
+        """See :meth:`RecurrentCell.step_parts`; here it is a whole cell."""
+        return [self.steps[step]]
+
     def update(self, h: State, new: Tensor, step: int) -> State:
         """See :meth:`RecurrentCell.update`."""
         return self.steps[step].update(h, new, 0)

@@ -62,6 +62,12 @@ class MultiWidthRLACell(nn.Module):
         index, place = self.places[step]
         return self.cells[index].readout(place)
 
+    def step_parts(self, step: int) -> list[nn.Module]:
+        """See :meth:`RLACell.step_parts`; the first step of a width brings the convolution that reads it."""
+        index, place = self.places[step]
+        parts = self.cells[index].step_parts(place)
+        return parts if place else [*parts, self.readout(step)]
+
     def update(self, h: Tensor | None, new: Tensor, step: int) -> Tensor:
         """See :meth:`RLACell.update`."""
         index, place = self.places[step]

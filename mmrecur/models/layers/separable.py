@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .fuse import fold_norm
 from .residual import shortcut_projection
+from .tap import Tap
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -116,16 +117,17 @@ class XceptionBlock(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         """Compute the block.
 
         Args:
             x (Tensor): Shape (N, C_in, H, W).
             h (Tensor, optional): Hidden state, shape (N, hidden_channels, H, W); None for zeros.
+            tap (Tap, optional): Reads what the convolutions computed, before pooling and sum, shape
+                (N, C_out, H, W). Defaults to None.
 
         Returns:
-            tuple[Tensor, Tensor]: The output, shape (N, C_out, H / stride, W / stride), and what the
-            convolutions computed, before pooling and sum, shape (N, C_out, H, W).
+            Tensor: Shape (N, C_out, H / stride, W / stride).
         """
         y, state = x, h
         if self.relu_first is not None:
@@ -135,9 +137,12 @@ class XceptionBlock(nn.Module):
             y = conv(self.relu(y))
         if not self.shortcut:
             y = self.relu(y)
-            return y, y
+        if tap is not None:
+            tap.read(y)
+        if not self.shortcut:
+            return y
         output = y if self.pool is None else self.pool(y)
-        return output + (x if self.downsample is None else self.downsample(x)), y
+        return output + (x if self.downsample is None else self.downsample(x))
 
     def switch_to_deploy(self) -> None:
         """Fold the norms; outputs in evaluation stay the same."""
