@@ -107,7 +107,7 @@ def test_layers_follow_the_order_of_computation(name: str) -> None:
         'rla-mobilenet': {'recurrent_convs.3.weight': 'layer4.0', 'layer4.rla.norms.1.bias': 'layer4.1'},
         'rla-mobilenet-network': {'recurrent_convs.0.weight': 'layer1.0'},
         'rla-xception': {
-            'layer2.rla.cells.0.recurrent_conv.weight': 'layer2.blocks.0',
+            'layer2.rla.recurrent_conv.weight': 'layer2.blocks.0',
             'layer2.rla.cells.1.conv_out.weight': 'layer2.blocks.8',
         },
         'lag-densenet-bc': {

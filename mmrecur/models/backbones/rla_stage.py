@@ -50,6 +50,8 @@ class RLAStage(Stage):
         parts = super().block_parts()
         for index in range(self.num_updates):
             parts[index] += self.rla.step_parts(index)
+        if self.before_last is not None:
+            parts[-1].append(self.before_last)
         return parts
 
     def step(self, x: Tensor, state: State, index: int) -> tuple[Tensor, State]:
