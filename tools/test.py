@@ -5,6 +5,8 @@ python tools/test.py CONFIG CHECKPOINT [--out FILE.pkl] [--show-dir DIR] [--tta]
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import functools
 import json

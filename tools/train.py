@@ -5,6 +5,8 @@ python tools/train.py CONFIG [--resume] [--amp] [--cfg-options KEY=VALUE ...]
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 from pathlib import Path
 

@@ -11,6 +11,8 @@ exponential (Appendix A.2). For a plain DenseNet the norms are averages over the
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import json
