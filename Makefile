@@ -17,8 +17,15 @@ PY := $(VENV)/bin/python
 JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -lt 4 ] && echo $$n || echo 4)
 PYTEST  = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist worksteal --durations=5
 
+# A waiting OpenMP thread spins for a moment only, unless the caller has chosen how they wait:
+# tools/_before_torch.py says why, and does the same for tools that are run without make.
+ifeq ($(GOMP_SPINCOUNT)$(OMP_WAIT_POLICY)$(KMP_BLOCKTIME)$(KMP_LIBRARY),)
+export GOMP_SPINCOUNT := 10000
+export KMP_BLOCKTIME := 1
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow lint build clean clean-env
+.PHONY: help env check-config train test test-slow lint build clean clean-env
 
 help:
 	@echo 'make train      train CONFIG; the default draws a small data set of shapes, trains a'
@@ -43,9 +50,15 @@ help:
 	@echo '            MAX_JOBS=    compilers to run at once (default: as many as cores and memory allow)'
 	@echo 'TORCH, TORCH_ARGS and CPU_ONLY are remembered by the environment.'
 
-env:
+env: $(if $(filter train,$(MAKECMDGOALS)),check-config)
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' TORCH='$(TORCH)' TORCH_ARGS='$(TORCH_ARGS)' \
 	 PIP_ARGS='$(PIP_ARGS)' CPU_ONLY='$(CPU_ONLY)' tools/setup_env.sh
+
+# Before anything is downloaded for it. Names such as mmdet::PATH are looked up in the environment.
+check-config:
+ifeq ($(findstring ::,$(CONFIG)),)
+	@test -f '$(CONFIG)' || { echo "CONFIG=$(CONFIG) does not exist; configs/ holds those of this package" >&2; exit 1; }
+endif
 
 # Configs whose name ends in "shapes" read the generated data set.
 train: env

@@ -17,5 +17,7 @@ def load_tool(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, script)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look for their module there
+    if str(script.parent) not in sys.path:
+        sys.path.append(str(script.parent))  # as where it is run as a script
     spec.loader.exec_module(module)
     return module

@@ -11,6 +11,8 @@ Examples:
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import json
 import logging

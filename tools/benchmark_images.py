@@ -11,6 +11,8 @@ clock starts. The networks run in turn, so that the ratios hold on a noisy machi
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import sys

@@ -13,6 +13,8 @@ times with all loops and with none.
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import copy

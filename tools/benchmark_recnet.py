@@ -12,6 +12,8 @@ beyond the weights and the input; not that of a graph, which is held from its re
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import copy
 from collections.abc import Callable

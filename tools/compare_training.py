@@ -12,6 +12,8 @@ not repeated and one that was killed goes on, so the same command can be given a
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import subprocess
 import sys

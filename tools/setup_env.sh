@@ -233,6 +233,43 @@ if kept.tolist() != [0]:
 PYTHON
 }
 
+mmcv_names() {
+    mmcv_version=$(sed -n 's/^onedl-mmcv==//p' "$constraints")
+    mmcv_wheel="onedl_mmcv-$mmcv_version-$("$py" -c \
+        'import sys; print("cp{}{}".format(*sys.version_info))')-*"
+}
+
+mmcv_is_installed() {
+    [[ $("$py" -c 'from importlib.metadata import version as v; print(v("onedl-mmcv"))' 2>&1) == \
+        "$mmcv_version" ]]
+}
+
+mmcv_is_cached() {
+    [[ -n $("$py" -m pip cache list "$mmcv_wheel" --format abspath 2>/dev/null || true) ]]
+}
+
+# Nobody should wait for gigabytes only to learn that they cannot be used.
+check_before_downloads() {
+    mmcv_names
+    mmcv_is_installed || mmcv_is_cached || {
+        check_compiler
+        check_nvcc
+    }
+}
+
+# Before PyTorch is there: whether it is going to ask for a CUDA compiler, as far as can be seen.
+check_nvcc() {
+    [[ -z $cpu_only && $torch_args != */whl/cpu* && $torch != *+cpu* ]] || return 0
+    nvidia-smi -L >/dev/null 2>&1 || return 0
+    [[ -n ${CUDA_HOME:-${CUDA_PATH:-}} || -d /usr/local/cuda ]] || command -v nvcc >/dev/null || no_nvcc ''
+}
+
+no_nvcc() { # VERSION
+    die 'PyTorch uses a GPU here, and there is no CUDA compiler (nvcc) to compile MMCV with.' \
+        "Install the CUDA toolkit${1:+ $1} and set CUDA_HOME," \
+        'or leave the GPU out: make env CPU_ONLY=1, then run detectors with CUDA_VISIBLE_DEVICES= (empty)'
+}
+
 # What a compilation needs and a missing part of which shows only late and obscurely.
 check_compiler() {
     local cxx=${CXX:-c++}
@@ -241,15 +278,15 @@ check_compiler() {
     "$py" -c 'import os, sysconfig as s; exit(not os.path.exists(s.get_path("include") + "/Python.h"))' ||
         die "the header Python.h of $("$py" --version) is missing." \
             'On Debian and Ubuntu: apt install python3-dev'
-    [[ -n $cpu_only ]] || "$py" - <<'PYTHON' ||
+}
+
+check_cuda_home() {
+    [[ -n $cpu_only ]] || "$py" - <<'PYTHON' || no_nvcc "$("$py" -c 'import torch; print(torch.version.cuda)')"
 import torch
 from torch.utils.cpp_extension import CUDA_HOME
 
 raise SystemExit(torch.cuda.is_available() and CUDA_HOME is None)
 PYTHON
-        die 'PyTorch uses a GPU here, and there is no CUDA compiler (nvcc) to compile MMCV with.' \
-            "Install the CUDA toolkit $("$py" -c 'import torch; print(torch.version.cuda)') and set CUDA_HOME," \
-            'or leave the GPU out: make env CPU_ONLY=1, then run detectors with CUDA_VISIBLE_DEVICES= (empty)'
 }
 
 # As many compilers as there are cores, and 2 GiB of memory for each.
@@ -265,10 +302,11 @@ compile_mmcv() { # LOG ARGS...
     local log=$1 jobs
     shift
     jobs=$(compile_jobs)
-    if [[ -n $("$py" -m pip cache list "$mmcv_wheel" --format abspath 2>/dev/null || true) ]]; then
+    if mmcv_is_cached; then
         echo "      found its compiled operators in pip's cache"
     else
         check_compiler
+        check_cuda_home
         echo "      compiling its operators, once: about $(((7 + jobs) / jobs)) to" \
             "$(((19 + jobs) / jobs)) minutes with $jobs job(s), several times that for a GPU"
     fi
@@ -283,14 +321,9 @@ compile_mmcv() { # LOG ARGS...
 # what comes out of it is tried, and compiled again if it fails.
 step_mmcv() {
     local problem
-    mmcv_version=$(sed -n 's/^onedl-mmcv==//p' "$constraints")
-    mmcv_wheel="onedl_mmcv-$mmcv_version-$("$py" -c \
-        'import sys; print("cp{}{}".format(*sys.version_info))')-*"
+    mmcv_names
     echo "[4/5] Installing MMCV (onedl-mmcv $mmcv_version)"
-    if [[ $("$py" -c 'from importlib.metadata import version as v; print(v("onedl-mmcv"))' 2>&1) != \
-        "$mmcv_version" ]]; then
-        compile_mmcv mmcv
-    fi
+    mmcv_is_installed || compile_mmcv mmcv
     if ! problem=$(check_mmcv); then
         echo "      its operators do not fit this PyTorch: ${problem:-import failed}"
         "$py" -m pip cache remove "$mmcv_wheel" >/dev/null 2>&1 || true
@@ -343,6 +376,7 @@ fi
 for step in venv torch libraries mmcv package; do
     is_done "$step" || "step_$step"
     mark_done "$step"
+    [[ $step != venv ]] || is_done mmcv || check_before_downloads
     [[ $step != torch ]] || remember_choices
 done
 echo "Environment $venv is ready ($(clock $SECONDS))"

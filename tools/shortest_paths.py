@@ -10,6 +10,8 @@ examples of the phase after every epoch (Figure 5b of the SWRN paper), and curve
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import json
 import subprocess

@@ -9,6 +9,8 @@ as well: the new model computes what the trained one did, wherever mathematics a
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 from pathlib import Path
 

@@ -5,8 +5,9 @@ python tools/test.py CONFIG CHECKPOINT [--out FILE.pkl] [--show-dir DIR] [--tta]
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
-import functools
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -17,6 +18,8 @@ from mmengine.fileio import get_file_backend
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
+from mmrecur.apis.checks import check_data, check_writable_folder
+from mmrecur.apis.loading import check_weights, load_strictly
 from mmrecur.apis.runner import (
     ToolError,
     add_common_arguments,
@@ -26,7 +29,8 @@ from mmrecur.apis.runner import (
     prepare_config,
 )
 from mmrecur.apis.summary import print_metrics, print_results
-from mmrecur.checkpoint.io import CheckpointError, load_checkpoint_file
+from mmrecur.apis.widths import explained_widths
+from mmrecur.checkpoint.io import load_checkpoint_file
 
 #: What each library calls the parts that --out, --show-dir and --tta need. No scope is given: some
 #: are registered in MMEngine's root, where a scoped name does not find them.
@@ -132,17 +136,11 @@ def use_tta(cfg: Config) -> None:
 
 
 def evaluate(runner: Runner) -> dict[str, float]:
-    """Runs the test with exactly the weights of the checkpoint."""
-    # MMEngine only warns about missing weights, and evaluates a model that is random there.
-    runner.load_checkpoint = functools.partial(runner.load_checkpoint, strict=True)
-    try:
+    """Runs the test with exactly the weights of the checkpoint, once the data are known to fit."""
+    check_data(runner, 'test')
+    load_strictly(runner)
+    with explained_widths(runner):
         return runner.test()
-    except RuntimeError as error:
-        if 'do not match exactly' not in str(error):
-            raise
-        raise CheckpointError(
-            f'checkpoint {runner._load_from!r} does not fit the model of the config: {error}'
-        ) from error
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -153,11 +151,14 @@ def main(argv: list[str] | None = None) -> None:
         if cfg.get(part) is None:
             raise ToolError(f'config {args.config!r} has no {part}: it describes no test')
     if '://' not in args.checkpoint:
-        load_checkpoint_file(args.checkpoint)
+        check_weights(args.checkpoint, load_checkpoint_file(args.checkpoint))
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show_dir and args.tta and cfg.get('default_scope') == 'mmpretrain':
         raise ToolError('--show-dir: mmpretrain cannot draw with --tta; leave one of them out')
+    if args.out:
+        check_writable_folder(Path(args.out).parent, 'folder of --out', 'choose another one')
     if args.show_dir:
+        check_writable_folder(args.show_dir, '--show-dir', 'choose another one')
         draw_into(cfg, args.show_dir)
     if args.tta:
         use_tta(cfg)

@@ -5,7 +5,12 @@ python tools/train.py CONFIG [--resume] [--amp] [--cfg-options KEY=VALUE ...]
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +18,8 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from mmrecur.apis.checks import check_data
+from mmrecur.apis.loading import check_resumable, check_weights, load_strictly
 from mmrecur.apis.pictures import draw_predictions
 from mmrecur.apis.runner import (
     ToolError,
@@ -25,7 +32,7 @@ from mmrecur.apis.runner import (
     use_auto_scale_lr,
 )
 from mmrecur.apis.summary import final_metrics, print_metrics, print_results, training_results
-from mmrecur.checkpoint.io import CheckpointError
+from mmrecur.apis.widths import explained_widths
 from mmrecur.checkpoint.resume import find_checkpoint_to_resume, load_run_checkpoint
 from mmrecur.engine import lock_work_dir
 
@@ -95,20 +102,11 @@ def set_starting_point(cfg: Config, resume: str | None) -> None:
     if source is None or '://' in source:
         return None
     checkpoint = load_run_checkpoint(source)
+    check_weights(source, checkpoint)
     if cfg.get('resume'):
         check_resumable(source, checkpoint)
         take_over_seed(cfg, checkpoint['meta'].get('seed'))
     return None
-
-
-def check_resumable(source: str, checkpoint: dict) -> None:
-    """Raises CheckpointError unless the file holds a state of training, not weights alone."""
-    lacking = {'meta', 'state_dict', 'message_hub', 'optimizer'} - set(checkpoint)
-    if lacking:
-        raise CheckpointError(
-            f'checkpoint {source!r} cannot be resumed: it lacks {", ".join(sorted(lacking))}; to '
-            f'start from its weights use --cfg-options load_from={source}'
-        )
 
 
 def take_over_seed(cfg: Config, seed: int | None) -> None:
@@ -123,6 +121,33 @@ def take_over_seed(cfg: Config, seed: int | None) -> None:
     if given is not None:
         print(f'The resumed run had seed {seed}: it replaces {given}.', flush=True)
     cfg.randomness = dict(randomness, seed=seed)
+
+
+def train(runner: Runner, argv: Sequence[str]) -> None:
+    """Trains, once the data are known to be there and to fit the model.
+
+    Raises:
+        KeyboardInterrupt: On an interrupt; its argument says how to go on.
+    """
+    try:
+        check_data(runner, 'train', 'val')
+        if runner._resume:
+            load_strictly(runner)
+        with explained_widths(runner):
+            runner.train()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_go_on(runner, argv)) from None
+
+
+def how_to_go_on(runner: Runner, argv: Sequence[str]) -> str:
+    """Says where an interrupted training got to and which command continues it."""
+    reached = find_checkpoint_to_resume(runner.work_dir)
+    if reached is None:
+        return f'no checkpoint is in {runner.work_dir} yet: the same command starts again'
+    if runner.distributed:
+        return f'the same command with --resume auto goes on from {reached}'
+    command = shlex.join(['python', sys.argv[0], *argv, '--resume', 'auto'])
+    return f'to go on from {reached}:\n  {command}'
 
 
 def draw(runner: Runner, args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -152,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     runner = build_runner(cfg)
     if args.channels_last:
         runner.model.to(memory_format=torch.channels_last)
-    runner.train()
+    train(runner, sys.argv[1:] if argv is None else argv)
     pictures = draw(runner, args) if args.num_pictures else []
     if is_main_process():
         metrics = final_metrics(runner)

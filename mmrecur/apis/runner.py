@@ -8,13 +8,9 @@ nor mixed-precision training there.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import os
 import subprocess
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,41 +24,28 @@ from mmengine.runner import Runner
 from mmengine.utils import is_installed
 
 import mmrecur
-from mmrecur.checkpoint.io import CheckpointError, use_safe_loading
-from mmrecur.engine import (
-    AverageLossesHook,
-    CPUAmpOptimWrapper,
-    ResumableRandomnessHook,
-    WorkDirInUseError,
-    explain_no_room,
-)
+from mmrecur.apis.checks import check_loops, check_optimizer, check_work_dir
+from mmrecur.apis.errors import ToolError, clean_errors
+from mmrecur.apis.start import prints_into_log, short_start
+from mmrecur.checkpoint.io import use_safe_loading
+from mmrecur.engine import AverageLossesHook, CPUAmpOptimWrapper, ResumableRandomnessHook
 from mmrecur.engine.file_backend import use_atomic_writes
 
-# What these libraries say on import is nothing that a user of the tools could act on.
-for _message in ('Failed to load image Python extension', 'faster_coco_eval is not installed'):
-    warnings.filterwarnings('ignore', message=_message)
+__all__ = [
+    'ToolError',
+    'add_common_arguments',
+    'build_runner',
+    'clean_errors',
+    'config_path',
+    'leave_processes',
+    'load_config',
+    'prepare_config',
+    'stack_batches',
+    'use_amp',
+    'use_auto_scale_lr',
+]
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-
-
-class ToolError(RuntimeError):
-    """An error of the user's input; the message says what to change."""
-
-
-@contextlib.contextmanager
-def clean_errors() -> Iterator[None]:
-    """End the program with a message instead of a traceback where the user's input is at fault."""
-    try:
-        yield
-    except (ToolError, CheckpointError, WorkDirInUseError) as error:
-        sys.exit(f'error: {error}')
-    except FileNotFoundError as error:
-        sys.exit(f'error: {error}\nDoes the config say where the data are (data_root, ann_file)?')
-    except OSError as error:
-        message = explain_no_room(error)
-        if message is None:
-            raise
-        sys.exit(f'error: {message}')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -230,13 +213,20 @@ def build_runner(cfg: Config) -> Runner:
         cfg (Config): A config with ``work_dir`` and ``launcher``.
 
     Returns:
-        Runner: The runner.
+        Runner: The runner. Until it runs, the console gets only what a user can act on.
+
+    Raises:
+        ToolError: If nothing can be written into the work directory.
     """
+    check_loops(cfg)
+    check_work_dir(cfg.work_dir)
     use_safe_loading()
     use_atomic_writes()
     if get_device() == 'cpu' and cfg.launcher != 'none':
         _join_cpu_processes(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with prints_into_log():
+        runner = short_start(_runner_class(cfg)).from_cfg(cfg)
+    check_optimizer(cfg)
     if get_device() == 'cpu':
         _use_cpu_amp(runner)
     names = {type(hook) for hook in runner.hooks}
@@ -245,6 +235,14 @@ def build_runner(cfg: Config) -> Runner:
         if hook not in names:
             runner.register_hook(hook())
     return runner
+
+
+def _runner_class(cfg: Config) -> type[Runner]:
+    kind = cfg.get('runner_type', 'Runner')
+    found = RUNNERS.get(kind) if isinstance(kind, str) else kind
+    if found is None:
+        raise ToolError(f'runner_type={kind!r} is not registered; is its module in custom_imports?')
+    return found
 
 
 def _use_cpu_amp(runner: Runner) -> None:

@@ -6,10 +6,61 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from mmengine.device import get_device
 from mmengine.runner import Runner
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+
+def run_summary(runner: Runner, loops: Sequence[str]) -> dict[str, str]:
+    """Describe a run that is about to start.
+
+    Args:
+        runner (Runner): The runner, with its model and loops built.
+        loops (Sequence[str]): Those of 'train', 'val' and 'test' that will run.
+
+    Returns:
+        dict[str, str]: Values by name.
+    """
+    model = runner.model
+    while hasattr(model, 'module'):  # distributed training, test-time augmentation
+        model = model.module
+    parts = [type(part).__name__ for part in (model, getattr(model, 'backbone', None)) if part is not None]
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    summary = {}
+    if runner.cfg.filename:
+        summary['config'] = str(runner.cfg.filename)
+    summary['model'] = f'{" with ".join(parts)}, {millions:.2f} million parameters'
+    for name in loops:
+        loader = getattr(getattr(runner, f'{name}_loop'), 'dataloader', None)
+        if loader is not None:
+            size = f'{len(loader.dataset)} images' if hasattr(loader.dataset, '__len__') else 'images'
+            batch = getattr(loader, 'batch_size', None)
+            summary[f'{name} data'] = f'{size} in batches of {batch}' if batch else size
+    if 'train' in loops:
+        loop = runner.train_loop
+        start = f'from epoch {runner.epoch}, iteration {runner.iter}, ' if runner.iter else ''
+        summary['training'] = f'{start}to epoch {loop.max_epochs}, iteration {loop.max_iters}'
+    if runner._load_from:
+        what = 'resumed' if runner._resume else 'weights'
+        summary[what] = str(runner._load_from)
+    summary['device'] = _device_name(runner.world_size)
+    summary['work dir'] = str(runner.work_dir)
+    log = Path(runner.log_dir) / f'{runner.timestamp}.log'
+    summary['log'] = f'{log} (with the config, the environment and all messages)'
+    return summary
+
+
+def _device_name(processes: int) -> str:
+    device = get_device()
+    if device == 'cuda':
+        device = torch.cuda.get_device_name()
+    elif device == 'cpu':
+        threads = torch.get_num_threads()
+        device = f'CPU, {threads} thread{"s" if threads > 1 else ""}'
+    return device if processes == 1 else f'{processes} processes, each: {device}'
 
 
 def final_metrics(runner: Runner) -> dict[str, float]:

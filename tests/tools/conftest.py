@@ -144,7 +144,7 @@ class Workshop:
 
     def config(self, name: str, model: str, data: str, extra: str = '') -> Path:
         """Writes a config, from its parts."""
-        kind = 'detection' if data is DETECTION_DATA else 'classification'
+        kind = 'detection' if data == DETECTION_DATA else 'classification'
         path = self.root / f'{name}.py'
         root = f"data_root = '{(self.root / kind).as_posix()}'\n"
         path.write_text(model + COMMON + root + data + SCHEDULE + extra)

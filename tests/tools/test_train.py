@@ -70,7 +70,7 @@ def test_killed_run_resumes_as_if_nothing_had_happened(workshop, detector, train
     assert lost[0] == 1 and STEPS < lost[-1] < kill_at
 
     output = workshop.run(*command, '--resume', 'auto')
-    assert f'resumed epoch: 1, iter: {STEPS}' in output
+    assert f'from epoch 1, iteration {STEPS}, ' in output
     _, whole = trained
     assert_same_run(whole / 'epoch_3.pth', work_dir / 'epoch_3.pth')
     losses = [

@@ -12,6 +12,8 @@ weights are loaded.
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import json

@@ -10,6 +10,8 @@ order of the numbers in their names.
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import re
 from pathlib import Path

@@ -17,6 +17,8 @@ CONFIG is a config of a classifier or a detector with such a backbone, CHECKPOIN
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import json

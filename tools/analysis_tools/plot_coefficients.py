@@ -12,6 +12,8 @@ Gram matrices, which are 1 where a basis is orthonormal. Without a checkpoint th
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import json

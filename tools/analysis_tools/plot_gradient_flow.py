@@ -16,6 +16,8 @@ the orthogonality penalty on and off:
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import json
 from pathlib import Path

@@ -18,6 +18,8 @@ norms of the updates multiply by.
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import json

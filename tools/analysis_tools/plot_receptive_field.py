@@ -11,6 +11,8 @@ has in each output segment: the imbalance of the RecNet paper's Section 2.2.
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import json

@@ -9,6 +9,8 @@ without loss, or a zip file with image files under ``train/CLASS/`` and ``test/C
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import re
 import shutil

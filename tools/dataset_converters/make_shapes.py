@@ -20,6 +20,8 @@ Example::
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import json
 import os

@@ -11,6 +11,8 @@ a test, whose labels are not used; all of them are in memory at once.
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import sys

@@ -9,6 +9,8 @@ Nothing in the file is executed. The result is tried on an image of noise and wr
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 
 from mmrecur.apis.checkpoints import add_file_arguments, transfer_file

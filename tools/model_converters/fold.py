@@ -9,6 +9,8 @@ prints the loops and the parameters and, with --test, what the config's test giv
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 from pathlib import Path
 

@@ -10,6 +10,8 @@ executed. The result is tried on an image of noise and written beside a report.
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 from typing import Any
 
