@@ -21,6 +21,19 @@ from tests.tools.conftest import CLASSIFICATION_DATA, CLASSIFIER, DETECTION_DATA
 train, tool = load_tool('train.py'), load_tool('test.py')
 
 
+@pytest.fixture(scope='module')
+def detector(workshop):
+    """The detector of the other tests, whose data need no other process."""
+    extra = 'train_dataloader.update(num_workers=0, persistent_workers=False)\n'
+    return workshop.config('detector_alone', FASTER_RCNN, DETECTION_DATA, extra)
+
+
+@pytest.fixture(autouse=True)
+def quick_dump(monkeypatch):
+    """Configs are written as they are: to format them takes longer than everything else here."""
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda code, **_: (code, True))
+
+
 @pytest.fixture
 def failing(workshop, tmp_path, monkeypatch):
     """Returns a function that runs a tool in this process and returns the message it ends with."""
