@@ -252,6 +252,8 @@ def _check_class_counts(runner: Runner, dataset: Any, where: str) -> None:
 
 def _detector_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
+        if any(kind.__name__.endswith('RPNHead') for kind in type(module).__mro__):
+            continue  # tells objects from background, in a detector of proposals as bbox_head
         is_head = any(part in ('bbox_head', 'mask_head') for part in name.split('.')[-2:])
         counted = isinstance(getattr(module, 'num_classes', None), int)
         if is_head and counted and hasattr(module, 'loss') and not getattr(module, 'class_agnostic', False):

@@ -37,7 +37,7 @@ def run_summary(runner: Runner, loops: Sequence[str]) -> dict[str, str]:
         loader = getattr(getattr(runner, f'{name}_loop'), 'dataloader', None)
         if loader is not None:
             size = f'{len(loader.dataset)} images' if hasattr(loader.dataset, '__len__') else 'images'
-            batch = getattr(loader, 'batch_size', None)
+            batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None)
             summary[f'{name} data'] = f'{size} in batches of {batch}' if batch else size
     if 'train' in loops:
         loop, start, end = runner.train_loop, '', f'iteration {runner.max_iters}'
