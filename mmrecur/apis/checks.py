@@ -103,7 +103,7 @@ def check_data(runner: Runner, *names: str) -> None:
     for name in names:
         loop = _build_loop(runner, name)
         dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
-        if dataset is None:
+        if not hasattr(dataset, '__len__'):
             continue
         where = f'{name}_dataloader'
         for part in _parts(dataset):
@@ -133,19 +133,18 @@ def _build_loop(runner: Runner, name: str) -> Any:
 
 
 def _no_images(dataset: Any, where: str) -> str:
-    return f'{where}: {_describe(dataset)} has no images, or none with objects of its classes\n{DATA_HINT}'
+    return f'{where}: {_describe(dataset)} has no images, or none with objects of its classes'
 
 
-def _parts(dataset: Any) -> Iterator[Any]:
-    """Yield the data sets inside wrappers."""
-    inner = getattr(dataset, 'datasets', None)
-    if inner is None:
-        inner = [dataset.dataset] if hasattr(dataset, 'dataset') else None
-    if inner is None:
+def _parts(dataset: Any) -> Iterator[BaseDataset]:
+    """Yield the data sets inside wrappers, as far as they are MMEngine's."""
+    if isinstance(dataset, BaseDataset):
         yield dataset
-        return
-    for item in inner:
-        yield from _parts(item)
+    elif hasattr(dataset, 'datasets'):
+        for item in dataset.datasets:
+            yield from _parts(item)
+    elif hasattr(dataset, 'dataset'):
+        yield from _parts(dataset.dataset)
 
 
 def _describe(dataset: Any) -> str:
@@ -161,7 +160,7 @@ def _only_formats(loop: Any) -> bool:
     return bool(metrics) and all(getattr(metric, 'format_only', False) for metric in metrics)
 
 
-def _check_images(dataset: Any, where: str) -> None:
+def _check_images(dataset: BaseDataset, where: str) -> None:
     transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
     first = transforms[0] if transforms else None
     if not isinstance(first, LoadImageFromFile) or first.backend_args is not None or not len(dataset):
@@ -174,11 +173,14 @@ def _check_images(dataset: Any, where: str) -> None:
 
 def _check_annotations(dataset: Any, where: str) -> None:
     """Raises ToolError if no image of a detection data set has an object."""
-    for part in _parts(dataset):
+    parts = list(_parts(dataset))
+    for part in parts:
         for index in range(len(part)):
             # Data sets of other tasks have no such entry.
             if part.get_data_info(index).get('instances') != []:
                 return
+    if not parts:
+        return
     raise ToolError(
         f'{where}: none of the {len(dataset)} images of {_describe(dataset)} has an annotation of '
         f'its classes {_listed(_classes(dataset, where) or ())}'
@@ -250,6 +252,8 @@ def _check_class_counts(runner: Runner, dataset: Any, where: str) -> None:
 
 def _detector_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
+        if any(kind.__name__.endswith('RPNHead') for kind in type(module).__mro__):
+            continue  # tells objects from background, in a detector of proposals as bbox_head
         is_head = any(part in ('bbox_head', 'mask_head') for part in name.split('.')[-2:])
         counted = isinstance(getattr(module, 'num_classes', None), int)
         if is_head and counted and hasattr(module, 'loss') and not getattr(module, 'class_agnostic', False):

@@ -34,6 +34,7 @@ _DATA_CODE = (
     'mmrecur.datasets',
     'torch.utils.data',
 )
+_NETWORK_CODE = ('urllib.request', 'http.client')
 #: What a constructor raises about values that it does not allow.
 _REFUSALS = (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
@@ -108,7 +109,7 @@ def _missing(error: Exception, entries: list[TracebackType]) -> str | None:
         return full_disk
     text = _text(error, entries[-1])
     in_data = any(_module(entry).startswith(_DATA_CODE) for entry in entries)
-    if isinstance(error, (URLError, ConnectionError, TimeoutError)):
+    if isinstance(error, URLError) or any(_module(entry).startswith(_NETWORK_CODE) for entry in entries):
         what = f'the data of {_built_class(entries)}' if in_data else 'a file'
         remedy = (
             'Without network, download the data elsewhere and give their place (data_root).'
@@ -164,7 +165,7 @@ def _unknown_type(values: dict[str, Any]) -> str | None:
     if not isinstance(registry, Registry):
         return None
     if 'obj_type' not in values:
-        return f'config: allowed for a part of {registry.name}: a dict with "type"; given: {cfg!r}'
+        return f'config: allowed for a part of {registry.name}: a dict with "type"; given: {str(cfg)[:200]}'
     wanted = values['obj_type']
     if not isinstance(wanted, str):
         return f'config: type={wanted!r} is neither a name nor a class'

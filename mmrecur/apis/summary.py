@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -37,12 +37,15 @@ def run_summary(runner: Runner, loops: Sequence[str]) -> dict[str, str]:
         loader = getattr(getattr(runner, f'{name}_loop'), 'dataloader', None)
         if loader is not None:
             size = f'{len(loader.dataset)} images' if hasattr(loader.dataset, '__len__') else 'images'
-            batch = getattr(loader, 'batch_size', None)
+            batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None)
             summary[f'{name} data'] = f'{size} in batches of {batch}' if batch else size
     if 'train' in loops:
-        loop = runner.train_loop
-        start = f'from epoch {runner.epoch}, iteration {runner.iter}, ' if runner.iter else ''
-        summary['training'] = f'{start}to epoch {loop.max_epochs}, iteration {loop.max_iters}'
+        loop, start, end = runner.train_loop, '', f'iteration {runner.max_iters}'
+        if isinstance(loop, EpochBasedTrainLoop):
+            end = f'epoch {loop.max_epochs}, {end}'
+        if runner.iter:
+            start = f'from epoch {runner.epoch}, iteration {runner.iter}, '
+        summary['training'] = f'{start}to {end}'
     if runner._load_from:
         what = 'resumed' if runner._resume else 'weights'
         summary[what] = str(runner._load_from)

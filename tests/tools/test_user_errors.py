@@ -12,13 +12,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmrecur.apis.checks import _detector_heads
 from mmrecur.apis.errors import DATA_HINT, argument_mistake, clean_errors
+from mmrecur.apis.runner import load_config
 from mmrecur.checkpoint.io import load_checkpoint_file
 from mmrecur.models.backbones import RLAResNet
 from tests.tool_module import load_tool
 from tests.tools.conftest import CLASSIFICATION_DATA, CLASSIFIER, DETECTION_DATA, FASTER_RCNN, ROOT
 
 train, tool = load_tool('train.py'), load_tool('test.py')
+
+
+@pytest.fixture(scope='module')
+def detector(workshop):
+    """The detector of the other tests, whose data need no other process."""
+    extra = 'train_dataloader.update(num_workers=0, persistent_workers=False)\n'
+    return workshop.config('detector_alone', FASTER_RCNN, DETECTION_DATA, extra)
+
+
+@pytest.fixture(autouse=True)
+def quick_dump(monkeypatch):
+    """Configs are written as they are: to format them takes longer than everything else here."""
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda code, **_: (code, True))
 
 
 @pytest.fixture
@@ -44,7 +59,7 @@ def failing(workshop, tmp_path, monkeypatch):
 @pytest.fixture(scope='module')
 def weights(workshop):
     """What the detector's training leaves, without a training: a checkpoint to resume."""
-    from mmrecur.apis.runner import build_runner, load_config
+    from mmrecur.apis.runner import build_runner
 
     sys.path.insert(0, str(workshop.root))
     cfg = load_config(str(workshop.config('whole', FASTER_RCNN, DETECTION_DATA)))
@@ -152,6 +167,19 @@ def test_class_counts_that_do_not_match(failing, detector, classifier, weights):
         assert f'{where}_dataloader' in message and '5 classes' in message and 'num_classes=5' in message
     message = failing(train, classifier, options=['model.head.num_classes=3'])
     assert '5 classes' in message and 'model.head.num_classes=5' in message
+
+
+def test_detectors_of_proposals_have_no_classes():
+    from mmengine.registry import MODELS, DefaultScope
+
+    DefaultScope.get_instance('test_user_errors', scope_name='mmdet')
+    heads = {}
+    for name in ('rpn/rpn_r50_fpn_1x_coco', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco'):
+        cfg = load_config(f'mmdet::{name}.py', {'model.backbone.init_cfg': None})
+        with torch.device('meta'):
+            model = MODELS.build(cfg.model)
+        heads[name] = [(where, head.num_classes) for where, head in _detector_heads(model)]
+    assert list(heads.values()) == [[], [('roi_head.bbox_head', 80)]]
 
 
 def test_class_names_that_do_not_match(failing, workshop, classifier):
