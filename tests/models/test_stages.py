@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmrecur.models.backbones import Backbone
@@ -136,11 +137,12 @@ def test_layer_wise_learning_rates_of_mmpretrain(name: str) -> None:
     classifiers = pytest.importorskip('mmpretrain.models.classifiers')
     optimizers = pytest.importorskip('mmpretrain.engine.optimizers')
     backbone = build(name)
-    model = classifiers.ImageClassifier(
-        backbone=backbone,
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=2, in_channels=backbone.out_channels[-1]),
-    )
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = classifiers.ImageClassifier(
+            backbone=backbone,
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=2, in_channels=backbone.out_channels[-1]),
+        )
     named = [*model.named_parameters(remove_duplicate=False)]
     if len({id(p) for _, p in named}) < len(named):
         pytest.skip('one tensor has several names')
