@@ -301,9 +301,7 @@ def test_resuming_another_architecture(failing, detector, weights):
 
 def test_resuming_with_another_optimizer(failing, detector, weights):
     config = detector.with_name('adamw.py')
-    config.write_text(
-        detector.read_text() + "optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.1))\n"
-    )
+    config.write_text(detector.read_text() + "optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.1))\n")
     message = failing(train, config, '--resume', weights)
     assert str(weights) in message and 'momentum' in message and 'AdamW' in message
 
