@@ -8,8 +8,8 @@ imported when a registry is first asked for one.
 import torch
 from mmengine.utils import digit_version
 
-from . import registry
-from .version import __version__
+from mmrecur import registry
+from mmrecur.version import __version__
 
 if digit_version(torch.__version__) < digit_version('2.4.0'):
     raise ImportError(f'mmrecur needs PyTorch 2.4 or newer, this is {torch.__version__}')

@@ -14,15 +14,11 @@ from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmrecur', locations=['mmrecur.models'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmrecur', locations=['mmrecur.engine'])
-DATASETS = Registry(
-    'dataset', parent=MMENGINE_DATASETS, scope='mmrecur', locations=['mmrecur.datasets']
-)
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmrecur', locations=['mmrecur.datasets'])
 TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope='mmrecur', locations=['mmrecur.datasets']
 )
-METRICS = Registry(
-    'metric', parent=MMENGINE_METRICS, scope='mmrecur', locations=['mmrecur.evaluation']
-)
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmrecur', locations=['mmrecur.evaluation'])
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer',
     parent=MMENGINE_WEIGHT_INITIALIZERS,

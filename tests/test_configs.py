@@ -22,9 +22,7 @@ from .config_keys import dicts, unused_keys
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
-    str(path.relative_to(ROOT))
-    for path in (ROOT / 'configs').rglob('*.py')
-    if '_base_' not in path.parts
+    str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts
 )
 RLA = [name for name in CONFIGS if '/rla/' in name]
 MOBILE = [name for name in RLA if 'mobilenetv2' in name]

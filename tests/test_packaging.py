@@ -138,9 +138,7 @@ def test_sdist_builds_the_same_wheel(built, tree, tmp_path):
         assert (unpacked / name).is_file()
     rebuilt = build_wheel(unpacked, tmp_path / 'wheel')
     with zipfile.ZipFile(built[0]) as first, zipfile.ZipFile(rebuilt) as second:
-        assert {i.filename: i.CRC for i in first.infolist()} == {
-            i.filename: i.CRC for i in second.infolist()
-        }
+        assert {i.filename: i.CRC for i in first.infolist()} == {i.filename: i.CRC for i in second.infolist()}
 
 
 def test_editable_install_links_mim_to_the_sources(tree, tmp_path):

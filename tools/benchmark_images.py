@@ -23,10 +23,10 @@ from rich.table import Table
 from torch import nn
 
 from mmrecur.analysis.benchmark import deployed, measure
-from mmrecur.apis.folding import load_model
+from mmrecur.apis.dataset_images import build_test_loader
 from mmrecur.apis.runner import clean_errors, load_config
 from mmrecur.apis.specs import registry_scope
-from mmrecur.apis.test_images import build_test_loader
+from mmrecur.apis.tying import load_model
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

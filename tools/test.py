@@ -66,9 +66,7 @@ LIBRARIES = {
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        'config', help='path of a config, or mmdet::PATH, mmpretrain::PATH, mmrecur::PATH'
-    )
+    parser.add_argument('config', help='path of a config, or mmdet::PATH, mmpretrain::PATH, mmrecur::PATH')
     parser.add_argument('checkpoint', help='weights to evaluate, a file or an URL')
     add_common_arguments(parser)
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a pickle file')
@@ -120,9 +118,7 @@ def use_tta(cfg: Config) -> None:
                 f'pipeline, which ends in {packing.get("type")!r} not in a step that packs'
             )
         flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        pipeline[-1] = dict(
-            type='TestTimeAug', transforms=[flips, [library['packing'] or packing]]
-        )
+        pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [library['packing'] or packing]])
         cfg.tta_pipeline = pipeline
     tta_model = cfg.get('tta_model') or library['tta_model']
     cfg.model = ConfigDict(**deepcopy(tta_model), module=cfg.model)

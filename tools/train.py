@@ -33,9 +33,7 @@ from mmrecur.engine import lock_work_dir
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        'config', help='path of a config, or mmdet::PATH, mmpretrain::PATH, mmrecur::PATH'
-    )
+    parser.add_argument('config', help='path of a config, or mmdet::PATH, mmpretrain::PATH, mmrecur::PATH')
     add_common_arguments(parser)
     parser.add_argument(
         '--resume',
@@ -69,9 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='after training, draw the predictions of a detector on the first N validation images; '
         '0 for none (default: 8)',
     )
-    parser.add_argument(
-        '--show-dir', help='where to draw them; default: predictions in the work directory'
-    )
+    parser.add_argument('--show-dir', help='where to draw them; default: predictions in the work directory')
     args = parser.parse_args(argv)
     if args.num_pictures < 0:
         parser.error(f'argument --num-pictures: {args.num_pictures} given; allowed: 0 or more')

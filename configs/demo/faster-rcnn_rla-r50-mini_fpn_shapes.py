@@ -19,9 +19,7 @@ model = dict(
         rla_channels=8,
         deep_stem=True,
     ),
-    neck=dict(
-        in_channels=[64, 128, 256, 512], out_channels=64, num_outs=4, norm_cfg=dict(type='BN')
-    ),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64, num_outs=4, norm_cfg=dict(type='BN')),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,

@@ -1,5 +1,3 @@
 _base_ = './retinanet_dr-r53_fpn_1x_coco.py'
 
-model = dict(
-    backbone=dict(depth=35, init_cfg=dict(checkpoint='torchvision://resnet50'))
-)
+model = dict(backbone=dict(depth=35, init_cfg=dict(checkpoint='torchvision://resnet50')))

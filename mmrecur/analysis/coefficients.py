@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.backbones.shared_basis import SharedBasisBackbone
+from mmrecur.models.backbones.shared_basis_backbone import SharedBasisBackbone
 
 
 def backbone_of(model: nn.Module) -> SharedBasisBackbone:

@@ -17,7 +17,7 @@ import torch
 from mmengine.analysis import FlopAnalyzer
 from torch import Tensor, nn
 
-from mmrecur.models.layers.modes import evaluation_mode
+from mmrecur.models.layers.common.modes import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ class _TensorMode(nn.Module):
         return self.model(inputs, **self.arguments)
 
 
-def count_work(
-    model: nn.Module, inputs: Tensor, arguments: dict[str, Any] | None = None
-) -> Counter[str]:
+def count_work(model: nn.Module, inputs: Tensor, arguments: dict[str, Any] | None = None) -> Counter[str]:
     """Count the multiply-adds of every module of a model.
 
     Args:
@@ -118,9 +116,7 @@ def measure(
     """
     work = count_work(model, inputs, arguments)
     whole = Complexity(*count_parameters(model), work[''])
-    parts = {
-        name: Complexity(*count_parameters(child), work[name]) for name, child in model.named_children()
-    }
+    parts = {name: Complexity(*count_parameters(child), work[name]) for name, child in model.named_children()}
     return {'': whole, **{name: p for name, p in parts.items() if p.parameters or p.multiply_adds}}
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrecur.models.layers.channel_recurrent import ChannelRecurrentConv
-from mmrecur.models.layers.modes import evaluation_mode
+from mmrecur.models.layers.channel_recurrence.conv import ChannelRecurrentConv
+from mmrecur.models.layers.common.modes import evaluation_mode
 
 Function = Callable[[Tensor], Tensor]
 

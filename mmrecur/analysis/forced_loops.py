@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.layers.gate import check_rate
-from mmrecur.models.layers.recursive import RecursiveBlock, gated_blocks
+from mmrecur.models.layers.loop.gate import check_rate
+from mmrecur.models.layers.loop.recursive_block import RecursiveBlock, gated_blocks
 
 
 def spread_iterations(

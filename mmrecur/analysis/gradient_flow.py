@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..models.backbones.shared_basis import SharedBasisBackbone
+from mmrecur.models.backbones.shared_basis_backbone import SharedBasisBackbone
 
 
 @dataclass(frozen=True)

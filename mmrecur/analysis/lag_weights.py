@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmrecur.models.layers.dense import DenseBlock
-
-from .unrolled_paths import recurrent_paths, unrolled_norms
+from mmrecur.analysis.unrolled_paths import recurrent_paths, unrolled_norms
+from mmrecur.models.layers.rla.dense_block import DenseBlock
 
 #: What norms can be averaged by.
 AXES = ('lag', 'ordinal')

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..models.layers.soft_sharing import check_banks, template_banks
-from ..models.layers.template_bank import layer_similarity
+from mmrecur.models.layers.template_bank.bank import layer_similarity
+from mmrecur.models.layers.template_bank.share_convs import check_banks, template_banks
 
 
 @torch.no_grad()

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mmrecur.models.layers.recursive import recursive_blocks
-
-from .complexity import count_work
+from mmrecur.analysis.complexity import count_work
+from mmrecur.models.layers.loop.recursive_block import recursive_blocks
 
 
 @dataclass(frozen=True)

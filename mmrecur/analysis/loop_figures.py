@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from .gate_maps import GateMaps
-from .loop_times import LoopTimes
-from .plots import COLOURS, open_figure, style_axes
+from mmrecur.analysis.gate_maps import GateMaps
+from mmrecur.analysis.loop_times import LoopTimes
+from mmrecur.analysis.plots import COLOURS, open_figure, style_axes
 
 
 def plot_loop_times(times: LoopTimes) -> Figure:

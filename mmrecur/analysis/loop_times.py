@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.backbones.recursive import RecursiveBackbone
-from mmrecur.models.layers.recursive import RecursiveBlock, gated_blocks
-
-from .complexity import is_detector
-from .gate_maps import GateMaps, MapStatistics
-from .loop_complexity import LoopComplexity, measure_loops
+from mmrecur.analysis.complexity import is_detector
+from mmrecur.analysis.gate_maps import GateMaps, MapStatistics
+from mmrecur.analysis.loop_complexity import LoopComplexity, measure_loops
+from mmrecur.models.backbones.recursive_backbone import RecursiveBackbone
+from mmrecur.models.layers.loop.recursive_block import RecursiveBlock, gated_blocks
 
 
 @dataclass(frozen=True)
@@ -353,9 +352,7 @@ def run_loops(model: nn.Module, batches: Iterable[dict]) -> LoopRun:
     return LoopRun(times, recorder.maps, labels, correct, work, tuple(first[0].shape[-2:]), counted)
 
 
-def _run_batch(
-    model: nn.Module, backbone: nn.Module, batch: dict
-) -> list[tuple[int | None, bool | None]]:
+def _run_batch(model: nn.Module, backbone: nn.Module, batch: dict) -> list[tuple[int | None, bool | None]]:
     """Label of each image and whether it was found."""
     if is_detector(model):
         inputs = model.data_preprocessor(batch, False)['inputs']

@@ -18,10 +18,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 if TYPE_CHECKING:  # drawing needs what they hold, not how it is computed
-    from .compare import Curve, Summary
-    from .effective_receptive_field import SegmentView
-    from .gradient_flow import GradientRecord
-    from .lag_weights import LagWeights
+    from mmrecur.analysis.compare import Curve, Summary
+    from mmrecur.analysis.effective_receptive_field import SegmentView
+    from mmrecur.analysis.gradient_flow import GradientRecord
+    from mmrecur.analysis.lag_weights import LagWeights
 
 #: Colours that colour-blind readers tell apart (Okabe and Ito).
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')

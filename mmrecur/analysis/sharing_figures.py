@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
 from torch import Tensor
 
-from .plots import COLOURS, open_figure
+from mmrecur.analysis.plots import COLOURS, open_figure
 
 #: Colour of layers that run once.
 _PLAIN = '0.8'

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrecur.models.backbones import RLAMobileNetV2
-from mmrecur.models.layers.fuse import is_foldable, norm_affine
-from mmrecur.models.layers.rla import FusedCell, RecurrentCell, RLACell
-from mmrecur.models.layers.rla_cells import PostActRLACell, UnsharedCells
-from mmrecur.models.layers.rla_widths import MultiWidthRLACell
+from mmrecur.models.layers.common.fuse import is_fusible, norm_affine
+from mmrecur.models.layers.rla.cell import FusedCell, RecurrentCell, RLACell
+from mmrecur.models.layers.rla.multi_width_cell import MultiWidthRLACell
+from mmrecur.models.layers.rla.other_cells import PostActRLACell, UnsharedCells
 
 _CELLS = (RecurrentCell, UnsharedCells, MultiWidthRLACell, FusedCell)
 
@@ -181,7 +181,7 @@ def _cell_steps(
 
 def _scale(norm: nn.Module, name: str) -> Tensor:
     """What a norm multiplies its maps by."""
-    if not is_foldable(norm):
+    if not is_fusible(norm):
         raise ValueError(
             f'with_norms=True with a {type(norm).__name__} in {name}, allowed: False, or batch norms with '
             'running statistics'

@@ -4,11 +4,10 @@ Importing this package makes the process load checkpoints as data only, whicheve
 :func:`mmrecur.checkpoint.io.use_safe_loading`.
 """
 
+from mmrecur.apis.deploy import deploy
+from mmrecur.apis.models import get_model, list_models, register_models
+from mmrecur.apis.swap import list_backbones, swap_backbone
 from mmrecur.checkpoint.io import use_safe_loading
-
-from .deploy import deploy
-from .models import get_model, list_models, register_models
-from .swap import list_backbones, swap_backbone
 
 __all__ = [
     'deploy',

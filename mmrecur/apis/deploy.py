@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..models.deployable import Deployable
+from mmrecur.models.deployable import Deployable
 
 Model = TypeVar('Model', bound=nn.Module)
 

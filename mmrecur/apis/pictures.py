@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmrecur.analysis.complexity import is_detector
-from mmrecur.models.layers.modes import evaluation_mode
+from mmrecur.models.layers.common.modes import evaluation_mode
 
 #: Pictures with a shorter side below this are enlarged by a whole factor, to be looked at.
 MIN_SIDE = 320
@@ -24,9 +24,7 @@ def _enlarged(image: np.ndarray, sample: Any, factor: int) -> tuple[np.ndarray, 
     """Enlarge a picture with its boxes and masks."""
     sample = sample.cpu().clone()
     height, width = image.shape[:2]
-    image = cv2.resize(
-        image, (width * factor, height * factor), interpolation=cv2.INTER_NEAREST
-    )
+    image = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_NEAREST)
     for name in ('gt_instances', 'pred_instances'):
         instances = getattr(sample, name, None)
         if instances is None:

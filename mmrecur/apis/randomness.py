@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from mmrecur.models.layers.modes import generators_kept
+from mmrecur.models.layers.common.modes import generators_kept
 
 
 @contextmanager

@@ -193,9 +193,7 @@ def use_amp(cfg: Config) -> None:
     """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ToolError(
-            f'--amp: optim_wrapper.type is {kind!r}; allowed: OptimWrapper, AmpOptimWrapper'
-        )
+        raise ToolError(f'--amp: optim_wrapper.type is {kind!r}; allowed: OptimWrapper, AmpOptimWrapper')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 

@@ -44,7 +44,7 @@ def training_results(runner: Runner) -> dict[str, str]:
     results = {'checkpoint': str(info.get('last_ckpt', ''))}
     for name, path in best.items():
         # With several indicators the names are best_ckpt_INDICATOR.
-        results[f'best checkpoint {name[len("best_ckpt_"):]}'.strip()] = str(path)
+        results[f'best checkpoint {name[len("best_ckpt_") :]}'.strip()] = str(path)
     results['log'] = str(logs / f'{runner.timestamp}.log')
     results['metrics'] = str(logs / 'vis_data' / 'scalars.json')
     if runner.cfg.filename:

@@ -1,15 +1,14 @@
 """State dict to state dict: pure functions that report what became of every tensor."""
 
-from . import graft_dr, graft_mobilenet, graft_recnet, graft_swrn  # noqa: F401  (register their rules)
-from .convert import convert
-from .fold import Folding, fold
-from .graft import graft, register_graft
-from .graft_shared import graft_shared
-from .initialize import GraftInit
-from .report import Report, TransferError
+from mmrecur.checkpoint.converters.convert import convert
+from mmrecur.checkpoint.grafts.graft import graft, register_graft
+from mmrecur.checkpoint.grafts.init import GraftInit
+from mmrecur.checkpoint.grafts.resnet_shared import graft_shared
+from mmrecur.checkpoint.tie import TiedLayers, fold
+from mmrecur.checkpoint.transfer import Report, TransferError
 
 __all__ = [
-    'Folding',
+    'TiedLayers',
     'GraftInit',
     'Report',
     'TransferError',

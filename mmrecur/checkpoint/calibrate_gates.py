@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.analysis.loop_complexity import expected_iterations
-
-from ..models.backbones.recursive import RecursiveBackbone
-from ..models.layers.gate import GumbelGate, check_rate
-from ..models.layers.modes import evaluation_mode
-from ..models.layers.recursive import RecursiveBlock, gated_blocks
+from mmrecur.models.backbones.recursive_backbone import RecursiveBackbone
+from mmrecur.models.layers.common.modes import evaluation_mode
+from mmrecur.models.layers.loop.gate import GumbelGate, check_rate
+from mmrecur.models.layers.loop.recursive_block import RecursiveBlock, gated_blocks
 
 
 def target_rate(backbone: RecursiveBackbone) -> float:

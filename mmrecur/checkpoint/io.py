@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from mmengine.runner import CheckpointLoader
 
-from .safe_types import SAFE_GLOBALS, only_safe_types
-from .verification import find_damage
+from mmrecur.checkpoint.safe_types import SAFE_GLOBALS, only_safe_types
+from mmrecur.checkpoint.verification import find_damage
 
 #: Schemes that MMEngine downloads over HTTP, and those whose clients load as they like.
 _HTTP_SCHEMES = (
@@ -116,9 +116,7 @@ def _damage(file: Any) -> str | None:
 _torch_load = torch.load
 
 
-def load_checkpoint_file(
-    path: str | os.PathLike, map_location: Any = 'cpu'
-) -> dict[str, Any]:
+def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> dict[str, Any]:
     """Read a checkpoint after verifying it, without running anything it carries.
 
     Args:

@@ -13,9 +13,9 @@ from itertools import accumulate
 
 from torch import Tensor, nn
 
-from ..models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
-from .layouts import backbone_prefix, why_absent
-from .report import TransferError
+from mmrecur.checkpoint.layouts import backbone_prefix, why_absent
+from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 
 #: Blocks in each group, and the number of the first one where they are counted through from 1.
 _BLOCKS = [num_blocks for _, _, num_blocks, _ in RLAMobileNetV2.arch_settings]

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .io import CheckpointError, DamagedCheckpointError, load_checkpoint_file
-from .verification import find_damage, is_zip
+from mmrecur.checkpoint.io import CheckpointError, DamagedCheckpointError, load_checkpoint_file
+from mmrecur.checkpoint.verification import find_damage, is_zip
 
 
 def find_checkpoint_to_resume(

@@ -1,8 +1,8 @@
 """Data the libraries lack: generators of synthetic data sets."""
 
-from .shapes import CLASSES, Instance, Scene, ShapesConfig, render_scene, write_split
-from .shortest_path import ShortestPaths, generate_shortest_paths
-from .transforms import CenteredCutout
+from mmrecur.datasets.shapes import CLASSES, Instance, Scene, ShapesConfig, render_scene, write_split
+from mmrecur.datasets.shortest_path import ShortestPaths, generate_shortest_paths
+from mmrecur.datasets.transforms import CenteredCutout
 
 __all__ = [
     'CLASSES',

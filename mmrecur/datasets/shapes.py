@@ -204,9 +204,7 @@ def _contours(rng: np.random.Generator, name: str, radius: float) -> list[np.nda
     return [circle]
 
 
-def _coverage(
-    contours: list[np.ndarray], centre: np.ndarray, radius: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _coverage(contours: list[np.ndarray], centre: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Rasterises a shape on a patch that holds it whole.
 
     Returns:
@@ -320,8 +318,7 @@ def render_scene(
     for _ in range(count):
         canvas.add(int(rng.integers(len(CLASSES))) if label is None else label)
     image, background = (
-        np.rint(np.clip(pixels + noise, 0, 255)).astype(np.uint8)
-        for pixels in (canvas.pixels, background)
+        np.rint(np.clip(pixels + noise, 0, 255)).astype(np.uint8) for pixels in (canvas.pixels, background)
     )
     instances = [Instance(k, canvas.owner == i) for i, k in enumerate(canvas.labels)]
     return Scene(image, background, instances)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mmrecur.models.layers.checks import check_choice, check_int
+from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.registry import DATASETS
 
 #: How far the second point may be from the first along each axis, by phase: 5x5, 9x9, ... 21x21 points.
@@ -170,9 +170,7 @@ class ShortestPaths(Dataset):
         self.num_examples = num_examples
         self.split = split
         self.seed = seed
-        self.options = dict(
-            size=size, obstacle_probability=obstacle_probability, unreachable=unreachable
-        )
+        self.options = dict(size=size, obstacle_probability=obstacle_probability, unreachable=unreachable)
         self._examples: tuple[np.ndarray, np.ndarray] | None = None
         self.set_phase(phase)
         if not lazy_init:

@@ -1,7 +1,7 @@
 """What runs a training: hooks, optimizer wrappers, file writing."""
 
-from .file_backend import AtomicLocalBackend, FileWriteError, explain_no_room, use_atomic_writes
-from .hooks import (
+from mmrecur.engine.file_backend import AtomicLocalBackend, FileWriteError, explain_no_room, use_atomic_writes
+from mmrecur.engine.hooks import (
     AuxiliaryLossHook,
     AverageLossesHook,
     CurriculumHook,
@@ -10,8 +10,8 @@ from .hooks import (
     LayerSimilarityHook,
     ResumableRandomnessHook,
 )
-from .optimizers import CPUAmpOptimWrapper
-from .work_dir import WorkDirInUseError, lock_work_dir
+from mmrecur.engine.optimizers import CPUAmpOptimWrapper
+from mmrecur.engine.work_dir import WorkDirInUseError, lock_work_dir
 
 __all__ = [
     'AtomicLocalBackend',

@@ -67,9 +67,7 @@ class AtomicLocalBackend(LocalBackend):
             while self._outdated:
                 self._outdated.pop().unlink(missing_ok=True)
 
-    def put_text(
-        self, obj: str, filepath: str | os.PathLike, encoding: str = 'utf-8'
-    ) -> None:
+    def put_text(self, obj: str, filepath: str | os.PathLike, encoding: str = 'utf-8') -> None:
         """Write text.
 
         Args:

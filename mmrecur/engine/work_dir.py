@@ -9,7 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
-from .file_backend import remove_partial_files
+from mmrecur.engine.file_backend import remove_partial_files
 
 try:
     import fcntl

@@ -1,5 +1,5 @@
 """Metrics the libraries lack."""
 
-from .f1 import PixelF1
+from mmrecur.evaluation.f1 import PixelF1
 
 __all__ = ['PixelF1']

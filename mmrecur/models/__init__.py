@@ -1,6 +1,6 @@
 """Layers, backbones and losses; importing it registers them."""
 
-from . import backbones, losses
-from .shortest_path import ShortestPathNet
+from mmrecur.models import backbones, losses
+from mmrecur.models.shortest_path import ShortestPathNet
 
 __all__ = ['ShortestPathNet', 'backbones', 'losses']

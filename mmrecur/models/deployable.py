@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .layers.modes import generators_kept
+from mmrecur.models.layers.common.modes import generators_kept
 
 
 class Deployable(nn.Module):

@@ -9,15 +9,19 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmrecur.models.deployable import Deployable
+from mmrecur.models.layers.common.checks import check_choice, check_int
+from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.template_bank.bank import (
+    COEFFICIENT_INITS,
+    TemplateBank,
+    TemplateConv2d,
+    check_rows,
+)
+from mmrecur.models.layers.template_bank.blocks import convolve, materialised
+from mmrecur.models.losses.objective import OwnObjective
+from mmrecur.models.losses.recurrence import RECURRENCE
 from mmrecur.registry import MODELS
-
-from .deployable import Deployable
-from .layers.checks import check_choice, check_int
-from .layers.fuse import fold_norm
-from .layers.preact_wide import convolve, materialised
-from .layers.template_bank import COEFFICIENT_INITS, SharedConv, TemplateBank, check_rows
-from .losses.objective import OwnObjective
-from .losses.recurrence import RECURRENCE
 
 
 @MODELS.register_module()
@@ -89,7 +93,7 @@ class ShortestPathNet(OwnObjective, Deployable, BaseModel):
             most = num_templates if rows is None else min(num_templates, max(rows) + 1)
             shape = (channels, channels, 3, 3)
             self.bank = TemplateBank(num_layers, most, shape, coefficient_init, rows)
-            convs = [SharedConv(self.bank, i, padding=1) for i in range(num_layers)]
+            convs = [TemplateConv2d(self.bank, i, padding=1) for i in range(num_layers)]
         self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(num_layers))
         self.conv2 = nn.Conv2d(channels, 1, 1)
@@ -105,7 +109,7 @@ class ShortestPathNet(OwnObjective, Deployable, BaseModel):
     def _switch_to_deploy(self) -> None:
         self._drop_objective()
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
-            self.convs[i], self.norms[i] = fold_norm(materialised(conv), norm)
+            self.convs[i], self.norms[i] = fuse_norm(materialised(conv), norm)
         self.bank = None
 
     def forward(

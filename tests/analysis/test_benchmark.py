@@ -55,7 +55,7 @@ def test_peak_memory_counts_maps_that_are_alive_together() -> None:
 
 
 def test_the_tool_prints_json_with_a_reference_of_ratio_one() -> None:
-    small = "base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3))"
+    small = 'base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3))'
     run = subprocess.run(
         [
             sys.executable, str(ROOT / 'tools/benchmark.py'), 'backbone',

@@ -115,9 +115,11 @@ def test_frozen_bases_have_no_record_and_others_are_refused(tmp_path: Path) -> N
 def test_epochs_are_chosen(tmp_path: Path) -> None:
     run(tmp_path / 'run', 1)
     records = read_records(tmp_path / 'run')
-    assert [r.iteration for r in of_epoch(records, -1)] == [4, 5, 6, 7] == [
-        r.iteration for r in of_epoch(records, 1)
-    ]
+    assert (
+        [r.iteration for r in of_epoch(records, -1)]
+        == [4, 5, 6, 7]
+        == [r.iteration for r in of_epoch(records, 1)]
+    )
     with pytest.raises(ValueError, match='epoch=2, allowed: 0, 1'):
         of_epoch(records, 2)
 

@@ -18,7 +18,7 @@ from mmrecur.models.backbones import (
     RLAXception,
 )
 from mmrecur.models.layers import RLACell
-from mmrecur.models.layers.rla_cells import PostActRLACell, make_rla_cell
+from mmrecur.models.layers.rla.other_cells import PostActRLACell, make_rla_cell
 from tests.models.test_rla import randomise_norms
 
 STEPS = 4

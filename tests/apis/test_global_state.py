@@ -27,8 +27,8 @@ from mmrecur.analysis.forced_loops import forced_iterations, spread_iterations
 from mmrecur.analysis.layer_similarity import similarity_matrices
 from mmrecur.analysis.loop_complexity import measure_loops
 from mmrecur.analysis.loop_times import LoopRecorder
-from mmrecur.analysis.loops import layer_sequences
 from mmrecur.analysis.plots import plot_spectra
+from mmrecur.analysis.tied_layers import layer_sequences
 from mmrecur.apis import get_model, swap_backbone
 from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.specs import build_model
@@ -37,7 +37,7 @@ from mmrecur.apis.swap.trial import try_swap
 from mmrecur.checkpoint import convert, fold, graft
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
 from mmrecur.models.backbones import SWRN, DRResNet, ResNetShared, RLAResNet
-from mmrecur.models.layers import ChannelRecurrentConv, fold_norm, materialise_convs
+from mmrecur.models.layers import ChannelRecurrentConv, fuse_norm, materialise_convs
 from tests import golden
 
 #: Of everything that a function can disturb, what it is now.
@@ -163,7 +163,7 @@ CASES: dict[str, tuple[Callable[[], tuple], Callable]] = {
     'analysis.layer_similarity': (lambda: (banks(),), similarity_matrices),
     'analysis.loops': (lambda: (banks(),), layer_sequences),
     'analysis.plots': (tuple, lambda: plot_spectra({'a': [torch.ones(3)]})),
-    'models.layers.fold_norm': (lambda: (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), fold_norm),
+    'models.layers.fuse_norm': (lambda: (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), fuse_norm),
     'models.layers.materialise_convs': (lambda: (banks(),), materialise_convs),
 }
 

@@ -25,7 +25,7 @@ _base_ = ['mmpretrain::resnet/resnet18_8xb32_in1k.py']
 model = dict(backbone=dict(base_channels=8, stem_channels=8), head=dict(in_channels=64))
 """
 
-PROGRAM = '''
+PROGRAM = """
 import functools, http.server, io, os, pickle, sys, threading, traceback
 from pathlib import Path
 
@@ -128,7 +128,7 @@ with torch.serialization.safe_globals([Path]):
     buffer.seek(0)
     assert torch.load(buffer) is Path
 print('refused')
-'''
+"""
 
 
 class Call:

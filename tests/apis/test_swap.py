@@ -19,7 +19,7 @@ from mmrecur.apis.runner import ToolError, load_config
 from mmrecur.apis.specs import build_model
 from mmrecur.apis.swap import plan_swap
 from mmrecur.apis.swap.names import find_backbone, signature
-from mmrecur.apis.swap.weights import settle
+from mmrecur.apis.swap.weights import randomize_norms
 from mmrecur.models.backbones import RLAResNet
 from mmrecur.registry import MODELS as OURS
 
@@ -263,7 +263,7 @@ def test_nothing_is_frozen_that_does_not_compute_what_it_did(small: Path) -> Non
 def narrow_resnet(**options: Any) -> nn.Module:
     cfg = dict(type='mmdet.ResNet', depth=50, base_channels=8, **options)
     backbone = build_model(cfg, 'mmdet')
-    settle(backbone, torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    randomize_norms(backbone, torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     return backbone
 
 
@@ -287,7 +287,7 @@ def test_a_file_to_start_from_is_read_at_once(small: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     'content, name, message',
     [
-        (None, 'rla-resnet', "plain.pth' does not exist.*Allowed: init=\"none\""),
+        (None, 'rla-resnet', 'plain.pth\' does not exist.*Allowed: init="none"'),
         ('no checkpoint', 'rla-resnet', "plain.pth' refused: it is truncated, damaged or not a checkpoint"),
         ({'net.conv1.weight': torch.ones(1)}, 'rla-resnet', 'that init names, .*plain.pth.* do not fit'),
         ('deep stem', 'rla-resnet', 'do not fit: .*fits a backbone with deep_stem=True'),

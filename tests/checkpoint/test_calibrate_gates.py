@@ -37,9 +37,7 @@ def iterations(model: nn.Module, images: torch.Tensor) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize('rate', [None, 0.4])
 @pytest.mark.parametrize('form', ['training', 'masked', 'inference'])
 @pytest.mark.parametrize('gate_position', ['before', 'after'])
-def test_loops_run_as_often_as_the_rate_says(
-    rate: float | None, form: str, gate_position: str
-) -> None:
+def test_loops_run_as_often_as_the_rate_says(rate: float | None, form: str, gate_position: str) -> None:
     model = network(skip=form != 'masked', gate_position=gate_position)
     images = torch.randn(200, 3, 16, 16)
     if form == 'inference':

@@ -235,9 +235,9 @@ def test_exact_and_complete_whatever_the_layout(
         for key, value in source.state_dict().items()
         if counters or not key.endswith('num_batches_tracked')
     }
-    model = RLAResNet(
-        depth, rla_channels, attention=attention, base_channels=base, out_indices=stages
-    ).to(dtype)
+    model = RLAResNet(depth, rla_channels, attention=attention, base_channels=base, out_indices=stages).to(
+        dtype
+    )
     grafted, report = graft({'state_dict': state} if wrapped else state, model)
     bare = {key.removeprefix('module.'): value for key, value in state.items()}
     assert_complete(report, bare, model)

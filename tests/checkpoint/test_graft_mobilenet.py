@@ -92,9 +92,7 @@ def test_exact_and_complete_whatever_the_layout(
         for key, value in source.state_dict().items()
         if counters or not key.endswith('num_batches_tracked')
     }
-    model = RLAMobileNetV2(
-        width, rla_channels, sharing, attention, out_indices=stages
-    ).to(dtype)
+    model = RLAMobileNetV2(width, rla_channels, sharing, attention, out_indices=stages).to(dtype)
     grafted, report = graft({'state_dict': state} if wrapped else state, model)
     assert_complete(report, {key.removeprefix('module.'): 0 for key in state}, model)
     model.load_state_dict(grafted)

@@ -121,9 +121,7 @@ def test_pycocotools_reads_what_was_drawn(detection):
     root, counts = detection
     coco = coco_module.COCO(str(root / 'annotations' / 'instances_train.json'))
     assert [c['name'] for c in coco.loadCats([1, 2, 3, 4, 5])] == list(CLASSES)
-    assert {
-        c['name']: len(coco.getAnnIds(catIds=c['id'])) for c in coco.cats.values()
-    } == counts['train']
+    assert {c['name']: len(coco.getAnnIds(catIds=c['id'])) for c in coco.cats.values()} == counts['train']
     for index, image_id in enumerate(sorted(coco.imgs)):
         scene = render_scene(0, 'train', index, SMALL.size)
         stored = cv2.imread(str(root / 'train' / coco.imgs[image_id]['file_name']))
@@ -167,9 +165,7 @@ def test_mmdet_loads_boxes_and_masks(detection):
 
 def test_classification_is_an_image_folder_with_one_shape_a_picture(tmp_path):
     config = ShapesConfig(num_train=11, num_val=5, size=(48, 48), task='classification')
-    assert write_split(tmp_path, config, 'train') == dict(
-        circle=3, rectangle=2, triangle=2, star=2, ring=2
-    )
+    assert write_split(tmp_path, config, 'train') == dict(circle=3, rectangle=2, triangle=2, star=2, ring=2)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*.png'))
     assert files == sorted(f'train/{CLASSES[i % 5]}/{i:06d}.png' for i in range(11))
     stored = cv2.imread(str(tmp_path / 'train' / 'star' / '000008.png'))[..., ::-1]
@@ -206,9 +202,7 @@ def test_wrong_arguments_are_named(wrong):
         ShapesConfig(**wrong)
 
 
-@pytest.mark.parametrize(
-    'wrong', [dict(split='test'), dict(index=-1), dict(label=5), dict(size=(8, 8))]
-)
+@pytest.mark.parametrize('wrong', [dict(split='test'), dict(index=-1), dict(label=5), dict(size=(8, 8))])
 def test_wrong_picture_is_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=rf'{name} is .*; allowed: '):

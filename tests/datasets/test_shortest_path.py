@@ -47,9 +47,7 @@ def queries(example: np.ndarray) -> list[Point]:
 @pytest.mark.parametrize('probability', [0.1, 0.4])
 @pytest.mark.parametrize('unreachable', ['redraw', 'empty'])
 def test_labels_are_all_points_on_shortest_paths(probability: float, unreachable: str) -> None:
-    inputs, labels = generate_shortest_paths(
-        60, 10, np.random.default_rng(0), 16, probability, unreachable
-    )
+    inputs, labels = generate_shortest_paths(60, 10, np.random.default_rng(0), 16, probability, unreachable)
     joined = []
     for example, label in zip(inputs, labels):
         start, end = queries(example)

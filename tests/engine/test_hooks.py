@@ -106,9 +106,7 @@ needs_skip = pytest.mark.skipif(
         pytest.param(False, 2, True, marks=needs_skip),
     ],
 )
-def test_resumed_run_draws_what_the_whole_one_did(
-    tmp_path, safe_resume, by_epoch, workers, persistent
-):
+def test_resumed_run_draws_what_the_whole_one_did(tmp_path, safe_resume, by_epoch, workers, persistent):
     options = dict(by_epoch=by_epoch, workers=workers, persistent=persistent)
     whole = run(tmp_path / 'whole', 4, **options)
     run(tmp_path / 'parts', 2, **options)

@@ -357,9 +357,7 @@ def test_default_initialisation_also_precedes_a_checkpoint(tmp_path: Path) -> No
     """A plain ResNet's weights load by name; what RLA adds keeps its own initialisation."""
     source = build('rla-r50')
     plain = {
-        key: value
-        for key, value in source.state_dict().items()
-        if '.rla.' not in key and 'hidden' not in key
+        key: value for key, value in source.state_dict().items() if '.rla.' not in key and 'hidden' not in key
     }
     torch.save(plain, tmp_path / 'plain.pth')
     checkpoint = str(tmp_path / 'plain.pth')
@@ -378,7 +376,7 @@ WRONG = [
     (dict(attention='ca'), "attention='ca', allowed: None, 'se', 'eca', 'cbam'"),
     (dict(attention=dict(type='cbam', kernel_size=4)), 'kernel_size=4, allowed: an odd integer'),
     (dict(attention=dict(type='cbam', bias=1)), r'attention=.*bias=1 .*True or False'),
-    (dict(attention=dict(type='eca', kernel=5)), r"attention=\{.*\}, allowed: .*kernel"),
+    (dict(attention=dict(type='eca', kernel=5)), r'attention=\{.*\}, allowed: .*kernel'),
     (dict(attention=3), "attention=3, allowed: None, 'se', 'eca'"),
     (dict(out_indices=(0, 4)), r'out_indices=\(0, 4\), allowed: .* integers from 0 to 3'),
     (dict(out_indices=(2, 1)), r'out_indices=\(2, 1\), allowed: .*increasing'),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrecur.models.backbones import DenseNetBC
-from mmrecur.models.layers.dense import DenseBlock
+from mmrecur.models.layers.rla.dense_block import DenseBlock
 from tests.models.test_rla import randomise_norms
 
 

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmrecur.models.layers import FilterBasis, share_convs
-from mmrecur.models.layers.parallel import gathered
+from mmrecur.models.layers.common.parallel import gathered
 from tests.models.test_backbones import assert_close, build, image
 from tests.models.zoo import BACKBONES, DISTINCT
 
@@ -69,7 +69,7 @@ def test_copies_for_data_parallel_compute_with_their_own_weights(name: str, repl
 def test_other_networks_that_share_templates_refuse_data_parallel(replicate) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
     share_convs(model, 1)
-    with pytest.raises(RuntimeError, match='SharedConv, but not the template bank'):
+    with pytest.raises(RuntimeError, match='TemplateConv2d, but not the template bank'):
         replicate(model)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmrecur.models.layers.preact_fold import fold_preactivation
+from mmrecur.models.layers.common.fuse_preact import fuse_preactivation
 
 #: Scales and shifts of a channel: those of trained networks, dead ones, falling ones, extremes.
 NUMBERS = st.sampled_from([0.0, 1e-38, -1e-20, 1e-9, -1e-5, 1e-3, -0.5, 1.0, -2.0, 50.0])
@@ -28,7 +28,7 @@ def test_folded_form_computes_the_same(channels: list, with_bias: bool, pool: bo
     with torch.no_grad():
         active = between(torch.relu(norm(x)))
         expected = [conv(active) for conv in convs]
-        clamp, folded = fold_preactivation(norm, convs)
+        clamp, folded = fuse_preactivation(norm, convs)
         clamped = between(clamp(x))
         for conv, result in zip(folded, expected, strict=True):
             torch.testing.assert_close(conv(clamped), result, rtol=1e-5, atol=1e-5 * max(1, active.max()))
@@ -37,4 +37,4 @@ def test_folded_form_computes_the_same(channels: list, with_bias: bool, pool: bo
 
 @pytest.mark.parametrize('norm', [nn.GroupNorm(2, 4), nn.BatchNorm2d(4, track_running_stats=False)])
 def test_norms_that_depend_on_the_image_stay(norm: nn.Module) -> None:
-    assert fold_preactivation(norm, [nn.Conv2d(4, 2, 1)]) is None
+    assert fuse_preactivation(norm, [nn.Conv2d(4, 2, 1)]) is None

@@ -80,9 +80,7 @@ def test_layer_computes_the_papers_equations(activation: str, kernels: tuple, tr
     twin = copy.deepcopy(layer)
     x = torch.randn(2, 15, 7, 6, dtype=torch.float64)
     actual = outputs_and_gradients(layer, x, dict(layer.named_parameters()))
-    assert_same(
-        actual, outputs_and_gradients(lambda x: reference(twin, x), x, dict(twin.named_parameters()))
-    )
+    assert_same(actual, outputs_and_gradients(lambda x: reference(twin, x), x, dict(twin.named_parameters())))
     for (name, buffer), other in zip(layer.named_buffers(), twin.buffers()):
         assert torch.allclose(buffer, other, atol=1e-6), name
 
@@ -318,8 +316,10 @@ def test_named_networks_are_table_3(name: str) -> None:
     assert settings == [segments, steps, 'cifar'] and expansion == 4
     assert name == f'{2 * sum(steps)}-{width_of(segments, steps)}'
     count = classifier_parameters(arch=name)
-    assert count == by_hand(4, segments, steps) == classifier_parameters(
-        expansion=4, segments=segments, steps=steps
+    assert (
+        count
+        == by_hand(4, segments, steps)
+        == classifier_parameters(expansion=4, segments=segments, steps=steps)
     )
     hidden = 160 * (segments[-1] * steps[-1] + 1) + 100 * 161
     linear = 100 * (segments[-1] * steps[-1] + 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import mmrecur.registry  # noqa: F401
 from mmrecur.models.backbones import RLAResNet
 from mmrecur.models.layers import CBAM, ECA, Bottleneck, RLACell, SqueezeExcite, Tap, make_rla_cell
-from mmrecur.models.layers.rla import RLA_VARIANTS, downsample_hidden, hidden_state, tanh_
+from mmrecur.models.layers.rla.cell import RLA_VARIANTS, downsample_hidden, hidden_state, tanh_
 
 
 def randomise_norms(module: nn.Module, seed: int = 0) -> None:

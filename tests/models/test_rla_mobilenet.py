@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmrecur.models.backbones import RLAMobileNetV2
 from mmrecur.models.layers import InvertedResidual
-from mmrecur.models.layers.inverted_residual import round_channels
+from mmrecur.models.layers.common.inverted_residual import round_channels
 from tests.models.test_rla import randomise_norms
 
 
@@ -69,9 +69,7 @@ def reference_forward(model: RLAMobileNetV2, x: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize('norm_eval', [True, False])
 def test_network_equals_the_equations(sharing: str, attention: str | None, norm_eval: bool) -> None:
     torch.manual_seed(0)
-    model = RLAMobileNetV2(
-        0.25, 4, sharing, attention, out_indices=(1, 4, 7), norm_eval=norm_eval
-    )
+    model = RLAMobileNetV2(0.25, 4, sharing, attention, out_indices=(1, 4, 7), norm_eval=norm_eval)
     randomise_norms(model)
     model.double().train()
     x = torch.randn(2, 3, 64, 64).double()
@@ -126,9 +124,7 @@ def test_channels_are_rounded_as_published() -> None:
 @pytest.mark.parametrize('frozen', [5, 6, 7, 8])
 @pytest.mark.parametrize('sharing', ['stage', 'network'])
 def test_shared_weights_freeze_with_the_last_group_that_uses_them(frozen: int, sharing: str) -> None:
-    model = RLAMobileNetV2(
-        0.25, 4, sharing, out_indices=(6, 7), frozen_stages=frozen
-    ).train()
+    model = RLAMobileNetV2(0.25, 4, sharing, out_indices=(6, 7), frozen_stages=frozen).train()
     # groups 4 and 5 share the fourth W_r, 6 and 7 the fifth
     last_users = [1, 2, 3, 5, 7] if sharing == 'stage' else [7]
     assert len(model.recurrent_convs) == len(last_users)

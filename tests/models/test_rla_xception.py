@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrecur.models.backbones import RLAXception
-from mmrecur.models.layers.separable import SeparableConv, XceptionBlock
+from mmrecur.models.layers.common.separable import SeparableConv, XceptionBlock
 from tests.models.test_rla import randomise_norms
 
 

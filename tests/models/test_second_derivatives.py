@@ -13,8 +13,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.modules.module import register_module_forward_hook
 
 from mmrecur.models.layers import Bottleneck, FactorizedConv2d, FilterBasis, InvertedResidual
-from mmrecur.models.layers.loop_norm import _SumOverProcesses, masked_batch_norm
-from mmrecur.models.layers.recursive import gated_blocks
+from mmrecur.models.layers.loop.norm import _SumOverProcesses, masked_batch_norm
+from mmrecur.models.layers.loop.recursive_block import gated_blocks
 from tests.models.test_backbones import build, image
 from tests.models.test_rla import randomise_norms
 from tests.models.zoo import DISTINCT

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
-from mmrecur.models.layers import SharedConv, TemplateBank, materialise_convs, share_convs, template_banks
+from mmrecur.models.layers import TemplateBank, TemplateConv2d, materialise_convs, share_convs, template_banks
 from tests.models.test_rla import randomise_norms
 
 
@@ -70,7 +70,7 @@ def test_layers_differ_in_everything_but_shape() -> None:
     model = Dilated()
     expected = model(image(8))
     share_convs(model, 'per_layer', from_weights=True)
-    assert sum(isinstance(m, SharedConv) for m in model.modules()) == 3
+    assert sum(isinstance(m, TemplateConv2d) for m in model.modules()) == 3
     torch.testing.assert_close(model(image(8)), expected, rtol=1e-4, atol=1e-5)
     assert set(dict(model.named_parameters())) == {
         'layers.0.bias',
@@ -113,7 +113,7 @@ def test_state_loads_and_the_inference_form_computes_the_same() -> None:
         outputs = materialise_convs(other)(image())
     for output, reference in zip(outputs, expected, strict=True):
         torch.testing.assert_close(output, reference, rtol=1e-4, atol=1e-5)
-    assert not any(isinstance(m, (SharedConv, TemplateBank)) for m in other.modules())
+    assert not any(isinstance(m, (TemplateConv2d, TemplateBank)) for m in other.modules())
     plain = resnet()
     plain.load_state_dict(other.state_dict())
 
@@ -212,4 +212,4 @@ def test_networks_with_their_own_banks_are_made_plain_too() -> None:
             outputs = materialise_convs(model)(x)
         for output, reference in zip(outputs, expected, strict=True):
             torch.testing.assert_close(output, reference)
-        assert not any(isinstance(m, SharedConv) for m in model.modules())
+        assert not any(isinstance(m, TemplateConv2d) for m in model.modules())

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrecur.models.layers import SharedConv, TemplateBank, layer_similarity, share_convs
-from mmrecur.models.layers.template_bank import initial_coefficients
-from mmrecur.models.layers.template_fit import fit_templates
+from mmrecur.models.layers import TemplateBank, TemplateConv2d, layer_similarity, share_convs
+from mmrecur.models.layers.template_bank.bank import initial_coefficients
+from mmrecur.models.layers.template_bank.fit import fit_templates
 
 SHAPE = (6, 4, 3, 3)
 
@@ -56,7 +56,7 @@ def test_convolutions_of_any_dimension_equal_torchs(shape: tuple[int, ...]) -> N
     dims = len(shape) - 2
     bank = TemplateBank(2, 2, shape)
     options = dict(stride=2, padding=1, dilation=1, groups=2, padding_mode='circular')
-    conv = SharedConv(bank, 1, **options, bias=nn.Parameter(torch.randn(shape[0])))
+    conv = TemplateConv2d(bank, 1, **options, bias=nn.Parameter(torch.randn(shape[0])))
     x = torch.randn(2, 2 * shape[1], *[9] * dims)
     plain = getattr(nn, f'Conv{dims}d')(2 * shape[1], shape[0], shape[2:], **options)
     plain.weight.data = equation_1(bank, 1).detach()
@@ -136,7 +136,7 @@ def test_inference_mode_leaves_nothing_that_gradients_could_meet() -> None:
     with torch.inference_mode():
         bank()
     x = torch.randn(1, 4, 5, 5, requires_grad=True)
-    SharedConv(bank, 1)(x).sum().backward()
+    TemplateConv2d(bank, 1)(x).sum().backward()
     expected = torch.autograd.grad(F.conv2d(x, equation_1(bank, 1)).sum(), x)[0]
     torch.testing.assert_close(x.grad, expected)
 
@@ -161,7 +161,7 @@ def test_autocast_rounds_the_weights_once(rows, training: bool) -> None:
             assert torch.equal(weight, exact[index])
             expected = F.conv2d(x, weight.detach())
             assert expected.dtype is torch.bfloat16
-            assert torch.equal(SharedConv(bank, index)(x, weight), expected)
+            assert torch.equal(TemplateConv2d(bank, index)(x, weight), expected)
         for index in range(5):
             own = bank.weight(index)
             torch.testing.assert_close(own, exact[index], rtol=1e-5, atol=1e-6)  # not rounded to 8 bits
@@ -170,9 +170,7 @@ def test_autocast_rounds_the_weights_once(rows, training: bool) -> None:
 def test_similarity_is_the_cosine_without_its_sign() -> None:
     coefficients = torch.tensor([[1.0, 0.0], [-3.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
     half = 0.5**0.5
-    expected = torch.tensor(
-        [[1, 1, half, 0], [1, 1, half, 0], [half, half, 1, half], [0, 0, half, 1]]
-    )
+    expected = torch.tensor([[1, 1, half, 0], [1, 1, half, 0], [half, half, 1, half], [0, 0, half, 1]])
     torch.testing.assert_close(layer_similarity(coefficients), expected)
     bank = make(4, 2, rows=(0, 0, 1, 2))
     bank.row_scales.data = torch.tensor([1.0, -3.0, 1.0, 2.0])
@@ -241,13 +239,13 @@ def test_wrong_shapes_are_named(shape: tuple) -> None:
 
 def test_layers_that_a_bank_does_not_have_are_refused() -> None:
     with pytest.raises(ValueError, match='index=5, allowed: an integer from 0 to 4'):
-        SharedConv(make(), 5)
+        TemplateConv2d(make(), 5)
     with pytest.raises(ValueError, match=r'weight_shape=\(3, 4\), allowed: 3, 4 or 5 sizes'):
-        SharedConv(TemplateBank(2, 2, (3, 4)), 0)
+        TemplateConv2d(TemplateBank(2, 2, (3, 4)), 0)
 
 
 def test_plain_layers_have_full_precision_also_if_made_under_autocast() -> None:
-    conv = SharedConv(make().eval(), 1)
+    conv = TemplateConv2d(make().eval(), 1)
     with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
         conv(torch.zeros(1, 4, 5, 5))
         plain = conv.materialise()
@@ -255,6 +253,6 @@ def test_plain_layers_have_full_precision_also_if_made_under_autocast() -> None:
 
 
 def test_double_precision_stays_under_autocast() -> None:
-    conv = SharedConv(make().double(), 0)
+    conv = TemplateConv2d(make().double(), 0)
     with torch.autocast('cpu', torch.bfloat16):
         assert conv(torch.zeros(1, 4, 5, 5).double()).dtype is torch.float64  # as of a plain convolution

@@ -18,23 +18,13 @@ BACKBONES: dict[str, dict] = {
     'rla-r50-v5': dict(type='mmrecur.RLAResNet', depth=50, variant='v5', **SMALL),
     'rla-r50-v6': dict(type='mmrecur.RLAResNet', depth=50, variant='v6', **SMALL),
     'rla-eca-r50': dict(type='mmrecur.RLAResNet', depth=50, attention='eca', **SMALL),
-    'rla-eca-r50-v2': dict(
-        type='mmrecur.RLAResNet', depth=50, attention='eca', variant='v2', **SMALL
-    ),
-    'rla-se-r50': dict(
-        type='mmrecur.RLAResNet', depth=50, attention=dict(type='se', reduction=8), **SMALL
-    ),
+    'rla-eca-r50-v2': dict(type='mmrecur.RLAResNet', depth=50, attention='eca', variant='v2', **SMALL),
+    'rla-se-r50': dict(type='mmrecur.RLAResNet', depth=50, attention=dict(type='se', reduction=8), **SMALL),
     'rla-x50': dict(type='mmrecur.RLAResNet', depth=50, groups=2, base_width=4, **SMALL),
-    'rla-r50-d': dict(
-        type='mmrecur.RLAResNet', depth=50, deep_stem=True, avg_down=True, **SMALL
-    ),
+    'rla-r50-d': dict(type='mmrecur.RLAResNet', depth=50, deep_stem=True, avg_down=True, **SMALL),
     'rla-r50-hidden': dict(type='mmrecur.RLAResNet', depth=50, with_hidden=True, **SMALL),
-    'rla-r50-v4-hidden': dict(
-        type='mmrecur.RLAResNet', depth=50, variant='v4', with_hidden=True, **SMALL
-    ),
-    'rla-r50-gn': dict(
-        type='mmrecur.RLAResNet', depth=50, norm_cfg=dict(type='GN', num_groups=2), **SMALL
-    ),
+    'rla-r50-v4-hidden': dict(type='mmrecur.RLAResNet', depth=50, variant='v4', with_hidden=True, **SMALL),
+    'rla-r50-gn': dict(type='mmrecur.RLAResNet', depth=50, norm_cfg=dict(type='GN', num_groups=2), **SMALL),
     'rla-r50-c4': dict(type='mmrecur.RLAResNet', depth=50, out_indices=(1, 2), **SMALL),
     'rla-r50-dc5': dict(
         type='mmrecur.RLAResNet', depth=50, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **SMALL
@@ -46,9 +36,7 @@ BACKBONES: dict[str, dict] = {
     'preact-bottleneck-v2': dict(
         type='mmrecur.RLAPreActResNet', depth=20, block='bottleneck', variant='v2', extra_channels=4, **SMALL
     ),
-    'preact-v4': dict(
-        type='mmrecur.RLAPreActResNet', depth=14, variant='v4', out_indices=(0, 1), **SMALL
-    ),
+    'preact-v4': dict(type='mmrecur.RLAPreActResNet', depth=14, variant='v4', out_indices=(0, 1), **SMALL),
     'preact-single': dict(type='mmrecur.RLAPreActResNet', depth=8, out_indices=(0, 1, 2), **SMALL),
     'preact-lstm': dict(
         type='mmrecur.RLAPreActResNet', depth=14, cell='lstm', shared=False, with_hidden=True, **SMALL
@@ -56,9 +44,7 @@ BACKBONES: dict[str, dict] = {
     'preact-gru-no-exchange': dict(
         type='mmrecur.RLAPreActResNet', depth=8, cell='gru', exchange=False, with_hidden=True, **SMALL
     ),
-    'preact-postact': dict(
-        type='mmrecur.RLAPreActResNet', depth=11, post_act=True, variant='v3', **SMALL
-    ),
+    'preact-postact': dict(type='mmrecur.RLAPreActResNet', depth=11, post_act=True, variant='v3', **SMALL),
     'preact-plain': dict(type='mmrecur.RLAPreActResNet', depth=14, base_channels=8, rla_channels=0),
     'preact-gn': dict(
         type='mmrecur.RLAPreActResNet', depth=8, norm_cfg=dict(type='GN', num_groups=2), **SMALL
@@ -67,9 +53,7 @@ BACKBONES: dict[str, dict] = {
     'rla-xception-hidden': dict(
         type='mmrecur.RLAXception', base_channels=4, rla_channels=4, with_hidden=True
     ),
-    'rla-xception-c2': dict(
-        type='mmrecur.RLAXception', base_channels=4, rla_channels=4, out_indices=(0, 1)
-    ),
+    'rla-xception-c2': dict(type='mmrecur.RLAXception', base_channels=4, rla_channels=4, out_indices=(0, 1)),
     'rla-xception-gn': dict(
         type='mmrecur.RLAXception', base_channels=4, rla_channels=4, norm_cfg=dict(type='GN', num_groups=2)
     ),
@@ -100,9 +84,7 @@ BACKBONES: dict[str, dict] = {
     'rla-mobilenet-network': dict(
         type='mmrecur.RLAMobileNetV2', recurrent_sharing='network', out_indices=(0, 7), **LIGHT
     ),
-    'rla-eca-mobilenet': dict(
-        type='mmrecur.RLAMobileNetV2', attention='eca', out_indices=(4, 7), **LIGHT
-    ),
+    'rla-eca-mobilenet': dict(type='mmrecur.RLAMobileNetV2', attention='eca', out_indices=(4, 7), **LIGHT),
     'rla-mobilenet-gn': dict(
         type='mmrecur.RLAMobileNetV2',
         norm_cfg=dict(type='GN', num_groups=2),
@@ -112,9 +94,7 @@ BACKBONES: dict[str, dict] = {
     'rla-mobilenet-c1': dict(type='mmrecur.RLAMobileNetV2', out_indices=(0,), **LIGHT),
     'mobilenet': dict(type='mmrecur.RLAMobileNetV2', width_mult=0.25, rla_channels=0),
     'rla-r50-unshared': dict(type='mmrecur.RLAResNet', depth=50, shared=False, **SMALL),
-    'rla-r50-unshared-v4': dict(
-        type='mmrecur.RLAResNet', depth=50, shared=False, variant='v4', **SMALL
-    ),
+    'rla-r50-unshared-v4': dict(type='mmrecur.RLAResNet', depth=50, shared=False, variant='v4', **SMALL),
     'rla-r50-no-exchange': dict(
         type='mmrecur.RLAResNet', depth=50, exchange=False, with_hidden=True, **SMALL
     ),
@@ -126,9 +106,7 @@ BACKBONES: dict[str, dict] = {
     'rla-r50-gru-no-exchange': dict(
         type='mmrecur.RLAResNet', depth=50, cell='gru', exchange=False, with_hidden=True, **SMALL
     ),
-    'rla-eca-r50-lstm': dict(
-        type='mmrecur.RLAResNet', depth=50, attention='eca', cell='lstm', **SMALL
-    ),
+    'rla-eca-r50-lstm': dict(type='mmrecur.RLAResNet', depth=50, attention='eca', cell='lstm', **SMALL),
     'rla-se-r50-gru': dict(type='mmrecur.RLAResNet', depth=50, attention='se', cell='gru', **SMALL),
     'rla-r50-postact': dict(type='mmrecur.RLAResNet', depth=50, post_act=True, **SMALL),
     'rla-r50-postact-hidden': dict(

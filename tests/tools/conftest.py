@@ -110,7 +110,7 @@ test_evaluator = val_evaluator
 """
 
 # A kill that hits a chosen iteration every time.
-KILL_HOOK = '''
+KILL_HOOK = """
 import os
 import signal
 
@@ -123,7 +123,7 @@ class KillHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == int(os.environ.get('KILL_AT_ITERATION', 0)):
             os.kill(os.getpid(), signal.SIGKILL)
-'''
+"""
 
 
 class Workshop:

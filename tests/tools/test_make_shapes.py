@@ -141,9 +141,7 @@ def test_killed_run_leaves_nothing_that_looks_whole(main, tmp_path, capsys):
     assert len(list((out / 'train').iterdir())) == 6
 
 
-@pytest.mark.parametrize(
-    'wrong', [['--size', '16'], ['--size', '64', '64', '64'], ['--seed', '-1']]
-)
+@pytest.mark.parametrize('wrong', [['--size', '16'], ['--size', '64', '64', '64'], ['--seed', '-1']])
 def test_wrong_arguments_exit_with_the_name_and_what_is_allowed(main, tmp_path, capsys, wrong):
     with pytest.raises(SystemExit) as caught:
         main(tmp_path / 'shapes', *wrong)

@@ -92,9 +92,7 @@ def train(base: str, directory: Path, epochs: int) -> tuple[list[float], dict[st
     return losses, rows[-1], work_dir
 
 
-@pytest.mark.parametrize(
-    'base', ['faster-rcnn_rla-r50_fpn_1x_coco.py', 'mask-rcnn_rla-r50_fpn_1x_coco.py']
-)
+@pytest.mark.parametrize('base', ['faster-rcnn_rla-r50_fpn_1x_coco.py', 'mask-rcnn_rla-r50_fpn_1x_coco.py'])
 def test_loss_falls_on_photographs(base: str, tmp_path: Path) -> None:
     losses, metrics, work_dir = train(base, tmp_path, epochs=10)
     assert len(losses) == 20

@@ -242,9 +242,7 @@ def test_wrong_uses_are_named(tool: Any, detector: Any, tmp_path: Path) -> None:
         tool.main([*start, str(tmp_path / 'x.py'), '--checkpoint', str(checkpoint), '--init', 'none'])
     lazy = tmp_path / 'lazy.py'
     lazy.write_text(
-        'from mmengine.config import read_base\n'
-        'with read_base():\n'
-        '    from .retinanet import *\n'
+        'from mmengine.config import read_base\nwith read_base():\n    from .retinanet import *\n'
     )
     with pytest.raises(ToolError, match='new style'):
         tool.main([str(lazy), *start[1:], str(tmp_path / 'x.py')])

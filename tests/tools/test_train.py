@@ -74,8 +74,7 @@ def test_killed_run_resumes_as_if_nothing_had_happened(workshop, detector, train
     _, whole = trained
     assert_same_run(whole / 'epoch_3.pth', work_dir / 'epoch_3.pth')
     losses = [
-        [line['loss'] for line in scalars(path) if 'loss' in line][-2 * STEPS :]
-        for path in (whole, work_dir)
+        [line['loss'] for line in scalars(path) if 'loss' in line][-2 * STEPS :] for path in (whole, work_dir)
     ]
     assert losses[0] == losses[1]
     # The augmentations of the epochs differ: the equality is no accident.
@@ -198,8 +197,7 @@ def test_two_processes_give_the_losses_of_one(workshop, fcos):
     torch.testing.assert_close(*map(torch.tensor, curves), rtol=1e-4, atol=1e-5)
     # ... because they make the same steps.
     weights = [
-        load_checkpoint_file(workshop.root / name / 'epoch_2.pth')['state_dict']
-        for name in ('one', 'two')
+        load_checkpoint_file(workshop.root / name / 'epoch_2.pth')['state_dict'] for name in ('one', 'two')
     ]
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], rtol=1e-3, atol=1e-5)

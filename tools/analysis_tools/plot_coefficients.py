@@ -33,7 +33,7 @@ from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.io import load_checkpoint
-from mmrecur.checkpoint.wrapping import unwrap
+from mmrecur.checkpoint.unwrap import unwrap
 from mmrecur.models.layers import FactorizedConv2d
 
 

@@ -35,7 +35,7 @@ from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.io import load_checkpoint
-from mmrecur.checkpoint.wrapping import unwrap
+from mmrecur.checkpoint.unwrap import unwrap
 
 #: What is printed of a fit.
 FIT = ('scale', 'rate', 'r_squared')

@@ -29,7 +29,7 @@ from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.io import load_checkpoint
-from mmrecur.checkpoint.wrapping import unwrap
+from mmrecur.checkpoint.unwrap import unwrap
 from mmrecur.models.layers import ChannelRecurrentConv
 
 
@@ -86,9 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.out:
             save_figure(plot_segment_views(views), args.out)
     if args.json:
-        result = [
-            dict(layer=v.name, influence=v.influence.tolist(), radius=v.radius.tolist()) for v in views
-        ]
+        result = [dict(layer=v.name, influence=v.influence.tolist(), radius=v.radius.tolist()) for v in views]
         print(json.dumps(result, indent=2))
     else:
         print_table(views)

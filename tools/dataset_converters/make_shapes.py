@@ -69,9 +69,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[Path, ShapesConfig, bool]
     args = parser.parse_args(argv)
     size = tuple(args.size) * 2 if len(args.size) == 1 else tuple(args.size)
     try:
-        config = ShapesConfig(
-            args.num_train, args.num_val, size, args.max_objects, args.seed, args.task
-        )
+        config = ShapesConfig(args.num_train, args.num_val, size, args.max_objects, args.seed, args.task)
     except ValueError as error:
         parser.error(str(error))
     # Resolved, so that a link to a directory is followed, not replaced.
@@ -91,8 +89,7 @@ def read_manifest(out_dir: Path) -> dict[str, Any] | None:
         manifest['arguments']['task'], manifest['counts']['train'], manifest['counts']['val']
     except (OSError, ValueError, TypeError, KeyError):
         raise FileExistsError(
-            f'{out_dir} exists and was not made by make_shapes; it is left alone: '
-            'choose another directory'
+            f'{out_dir} exists and was not made by make_shapes; it is left alone: choose another directory'
         ) from None
     foreign = {path.name for path in out_dir.iterdir()} - {MANIFEST, 'annotations', *SPLITS}
     if foreign:
@@ -125,9 +122,7 @@ def check_same(out_dir: Path, manifest: dict[str, Any], config: ShapesConfig) ->
             )
         annotations = out_dir / 'annotations' / f'instances_{split}.json'
         if config.task == 'detection' and not annotations.is_file():
-            raise FileExistsError(
-                f'{annotations} is missing; make the data set anew with --force'
-            )
+            raise FileExistsError(f'{annotations} is missing; make the data set anew with --force')
 
 
 def write(root: Path, config: ShapesConfig) -> dict[str, Any]:
@@ -136,9 +131,7 @@ def write(root: Path, config: ShapesConfig) -> dict[str, Any]:
     console = Console(stderr=True)
     counts = {}
     for split in SPLITS:
-        show = partial(
-            track, description=f'{split:5}', console=console, disable=not console.is_terminal
-        )
+        show = partial(track, description=f'{split:5}', console=console, disable=not console.is_terminal)
         counts[split] = write_split(root, config, split, show)
     manifest = dict(generator='make_shapes', arguments=config.to_dict(), counts=counts)
     (root / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')

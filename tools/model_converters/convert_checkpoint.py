@@ -14,7 +14,7 @@ import argparse
 from mmrecur.apis.checkpoints import add_file_arguments, transfer_file
 from mmrecur.apis.runner import clean_errors
 from mmrecur.checkpoint import convert
-from mmrecur.checkpoint.convert import CONVERTERS
+from mmrecur.checkpoint.converters.convert import CONVERTERS
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@
 ``weights.py`` of what to start from. ``trial.py`` builds the result and takes a training step.
 """
 
-from .names import list_backbones
-from .plan import Swap, plan_swap, swap_backbone
+from mmrecur.apis.swap.names import list_backbones
+from mmrecur.apis.swap.plan import Swap, plan_swap, swap_backbone
 
 __all__ = ['Swap', 'list_backbones', 'plan_swap', 'swap_backbone']

@@ -11,15 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmrecur.apis.runner import ToolError
+from mmrecur.apis.swap.target import Replaced, build, outputs
+from mmrecur.apis.swap.weights import PLAIN_DEPTHS, Start, largest_difference, randomize_norms, ways_out
 from mmrecur.checkpoint import Report, TransferError, graft
 from mmrecur.checkpoint.io import CheckpointError, load_checkpoint_file
 from mmrecur.checkpoint.layouts import plain_names
 from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names
-from mmrecur.checkpoint.wrapping import read_weights
+from mmrecur.checkpoint.unwrap import read_weights
 from mmrecur.models.backbones import Backbone
-
-from .host import Replaced, build, outputs
-from .weights import PLAIN_DEPTHS, Start, largest_difference, settle, ways_out
 
 #: What a pretrained network has not: it is trained without these parts.
 _EXTRAS = {'dcn', 'plugins', 'sac', 'conv_cfg'}
@@ -153,7 +152,7 @@ def _try_graft(plain: nn.Module, start: Start | None, new: Backbone, image: Tens
 
     So it is known without the checkpoint whether it will fit and what the graft will compute.
     """
-    settle(plain, image)
+    randomize_norms(plain, image)
     expected = outputs(plain, image, "the base's backbone")
     try:
         state, _ = graft(plain.state_dict(), new)

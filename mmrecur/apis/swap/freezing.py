@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .plan import Swap
+    from mmrecur.apis.swap.plan import Swap
 
 
 def thaw(swap: Swap, args: dict[str, Any], fixed: Mapping[str, Any], why: str) -> None:

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.runner import ToolError, load_config
+from mmrecur.apis.swap.channels import set_channels
+from mmrecur.apis.swap.fit import check_start
+from mmrecur.apis.swap.freezing import freeze_what_is_trained
+from mmrecur.apis.swap.names import find_backbone, signature
+from mmrecur.apis.swap.stages import loss_notes, matching_indices, probe
+from mmrecur.apis.swap.target import ARCHITECTURE, Host, Replaced, build, find_target, outputs, read_replaced
+from mmrecur.apis.swap.weights import EXACT, Start, choose_start, pretrained, randomize_norms
 from mmrecur.models.backbones import Backbone
-
-from .channels import set_channels
-from .fit import check_start
-from .freezing import freeze_what_is_trained
-from .host import ARCHITECTURE, Host, Replaced, build, find_host, outputs, read_replaced
-from .names import find_backbone, signature
-from .stages import loss_notes, matching_indices, probe
-from .weights import EXACT, Start, choose_start, pretrained, settle
 
 #: Options whose loss is worth a note, unless they have these values.
 _USUAL = {'style': 'pytorch', 'attention': None, 'groups': 1, 'base_width': 64, 'stem': 'imagenet'}
@@ -125,11 +124,9 @@ def plan_swap(
         return _plan(load_config(cfg) if isinstance(cfg, str) else cfg, name, init, at, load_from)
 
 
-def _plan(
-    base: Config, name: str | dict[str, Any], init: str, at: str | None, load_from: str | None
-) -> Swap:
+def _plan(base: Config, name: str | dict[str, Any], init: str, at: str | None, load_from: str | None) -> Swap:
     config = copy.deepcopy(base)
-    host = find_host(config, at)
+    host = find_target(config, at)
     replaced = read_replaced(host)
     family, fixed = find_backbone(name)
     args = _arguments(host, replaced, family, fixed)
@@ -231,7 +228,7 @@ def _new_config(family: type[Backbone], args: Mapping[str, Any], start: Start) -
 
 
 def _check_sizes(backbone: Backbone, old_maps: Sequence[Tensor], image: Tensor) -> None:
-    settle(backbone, image)
+    randomize_norms(backbone, image)
     maps = outputs(backbone, image, 'the new backbone')
     old, new = ([tuple(m.shape[2:]) for m in group] for group in (old_maps, maps))
     if old != new:
@@ -290,9 +287,7 @@ def _merged(own: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _note_options(
-    swap: Swap, replaced: Replaced, family: type[Backbone], new: Mapping[str, Any]
-) -> None:
+def _note_options(swap: Swap, replaced: Replaced, family: type[Backbone], new: Mapping[str, Any]) -> None:
     known = signature(family)
     lost = {k: v for k, v in replaced.unknown.items() if k not in new}
     lost |= {

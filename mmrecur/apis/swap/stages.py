@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.apis.runner import ToolError
-
-from .host import outputs
+from mmrecur.apis.swap.target import outputs
 
 #: Sizes of images on which backbones are compared: multiples of 32, sides that differ. Windows of a
 #: transformer want their own size of the smallest map.
@@ -80,9 +79,7 @@ def matching_indices(
     return tuple(found), len(stages)
 
 
-def loss_notes(
-    old: nn.Module, new: nn.Module, old_channels: Sequence[int], stages: int | None
-) -> list[str]:
+def loss_notes(old: nn.Module, new: nn.Module, old_channels: Sequence[int], stages: int | None) -> list[str]:
     """Say what of a network a swap does without.
 
     Args:

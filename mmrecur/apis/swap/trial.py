@@ -19,14 +19,13 @@ from mmrecur.analysis.complexity import count_parameters
 from mmrecur.apis.demo_inputs import demo_inputs
 from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.runner import ToolError
+from mmrecur.apis.swap.plan import Swap
+from mmrecur.apis.swap.stages import probe
+from mmrecur.apis.swap.target import find_target, outputs
+from mmrecur.apis.swap.weights import largest_difference, randomize_norms
 from mmrecur.checkpoint import Report, TransferError, graft
 from mmrecur.checkpoint.layouts import below
-from mmrecur.checkpoint.wrapping import unwrap
-
-from .host import find_host, outputs
-from .plan import Swap
-from .stages import probe
-from .weights import largest_difference, settle
+from mmrecur.checkpoint.unwrap import unwrap
 
 
 @dataclass
@@ -77,7 +76,7 @@ def try_swap(
 
 
 def _try(swap: Swap, shape: tuple[int, int] | None, checkpoint: Mapping[str, Any] | None) -> Trial:
-    old, new = find_host(swap.base, swap.host.path).build(), swap.host.build()
+    old, new = find_target(swap.base, swap.host.path).build(), swap.host.build()
     channels = getattr(new.backbone, 'in_channels', 3)
     image, _ = probe(old.backbone, channels)
     trial = Trial(
@@ -87,7 +86,7 @@ def _try(swap: Swap, shape: tuple[int, int] | None, checkpoint: Mapping[str, Any
     if checkpoint is None:
         with _quiet():
             new.init_weights()
-        settle(new.backbone, image)
+        randomize_norms(new.backbone, image)
     else:
         checkpoint = _of_host(checkpoint, swap)
         _load_base(old, checkpoint)

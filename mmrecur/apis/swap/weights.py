@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmrecur.apis.runner import ToolError
-
-from .host import ALTERS_WEIGHTS, Replaced
+from mmrecur.apis.swap.target import ALTERS_WEIGHTS, Replaced
 
 #: Depths of ResNets; those of other networks are no depths of a plain one.
 PLAIN_DEPTHS = (18, 34, 50, 101, 152)
@@ -118,7 +117,7 @@ def _loads_plain_weights(value: Any) -> bool:
 
 
 @torch.no_grad()
-def settle(backbone: nn.Module, image: Tensor) -> None:
+def randomize_norms(backbone: nn.Module, image: Tensor) -> None:
     """Give random weights the norms of trained ones: scales of their own and statistics that fit.
 
     Args:
@@ -153,5 +152,3 @@ def largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> flo
     """
     pairs = ((a, b[:, : a.size(1)]) for a, b in zip(first, second, strict=True))
     return max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
-
-

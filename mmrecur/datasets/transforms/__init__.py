@@ -1,5 +1,5 @@
 """Transforms the libraries lack."""
 
-from .cutout import CenteredCutout
+from mmrecur.datasets.transforms.cutout import CenteredCutout
 
 __all__ = ['CenteredCutout']

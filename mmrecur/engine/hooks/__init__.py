@@ -1,12 +1,12 @@
 """Hooks of the runner."""
 
-from .auxiliary_loss import AuxiliaryLossHook
-from .average_losses import AverageLossesHook
-from .curriculum import CurriculumHook
-from .gate_rate import GateRateHook
-from .gradient_flow import GradientFlowHook
-from .layer_similarity import LayerSimilarityHook
-from .resumable_randomness import ResumableRandomnessHook
+from mmrecur.engine.hooks.auxiliary_loss import AuxiliaryLossHook
+from mmrecur.engine.hooks.average_losses import AverageLossesHook
+from mmrecur.engine.hooks.curriculum import CurriculumHook
+from mmrecur.engine.hooks.gate_rate import GateRateHook
+from mmrecur.engine.hooks.gradient_flow import GradientFlowHook
+from mmrecur.engine.hooks.layer_similarity import LayerSimilarityHook
+from mmrecur.engine.hooks.resumable_randomness import ResumableRandomnessHook
 
 __all__ = [
     'AuxiliaryLossHook',

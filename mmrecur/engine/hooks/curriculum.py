@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmrecur.models.layers.checks import check_int
+from mmrecur.models.layers.common.checks import check_int
 from mmrecur.registry import HOOKS
 
 
@@ -47,9 +47,7 @@ class CurriculumHook(Hook):
 
     def _set(self, runner: Runner, loader: object, epoch: int) -> None:
         if loader.num_workers and loader.persistent_workers:
-            raise ValueError(
-                'persistent_workers=True, allowed with CurriculumHook: False, or num_workers=0'
-            )
+            raise ValueError('persistent_workers=True, allowed with CurriculumHook: False, or num_workers=0')
         dataset = loader.dataset
         if not hasattr(dataset, 'set_phase'):
             raise TypeError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from mmrecur.analysis.gradient_flow import GradientRecord, shared_filters
-from mmrecur.models.layers.checks import check_int
+from mmrecur.models.layers.common.checks import check_int
 from mmrecur.registry import HOOKS
 
 

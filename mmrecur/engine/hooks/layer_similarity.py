@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from mmrecur.analysis.layer_similarity import mean_similarity, similarity_matrices
 from mmrecur.engine.file_backend import AtomicLocalBackend
-from mmrecur.models.layers.checks import check_int
+from mmrecur.models.layers.common.checks import check_int
 from mmrecur.registry import HOOKS
 
 

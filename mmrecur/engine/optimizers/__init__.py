@@ -1,5 +1,5 @@
 """Optimizer wrappers."""
 
-from .cpu_amp import CPUAmpOptimWrapper
+from mmrecur.engine.optimizers.cpu_amp import CPUAmpOptimWrapper
 
 __all__ = ['CPUAmpOptimWrapper']

@@ -11,9 +11,9 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..deployable import Deployable
-from ..layers.checks import check_flag, check_int
-from ..layers.stage import BlockSequence
+from mmrecur.models.deployable import Deployable
+from mmrecur.models.layers.common.checks import check_flag, check_int
+from mmrecur.models.layers.common.stage import BlockSequence
 
 
 def make_norm_layer(norm_cfg: dict) -> Callable[[int], nn.Module]:

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import Backbone, make_norm_layer
+from mmrecur.models.layers.common.checks import check_choice, check_int
+from mmrecur.models.layers.rla.dense_block import SHARING, DenseBlock, Transition
 from mmrecur.registry import MODELS
-
-from ..layers.checks import check_choice, check_int
-from ..layers.dense import SHARING, DenseBlock, Transition
-from .base import Backbone, make_norm_layer
 
 
 @MODELS.register_module()
@@ -23,7 +22,7 @@ class DenseNetBC(Backbone):
     after Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852, Section
     3.2 and Appendix A.2: the weights with which a layer's 1x1 convolution reads an earlier layer depend
     on how far back that one lies (lag), or on its place in the block (ordinal), see
-    :class:`~mmrecur.models.layers.dense.DenseBlock`. What reads the block's input, the 3x3 convolutions
+    :class:`~mmrecur.models.layers.DenseBlock`. What reads the block's input, the 3x3 convolutions
     and the norms belong to each layer. Parameters are named as in torchvision's DenseNet.
 
     With 10 classes that is 769,162 parameters and, shared, 587,722. The paper prints 0.80 M and 0.60 M;

@@ -8,18 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import make_norm_layer
+from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY, BasisStage, SharedBasisBackbone
+from mmrecur.models.layers.common.checks import check_choice, check_int
+from mmrecur.models.layers.common.fuse import is_fusible, norm_affine
+from mmrecur.models.layers.common.residual import NormLayer
+from mmrecur.models.layers.filter_basis.basis import FactorizedConv2d, FilterBasis
+from mmrecur.models.layers.rla.dense_block import DenseLayer
 from mmrecur.registry import MODELS
 
-from ..layers.checks import check_choice, check_int
-from ..layers.dense import DenseLayer
-from ..layers.filter_basis import FactorizedConv2d, FilterBasis
-from ..layers.fuse import is_foldable, norm_affine
-from ..layers.residual import NormLayer
-from .base import make_norm_layer
-from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage
 
-
-class SharedDenseLayer(DenseLayer):
+class BasisDenseLayer(DenseLayer):
     """A layer of a dense block that appends its output to its input, its 3x3 convolution factorised.
 
     Args:
@@ -63,9 +62,7 @@ class Transition(nn.Module):
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, norm_layer: NormLayer = nn.BatchNorm2d
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
         super().__init__()
         self.norm = norm_layer(in_channels)
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
@@ -84,7 +81,7 @@ class Transition(nn.Module):
 
     def switch_to_deploy(self) -> None:
         """Fold the norm into the convolution behind it, where it can be."""
-        if is_foldable(self.norm):
+        if is_fusible(self.norm):
             scale, shift = norm_affine(self.norm)
             matrix = self.conv.weight.flatten(1).double()
             self.conv.bias = nn.Parameter((matrix @ shift.double()).to(self.conv.weight))
@@ -189,10 +186,10 @@ class DenseNetShared(SharedBasisBackbone):
                     own['conv2'] = FilterBasis(shared_rank, 4 * growth)
                 basis = own['conv2'] if own else getattr(self, owner).basis['conv2']
             layers = [
-                SharedDenseLayer(channels + j * growth, growth, basis, unique_rank, norm_layer)
+                BasisDenseLayer(channels + j * growth, growth, basis, unique_rank, norm_layer)
                 for j in range(self.arch_settings[depth][i])
             ]
-            self.add_module(name, SharedStage(layers, own, self.with_cp))
+            self.add_module(name, BasisStage(layers, own, self.with_cp))
             channels += len(layers) * growth
             widths.append(channels)
         self.norm = norm_layer(channels) if self.num_stages == 4 else None

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import make_norm_layer
+from mmrecur.models.backbones.recursive_backbone import GATE_RATE, RecursiveBackbone, check_per_stage
+from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.common.inverted_residual import InvertedResidual, check_width_mult, round_channels
 from mmrecur.registry import MODELS
-
-from ..layers.fuse import fold_norm
-from ..layers.inverted_residual import InvertedResidual, check_width_mult, round_channels
-from .base import make_norm_layer
-from .recursive import GATE_RATE, RecursiveBackbone, check_per_stage
 
 
 @MODELS.register_module()
@@ -159,4 +158,4 @@ class DRMobileNetV2(RecursiveBackbone):
     def _switch_to_deploy(self) -> None:
         super()._switch_to_deploy()
         if self.num_stages > len(self.stages):
-            self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
+            self.conv2, self.bn2 = fuse_norm(self.conv2, self.bn2)

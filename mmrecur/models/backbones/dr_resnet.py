@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import make_norm_layer
+from mmrecur.models.backbones.recursive_backbone import GATE_RATE, RecursiveBackbone, check_per_stage
+from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
+from mmrecur.models.layers.common.residual import Bottleneck, NormLayer
+from mmrecur.models.layers.common.residual_basic import BasicBlock
 from mmrecur.registry import MODELS
-
-from ..layers.checks import check_choice, check_flag, check_int
-from ..layers.residual import Bottleneck, NormLayer
-from ..layers.residual_basic import BasicBlock
-from .base import make_norm_layer
-from .recursive import GATE_RATE, RecursiveBackbone, check_per_stage
 
 
 @MODELS.register_module()
@@ -160,9 +159,7 @@ class DRResNet(RecursiveBackbone):
         self.style = style
         norm_layer = make_norm_layer(self.norm_cfg)
         kernel_size, stride = (3, 1) if small else (7, 2)
-        self.conv1 = nn.Conv2d(
-            in_channels, width, kernel_size, stride, padding=kernel_size // 2, bias=False
-        )
+        self.conv1 = nn.Conv2d(in_channels, width, kernel_size, stride, padding=kernel_size // 2, bias=False)
         self.bn1 = norm_layer(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = None if small else nn.MaxPool2d(3, stride=2, padding=1)
@@ -197,9 +194,7 @@ class DRResNet(RecursiveBackbone):
         check_per_stage('loops', loops, len(blocks))
         return tuple(blocks), tuple(loops), bool(defaults[2] if small_images is None else small_images)
 
-    def _make_stage(
-        self, index: int, in_channels: int, width: int, norm_layer: NormLayer
-    ) -> int:
+    def _make_stage(self, index: int, in_channels: int, width: int, norm_layer: NormLayer) -> int:
         """Add a stage; return its output channels."""
         channels = width if self.small_images else 4 * width
         stride = 1 if index == 0 else 2

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import Backbone, make_norm_layer
+from mmrecur.models.layers.common.activation_checkpoint import run_step
+from mmrecur.models.layers.common.checks import check_int
+from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.common.stage import Stage
+from mmrecur.models.layers.rla.dual_path_block import DualPathBlock
 from mmrecur.registry import MODELS
-
-from ..layers.activation_checkpoint import run_step
-from ..layers.checks import check_int
-from ..layers.dual_path import DualPathBlock
-from ..layers.fuse import fold_norm
-from ..layers.stage import Stage
-from .base import Backbone, make_norm_layer
 
 
 class DualPathStage(Stage):
@@ -156,7 +155,7 @@ class DualPathResNet(Backbone):
         return tuple(outputs)
 
     def _switch_to_deploy(self) -> None:
-        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         for i in range(self.num_stages):
             for block in getattr(self, f'layer{i + 1}'):
                 block.switch_to_deploy()

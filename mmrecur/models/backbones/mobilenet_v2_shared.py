@@ -7,26 +7,30 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from mmrecur.registry import MODELS
-
-from ..layers.attention import ECA, ChannelGate
-from ..layers.checks import check_choice
-from ..layers.fuse import fold_norm
-from ..layers.inverted_residual import (
+from mmrecur.models.backbones.base import make_norm_layer
+from mmrecur.models.backbones.shared_basis_backbone import (
+    ORTHOGONALITY,
+    BasisStage,
+    SharedBasisBackbone,
+    share_convolutions,
+)
+from mmrecur.models.layers.common.attention import ECA, ChannelGate
+from mmrecur.models.layers.common.checks import check_choice
+from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.common.inverted_residual import (
     InvertedResidual,
     check_width_mult,
     eca_kernel_size,
     round_channels,
 )
-from ..layers.residual import NormLayer
-from .base import make_norm_layer
-from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share_convolutions
+from mmrecur.models.layers.common.residual import NormLayer
+from mmrecur.registry import MODELS
 
 #: What blocks share: 1x1 convolutions of each block but a stage's first.
 SHARES = {None: (), 'single': ('conv1',), 'double': ('conv1', 'conv3')}
 
 
-class SharingInvertedResidual(InvertedResidual):
+class BasisInvertedResidual(InvertedResidual):
     """Inverted residual block without a recurrent state, as the authors of the shared bases have it.
 
     It begins with a 1x1 convolution whatever its ratio.
@@ -170,17 +174,15 @@ class MobileNetV2Shared(SharedBasisBackbone):
 
     def _make_stage(
         self, index: int, in_channels: int, out_channels: int, norm_layer: NormLayer
-    ) -> SharedStage:
+    ) -> BasisStage:
         expansion, _, num_blocks, stride = self.arch_settings[index]
         names = SHARES[self.share] if index in self.sharing_stages else ()
         attends = bool(names) and self.attention == 'eca'
-        blocks = [SharingInvertedResidual(in_channels, out_channels, stride, expansion, None, norm_layer)]
+        blocks = [BasisInvertedResidual(in_channels, out_channels, stride, expansion, None, norm_layer)]
         for _ in range(1, num_blocks):
             eca = ECA(eca_kernel_size(out_channels)) if attends else None
-            blocks.append(
-                SharingInvertedResidual(out_channels, out_channels, 1, expansion, eca, norm_layer)
-            )
-        return SharedStage(blocks, share_convolutions(blocks[1:], names), self.with_cp)
+            blocks.append(BasisInvertedResidual(out_channels, out_channels, 1, expansion, eca, norm_layer))
+        return BasisStage(blocks, share_convolutions(blocks[1:], names), self.with_cp)
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
@@ -209,6 +211,6 @@ class MobileNetV2Shared(SharedBasisBackbone):
         return tuple(outputs)
 
     def _deploy_rest(self) -> None:
-        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         if self.has_head:
-            self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
+            self.conv2, self.bn2 = fuse_norm(self.conv2, self.bn2)

@@ -14,9 +14,8 @@ from mmcv.cnn import build_plugin_layer
 from mmengine.model import update_init_info
 from torch import nn
 
+from mmrecur.models.layers.common.checks import check_choice
 from mmrecur.registry import WEIGHT_INITIALIZERS
-
-from ..layers.checks import check_choice
 
 #: Where a plugin stands: on the residual of every block, or on the input of a stage's last block.
 POSITIONS = ('after_conv3', 'before_last_block')

@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import Backbone, make_norm_layer
+from mmrecur.models.layers.channel_recurrence.conv import ChannelRecurrentConv, NormLayer, RecurrentModule
+from mmrecur.models.layers.common.checks import check_choice, check_int
+from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.registry import MODELS
-
-from ..layers.channel_recurrent import ChannelRecurrentConv, NormLayer, RecurrentModule
-from ..layers.checks import check_choice, check_int
-from ..layers.fuse import fold_norm
-from .base import Backbone, make_norm_layer
 
 #: Stride of each stem.
 STEMS = {'cifar': 1, 'imagenet': 4}
@@ -24,7 +23,7 @@ class RecNet(Backbone):
 
     Retsinas, Elafrou, Goumas and Maragos, *RecNets: Channel-wise Recurrent Convolutional Neural Networks*,
     BMVC 2019, https://arxiv.org/abs/1905.11910, Table 1: stages of two recurrent modules, each a CRC layer
-    (:class:`~mmrecur.models.layers.channel_recurrent.ChannelRecurrentConv`) and a transition block, with
+    (:class:`~mmrecur.models.layers.ChannelRecurrentConv`) and a transition block, with
     max pooling between the stages. Stage i works on d_i segments of S_i channels, which CRC layers
     widen e times; its last transition has as many channels as the next stage reads.
 
@@ -207,7 +206,7 @@ class RecNet(Backbone):
         return tuple(outputs)
 
     def _switch_to_deploy(self) -> None:
-        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         for i in range(self.num_stages):
             for module in getattr(self, f'layer{i + 1}'):
                 module.switch_to_deploy()

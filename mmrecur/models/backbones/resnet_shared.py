@@ -8,15 +8,19 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import make_norm_layer
+from mmrecur.models.backbones.shared_basis_backbone import (
+    ORTHOGONALITY,
+    BasisStage,
+    SharedBasisBackbone,
+    share_convolutions,
+)
+from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
+from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.common.residual import Bottleneck, NormLayer
+from mmrecur.models.layers.common.residual_basic import BasicBlock, conv3x3
+from mmrecur.models.layers.filter_basis.basis import FactorizedConv2d, FilterBasis
 from mmrecur.registry import MODELS
-
-from ..layers.checks import check_choice, check_flag, check_int
-from ..layers.filter_basis import FactorizedConv2d, FilterBasis
-from ..layers.fuse import fold_norm
-from ..layers.residual import Bottleneck, NormLayer
-from ..layers.residual_basic import BasicBlock, conv3x3
-from .base import make_norm_layer
-from .shared_basis import ORTHOGONALITY, SharedBasisBackbone, SharedStage, share_convolutions
 
 #: What bottlenecks share: convolutions of each block but a stage's first.
 SHARES = {None: (), 'single': ('conv2',), 'double': ('conv2', 'conv3'), 'all': ('conv1', 'conv2', 'conv3')}
@@ -227,7 +231,7 @@ class ResNetShared(SharedBasisBackbone):
 
     def _make_basic(
         self, index: int, in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer
-    ) -> SharedStage:
+    ) -> BasisStage:
         num_blocks = self.arch_settings[self.depth][index]
         names = [] if not self.share or num_blocks == 1 else ['conv1', 'conv2'][: self.bases]
         if len(names) == 1:
@@ -247,7 +251,7 @@ class ResNetShared(SharedBasisBackbone):
         blocks = [block(in_channels, out_channels, stride)]
         for _ in range(1, num_blocks):
             blocks.append(block(out_channels, out_channels, conv_layer=factorized if bases else conv3x3))
-        return SharedStage(blocks, bases, self.with_cp)
+        return BasisStage(blocks, bases, self.with_cp)
 
     @property
     def has_three_stages(self) -> bool:
@@ -256,7 +260,7 @@ class ResNetShared(SharedBasisBackbone):
 
     def _make_bottleneck(
         self, index: int, in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer
-    ) -> SharedStage:
+    ) -> BasisStage:
         num_blocks, inner = self.arch_settings[self.depth][index], out_channels // self.expansion
         blocks = [
             Bottleneck(
@@ -268,7 +272,7 @@ class ResNetShared(SharedBasisBackbone):
             )
             for i in range(num_blocks)
         ]
-        return SharedStage(blocks, share_convolutions(blocks[1:], SHARES[self.share]), self.with_cp)
+        return BasisStage(blocks, share_convolutions(blocks[1:], SHARES[self.share]), self.with_cp)
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
@@ -293,4 +297,4 @@ class ResNetShared(SharedBasisBackbone):
         return tuple(outputs)
 
     def _deploy_rest(self) -> None:
-        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.resnet_shared import ResNetShared
+from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY, BasisStage
+from mmrecur.models.layers.common.checks import check_choice, check_int
+from mmrecur.models.layers.common.fuse import is_fusible, norm_affine
+from mmrecur.models.layers.common.residual import Bottleneck, NormLayer
+from mmrecur.models.layers.filter_basis.basis import BasisConv2d, FilterBasis
 from mmrecur.registry import MODELS
-
-from ..layers.checks import check_choice, check_int
-from ..layers.filter_basis import FilterBasis, SharedConv2d
-from ..layers.fuse import is_foldable, norm_affine
-from ..layers.residual import Bottleneck, NormLayer
-from .resnet_shared import ResNetShared
-from .shared_basis import ORTHOGONALITY, SharedStage
 
 
 class GroupedBasisConv2d(nn.Module):
@@ -30,7 +29,7 @@ class GroupedBasisConv2d(nn.Module):
     def __init__(self, shared: FilterBasis, unique: FilterBasis) -> None:
         super().__init__()
         self.unique = unique
-        self.parts = nn.ModuleList([SharedConv2d(unique), SharedConv2d(shared)])
+        self.parts = nn.ModuleList([BasisConv2d(unique), BasisConv2d(shared)])
 
     @property
     def folded(self) -> bool:
@@ -59,7 +58,7 @@ class GroupedBasisConv2d(nn.Module):
         """
         self.parts = nn.ModuleList(part.deployed() for part in self.parts)
         del self.unique
-        if not is_foldable(norm):
+        if not is_fusible(norm):
             return norm
         sizes = [part.out_channels for part in self.parts]
         for part, scale, shift in zip(self.parts, *(values.split(sizes) for values in norm_affine(norm))):
@@ -68,7 +67,7 @@ class GroupedBasisConv2d(nn.Module):
         return nn.Identity()
 
 
-class SharedResNeXtBlock(Bottleneck):
+class BasisResNeXtBlock(Bottleneck):
     """ResNeXt bottleneck whose 3x3 convolution is a basis and whose last 1x1 holds the coefficients.
 
     Norm and ReLU stand between the two as in the plain block, so they are not one dense convolution in
@@ -186,7 +185,7 @@ class ResNeXtShared(ResNetShared):
 
     def _make_bottleneck(
         self, index: int, in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer
-    ) -> SharedStage:
+    ) -> BasisStage:
         shared_rank, unique_rank, groups, base_width = self._grouping
         scale, inner = 2**index, groups * base_width * 2**index
         bases = {}
@@ -197,11 +196,9 @@ class ResNeXtShared(ResNetShared):
             if i == 0 or not bases:
                 cin, block_stride = (in_channels, stride) if i == 0 else (out_channels, 1)
                 blocks.append(
-                    Bottleneck(
-                        cin, inner, out_channels, block_stride, groups=groups, norm_layer=norm_layer
-                    )
+                    Bottleneck(cin, inner, out_channels, block_stride, groups=groups, norm_layer=norm_layer)
                 )
                 continue
             unique = FilterBasis(unique_rank * scale, inner, groups=scale)
-            blocks.append(SharedResNeXtBlock(out_channels, inner, bases['conv2'], unique, norm_layer))
-        return SharedStage(blocks, bases, self.with_cp)
+            blocks.append(BasisResNeXtBlock(out_channels, inner, bases['conv2'], unique, norm_layer))
+        return BasisStage(blocks, bases, self.with_cp)

@@ -6,24 +6,23 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from mmrecur.registry import MODELS
-
-from ..layers.activation_checkpoint import run_step
-from ..layers.attention import ChannelGate
-from ..layers.checks import check_choice, check_int
-from ..layers.fuse import fold_norm, fold_norm_of_sum
-from ..layers.inverted_residual import (
+from mmrecur.models.backbones.base import Backbone, make_norm_layer
+from mmrecur.models.backbones.rla_resnet import build_attention
+from mmrecur.models.layers.common.activation_checkpoint import run_step
+from mmrecur.models.layers.common.attention import ChannelGate
+from mmrecur.models.layers.common.checks import check_choice, check_int
+from mmrecur.models.layers.common.fuse import fuse_norm, fuse_norm_of_sum
+from mmrecur.models.layers.common.inverted_residual import (
     InvertedResidual,
     check_width_mult,
     eca_kernel_size,
     round_channels,
 )
-from ..layers.residual import NormLayer
-from ..layers.rla import RLACell, downsample_hidden
-from ..layers.stage import Stage
-from ..layers.tap import Tap
-from .base import Backbone, make_norm_layer
-from .rla_resnet import build_attention
+from mmrecur.models.layers.common.residual import NormLayer
+from mmrecur.models.layers.common.stage import Stage
+from mmrecur.models.layers.common.tap import Tap
+from mmrecur.models.layers.rla.cell import RLACell, downsample_hidden
+from mmrecur.registry import MODELS
 
 
 class RLAGroup(Stage):
@@ -327,10 +326,10 @@ class RLAMobileNetV2(Backbone):
         return tuple(outputs)
 
     def _switch_to_deploy(self) -> None:
-        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         for i, name in enumerate(self.groups):
             getattr(self, name).switch_to_deploy(starts=i == 0)
         if self.ends:
-            self.conv2, self.conv2_hidden, self.bn2 = fold_norm_of_sum(
+            self.conv2, self.conv2_hidden, self.bn2 = fuse_norm_of_sum(
                 self.conv2, self.conv2_hidden, self.bn2
             )

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import Backbone, make_norm_layer
+from mmrecur.models.layers.common.checks import check_choice, check_int
+from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.common.preact import PreActBasicBlock, PreActBottleneck
+from mmrecur.models.layers.rla.cell import State
+from mmrecur.models.layers.rla.stage import RLASettings, append_hidden
 from mmrecur.registry import MODELS
-
-from ..layers.checks import check_choice, check_int
-from ..layers.fuse import fold_norm
-from ..layers.preact import PreActBasicBlock, PreActBottleneck
-from ..layers.rla import State
-from .base import Backbone, make_norm_layer
-from .rla_stage import Recurrence, append_hidden
 
 
 @MODELS.register_module()
@@ -109,9 +108,7 @@ class RLAPreActResNet(Backbone):
         check_int('extra_channels', extra_channels, 0)
         if extra_channels % expansion:
             raise ValueError(f'extra_channels={extra_channels}, allowed: a multiple of {expansion}')
-        self.recurrence = Recurrence(
-            rla_channels, variant, cell, shared, exchange, post_act, with_hidden
-        )
+        self.recurrence = RLASettings(rla_channels, variant, cell, shared, exchange, post_act, with_hidden)
         self.depth = depth
         self.block = block
         self.rla_channels = rla_channels
@@ -129,9 +126,7 @@ class RLAPreActResNet(Backbone):
             for j in range((depth - 2) // layers):
                 stride = 2 if i > 0 and j == 0 else 1
                 hidden = self.recurrence.block_channels
-                blocks.append(
-                    block_class(channels, inner, inner * expansion, stride, hidden, norm_layer)
-                )
+                blocks.append(block_class(channels, inner, inner * expansion, stride, hidden, norm_layer))
                 channels = inner * expansion
             is_last = i == self.num_stages - 1
             stage = self.recurrence.make_stage(blocks, channels, is_last, norm_layer, with_cp)
@@ -198,6 +193,6 @@ class RLAPreActResNet(Backbone):
         return (zeros, zeros) if self.recurrence.cell == 'lstm' else zeros
 
     def _switch_to_deploy(self) -> None:
-        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+        self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         for name in self.stages:
             getattr(self, name).switch_to_deploy()

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import Backbone, make_norm_layer
+from mmrecur.models.backbones.plugins import Plugins, with_plugin_init
+from mmrecur.models.layers.common.attention import CBAM, ECA, SqueezeExcite
+from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
+from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.common.residual import Bottleneck, DeepStem, NormLayer
+from mmrecur.models.layers.rla.stage import RLASettings, RLAStage, append_hidden
 from mmrecur.registry import MODELS
-
-from ..layers.attention import CBAM, ECA, SqueezeExcite
-from ..layers.checks import check_choice, check_flag, check_int
-from ..layers.fuse import fold_norm
-from ..layers.residual import Bottleneck, DeepStem, NormLayer
-from .base import Backbone, make_norm_layer
-from .plugins import Plugins, with_plugin_init
-from .rla_stage import Recurrence, RLAStage, append_hidden
 
 #: Size of the ECA convolution in each stage (ECA-ResNet, as the authors of RLA use it).
 ECA_KERNEL_SIZES = (5, 5, 5, 7)
@@ -79,9 +78,7 @@ def _architectures() -> dict[str, dict]:
         f'rla-resnext{depth}-{groups}x4d': dict(depth=depth, groups=groups, base_width=4)
         for depth, groups in ((50, 32), (101, 32), (101, 64))
     }
-    wide = {
-        f'rla-wide-resnet{depth}-2': dict(depth=depth, groups=1, base_width=128) for depth in (50, 101)
-    }
+    wide = {f'rla-wide-resnet{depth}-2': dict(depth=depth, groups=1, base_width=128) for depth in (50, 101)}
     return {**kinds, **named, **resnext, **wide}
 
 
@@ -243,9 +240,7 @@ class RLAResNet(Backbone):
         self.plugins = Plugins(plugins or ())
         if plugins:
             self.init_cfg = with_plugin_init(self.init_cfg)
-        self.recurrence = Recurrence(
-            rla_channels, variant, cell, shared, exchange, post_act, with_hidden
-        )
+        self.recurrence = RLASettings(rla_channels, variant, cell, shared, exchange, post_act, with_hidden)
         self.style = style
         norm_layer = make_norm_layer(self.norm_cfg)
         self._build_stem(base_channels, deep_stem, norm_layer)
@@ -376,7 +371,7 @@ class RLAResNet(Backbone):
         if self.deep_stem:
             self.stem.switch_to_deploy()
         else:
-            self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+            self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         for name in self.stages:
             getattr(self, name).switch_to_deploy()
         getattr(self.layer1, '0').conv1_hidden = None  # reads zeros

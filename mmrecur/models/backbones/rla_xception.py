@@ -6,19 +6,18 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import Backbone, make_norm_layer
+from mmrecur.models.layers.common.activation_checkpoint import run_step
+from mmrecur.models.layers.common.checks import check_flag, check_int
+from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.common.parallel import is_sharded
+from mmrecur.models.layers.common.separable import XceptionBlock
+from mmrecur.models.layers.common.stage import BlockSequence
+from mmrecur.models.layers.common.tap import Tap
+from mmrecur.models.layers.rla.cell import downsample_hidden
+from mmrecur.models.layers.rla.multi_width_cell import MultiWidthRLACell
+from mmrecur.models.layers.rla.stage import append_hidden
 from mmrecur.registry import MODELS
-
-from ..layers.activation_checkpoint import run_step
-from ..layers.checks import check_flag, check_int
-from ..layers.fuse import fold_norm
-from ..layers.parallel import is_sharded
-from ..layers.rla import downsample_hidden
-from ..layers.rla_widths import MultiWidthRLACell
-from ..layers.separable import XceptionBlock
-from ..layers.stage import BlockSequence
-from ..layers.tap import Tap
-from .base import Backbone, make_norm_layer
-from .rla_stage import append_hidden
 
 
 class RLAXceptionStage(BlockSequence):
@@ -244,8 +243,8 @@ class RLAXception(Backbone):
         return tuple(outputs)
 
     def _switch_to_deploy(self) -> None:
-        self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
-        self.conv2, self.bn2 = fold_norm(self.conv2, self.bn2)
+        self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
+        self.conv2, self.bn2 = fuse_norm(self.conv2, self.bn2)
         for i in range(self.num_stages):
             getattr(self, f'layer{i + 1}').switch_to_deploy()
         first = self.layer1.blocks[0].convs[0]

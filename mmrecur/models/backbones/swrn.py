@@ -8,24 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmrecur.models.backbones.base import Backbone, make_norm_layer
+from mmrecur.models.layers.common.activation_checkpoint import run_step
+from mmrecur.models.layers.common.checks import check_choice, check_int
+from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.common.residual import NormLayer
+from mmrecur.models.layers.common.stage import Stage
+from mmrecur.models.layers.template_bank.bank import (
+    COEFFICIENT_INITS,
+    TemplateBank,
+    TemplateConv2d,
+    check_rows,
+)
+from mmrecur.models.layers.template_bank.blocks import WideBasicBlock, WideBottleneck
+from mmrecur.models.losses.objective import OwnObjective
+from mmrecur.models.losses.recurrence import RECURRENCE
 from mmrecur.registry import MODELS
-
-from ..layers.activation_checkpoint import run_step
-from ..layers.checks import check_choice, check_int
-from ..layers.fuse import fold_norm
-from ..layers.preact_wide import PreactBlock, WideBottleneck
-from ..layers.residual import NormLayer
-from ..layers.stage import Stage
-from ..layers.template_bank import COEFFICIENT_INITS, SharedConv, TemplateBank, check_rows
-from ..losses.objective import OwnObjective
-from ..losses.recurrence import RECURRENCE
-from .base import Backbone, make_norm_layer
 
 #: Block and attribute of a layer.
 Place = tuple[int, str]
 
 
-class SharingStage(Stage):
+class TemplateStage(Stage):
     """A stage: residual blocks, named ``0``, ``1``, ..., and the banks that their layers draw from.
 
     Args:
@@ -39,7 +43,7 @@ class SharingStage(Stage):
 
     def __init__(
         self,
-        blocks: Sequence[PreactBlock | WideBottleneck],
+        blocks: Sequence[WideBasicBlock | WideBottleneck],
         groups: Mapping[str, Sequence[Place]],
         num_templates: int | str | None,
         coefficient_init: str = 'orthogonal',
@@ -64,7 +68,7 @@ class SharingStage(Stage):
             self.add_module(name, bank)
             for index, ((block, layer), conv) in enumerate(zip(places, layers)):
                 options = dict(stride=conv.stride, padding=conv.padding)
-                setattr(blocks[block], layer, SharedConv(bank, index, **options))
+                setattr(blocks[block], layer, TemplateConv2d(bank, index, **options))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the stage.
@@ -214,9 +218,7 @@ class SWRN(OwnObjective, Backbone):
             made, channels = self._make_blocks(i, blocks[i], channels, base_channels, norm_layer)
             rows = (folding or {}).get(name)
             groups = self._groups(made)
-            self.add_module(
-                name, SharingStage(made, groups, num_templates, coefficient_init, rows, with_cp)
-            )
+            self.add_module(name, TemplateStage(made, groups, num_templates, coefficient_init, rows, with_cp))
             stage_channels.append(channels)
         # what is built ends before it if the last stage is not asked for
         has_final_norm = not self.has_bottlenecks and self.num_stages == len(blocks)
@@ -275,7 +277,7 @@ class SWRN(OwnObjective, Backbone):
 
     def _make_blocks(
         self, index: int, count: int, in_channels: int, base_channels: int, norm_layer: NormLayer
-    ) -> tuple[list[PreactBlock | WideBottleneck], int]:
+    ) -> tuple[list[WideBasicBlock | WideBottleneck], int]:
         """Blocks of a stage, and the channels that they give."""
         width = base_channels * 2**index
         strides = [1 if index == 0 else 2] + [1] * (count - 1)
@@ -283,7 +285,7 @@ class SWRN(OwnObjective, Backbone):
             out = width * self.width
             inputs = [in_channels] + [out] * (count - 1)
             options = dict(dropout=self.dropout, norm_layer=norm_layer)
-            return [PreactBlock(c, out, s, **options) for c, s in zip(inputs, strides)], out
+            return [WideBasicBlock(c, out, s, **options) for c, s in zip(inputs, strides)], out
         out = width * self.expansion
         inputs = [in_channels] + [out] * (count - 1)
         return [
@@ -354,8 +356,8 @@ class SWRN(OwnObjective, Backbone):
         for name in self.stages:
             getattr(self, name).switch_to_deploy()
         if self.has_bottlenecks:
-            self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
+            self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
             return
         first = getattr(self.layer1, '0')
         if first.downsample is not None:  # then nothing but its norm reads the stem
-            self.conv1, first.bn1 = fold_norm(self.conv1, first.bn1)
+            self.conv1, first.bn1 = fuse_norm(self.conv1, first.bn1)

@@ -1,29 +1,34 @@
 """The arithmetic: plain ``torch.nn`` layers that need nothing but torch."""
 
-from .activation_checkpoint import checkpoint_step
-from .attention import CBAM, ECA, SqueezeExcite
-from .channel_recurrent import ChannelRecurrentConv, RecurrentModule
-from .checks import check_choice, check_flag, check_int
-from .dense import DenseBlock
-from .dual_path import DualPathBlock
-from .filter_basis import FactorizedConv2d, FilterBasis, SharedConv2d, orthogonality_penalty
-from .fuse import fold_norm
-from .gate import GumbelGate
-from .inverted_residual import InvertedResidual
-from .loop_norm import LoopNorm
-from .pointwise_sum import pointwise_sum
-from .preact_fold import fold_preactivation
-from .recursive import RecursiveBlock
-from .residual import Bottleneck, DeepStem
-from .residual_basic import BasicBlock
-from .rla import RLACell
-from .rla_cells import make_rla_cell
-from .rla_widths import MultiWidthRLACell
-from .separable import SeparableConv, XceptionBlock
-from .soft_sharing import materialise_convs, share_convs, template_banks
-from .stage import BlockSequence, Stage
-from .tap import Tap
-from .template_bank import SharedConv, TemplateBank, layer_similarity
+from mmrecur.models.layers.channel_recurrence.conv import ChannelRecurrentConv, RecurrentModule
+from mmrecur.models.layers.common.activation_checkpoint import checkpoint_step
+from mmrecur.models.layers.common.attention import CBAM, ECA, SqueezeExcite
+from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
+from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.common.fuse_preact import fuse_preactivation
+from mmrecur.models.layers.common.inverted_residual import InvertedResidual
+from mmrecur.models.layers.common.pointwise_sum import pointwise_sum
+from mmrecur.models.layers.common.residual import Bottleneck, DeepStem
+from mmrecur.models.layers.common.residual_basic import BasicBlock
+from mmrecur.models.layers.common.separable import SeparableConv, XceptionBlock
+from mmrecur.models.layers.common.stage import BlockSequence, Stage
+from mmrecur.models.layers.common.tap import Tap
+from mmrecur.models.layers.filter_basis.basis import (
+    BasisConv2d,
+    FactorizedConv2d,
+    FilterBasis,
+    orthogonality_penalty,
+)
+from mmrecur.models.layers.loop.gate import GumbelGate
+from mmrecur.models.layers.loop.norm import LoopNorm
+from mmrecur.models.layers.loop.recursive_block import RecursiveBlock
+from mmrecur.models.layers.rla.cell import RLACell
+from mmrecur.models.layers.rla.dense_block import DenseBlock
+from mmrecur.models.layers.rla.dual_path_block import DualPathBlock
+from mmrecur.models.layers.rla.multi_width_cell import MultiWidthRLACell
+from mmrecur.models.layers.rla.other_cells import make_rla_cell
+from mmrecur.models.layers.template_bank.bank import TemplateBank, TemplateConv2d, layer_similarity
+from mmrecur.models.layers.template_bank.share_convs import materialise_convs, share_convs, template_banks
 
 __all__ = [
     'CBAM',
@@ -45,8 +50,8 @@ __all__ = [
     'RecurrentModule',
     'RecursiveBlock',
     'SeparableConv',
-    'SharedConv',
-    'SharedConv2d',
+    'TemplateConv2d',
+    'BasisConv2d',
     'SqueezeExcite',
     'Stage',
     'Tap',
@@ -56,8 +61,8 @@ __all__ = [
     'check_flag',
     'check_int',
     'checkpoint_step',
-    'fold_norm',
-    'fold_preactivation',
+    'fuse_norm',
+    'fuse_preactivation',
     'layer_similarity',
     'make_rla_cell',
     'materialise_convs',

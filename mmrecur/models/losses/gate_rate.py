@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mmrecur.models.layers.common.checks import check_flag, check_weight
+from mmrecur.models.layers.loop.gate import check_rate
+from mmrecur.models.layers.loop.recursive_block import GateDecision
 from mmrecur.registry import MODELS
-
-from ..layers.checks import check_flag, check_weight
-from ..layers.gate import check_rate
-from ..layers.recursive import GateDecision
 
 
 @MODELS.register_module()
@@ -40,9 +39,7 @@ class GateRateLoss(nn.Module):
         tensor(0.2500)
     """
 
-    def __init__(
-        self, target_rate: float = 0.7, loss_weight: float = 1.0, average: bool = False
-    ) -> None:
+    def __init__(self, target_rate: float = 0.7, loss_weight: float = 1.0, average: bool = False) -> None:
         super().__init__()
         check_rate('target_rate', target_rate)
         check_weight('loss_weight', loss_weight)

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from mmrecur.models.losses.collection import CollectionWatch
 from mmrecur.registry import MODELS
-
-from .collection import CollectionWatch
 
 
 class OwnObjective(nn.Module):

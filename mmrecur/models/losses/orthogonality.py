@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmrecur.models.layers.common.checks import check_flag, check_weight
+from mmrecur.models.layers.filter_basis.basis import orthogonality_penalty
 from mmrecur.registry import MODELS
-
-from ..layers.checks import check_flag, check_weight
-from ..layers.filter_basis import orthogonality_penalty
 
 
 class BasisGroup(NamedTuple):
@@ -54,9 +53,7 @@ class OrthogonalityLoss(nn.Module):
         tensor(30.)
     """
 
-    def __init__(
-        self, loss_weight: float = 10.0, average: bool = True, with_unique: bool = False
-    ) -> None:
+    def __init__(self, loss_weight: float = 10.0, average: bool = True, with_unique: bool = False) -> None:
         super().__init__()
         check_weight('loss_weight', loss_weight)
         check_flag(average=average, with_unique=with_unique)

@@ -7,10 +7,9 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
+from mmrecur.models.layers.common.checks import check_weight
+from mmrecur.models.layers.template_bank.bank import TemplateBank
 from mmrecur.registry import MODELS
-
-from ..layers.checks import check_weight
-from ..layers.template_bank import TemplateBank
 
 #: The regulariser with the paper's weight (Section 4.4).
 RECURRENCE: Mapping = MappingProxyType(dict(type='mmrecur.RecurrenceLoss', loss_weight=0.01))

@@ -1,0 +1,5 @@
+"""Checkpoints of the papers' authors, one file per source."""
+
+from mmrecur.checkpoint.converters.convert import convert
+
+__all__ = ['convert']

@@ -1,0 +1,67 @@
+"""Grafting from inside a config."""
+
+from __future__ import annotations
+
+from mmengine.logging import print_log
+from mmengine.model import update_init_info
+from torch import nn
+
+from mmrecur.checkpoint.grafts.graft import graft
+from mmrecur.checkpoint.io import load_checkpoint
+from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.registry import WEIGHT_INITIALIZERS
+
+
+@WEIGHT_INITIALIZERS.register_module(name='Graft')
+class GraftInit:
+    """Initialise a backbone with a plain network's weights, see :func:`graft`.
+
+    Used as ``init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://resnet50')``. Logs what became
+    of every tensor as a table.
+
+    Args:
+        checkpoint (str): File, URL or name that MMEngine loads, such as ``torchvision://resnet50``.
+        prefix (str, optional): Use only what starts with it, without it. Defaults to None.
+        strict (bool): Raise if a key is not explained. Defaults to True.
+        ema (bool): Of weights and their moving average take the average. Defaults to True.
+        map_location (str): Where to load to. Defaults to 'cpu'.
+
+    Raises:
+        TypeError: If ``checkpoint`` is no string.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        prefix: str | None = None,
+        strict: bool = True,
+        ema: bool = True,
+        map_location: str = 'cpu',
+    ) -> None:
+        if not isinstance(checkpoint, str):
+            raise TypeError(f'checkpoint={checkpoint!r}, allowed: a file, a URL or a name as a string')
+        self.checkpoint = checkpoint
+        self.prefix = prefix
+        self.strict = strict
+        self.ema = ema
+        self.map_location = map_location
+
+    def __call__(self, module: nn.Module) -> None:
+        """Initialise a module.
+
+        Args:
+            module (nn.Module): A backbone, or a model with one.
+
+        Raises:
+            CheckpointError: If the checkpoint is damaged or carries code.
+            TransferError: If it does not fit; the message names it.
+        """
+        loaded = load_checkpoint(self.checkpoint, self.map_location)
+        try:
+            state, report = graft(loaded, module, self.strict, self.prefix, self.ema)
+        except TransferError as error:
+            raise TransferError(f'checkpoint {self.checkpoint!r}: {error}') from error
+        module.load_state_dict(state)
+        print_log(f'Grafted {self.checkpoint}\n{report}', logger='current')
+        if hasattr(module, '_params_init_info'):
+            update_init_info(module, init_info=f'{type(self).__name__}: {self.checkpoint}')

@@ -1,0 +1,151 @@
+"""Attention on a residual: squeeze-and-excitation, efficient channel attention, CBAM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mmrecur.models.layers.common.checks import check_flag, check_int
+from mmrecur.models.layers.common.fuse import fuse_norm
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    """Raise a ValueError unless a kernel has a middle."""
+    check_int('kernel_size', kernel_size, 1)
+    if kernel_size % 2 == 0:
+        raise ValueError(f'kernel_size={kernel_size}, allowed: an odd integer')
+
+
+class ChannelGate(nn.Module):
+    """Scales every channel of a map by a gate computed from the channels' spatial means."""
+
+    def gate(self, mean: Tensor) -> Tensor:
+        """Gate of every channel.
+
+        Args:
+            mean (Tensor): Spatial means, shape (N, C).
+
+        Returns:
+            Tensor: Values in (0, 1), shape (N, C).
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels.
+
+        Args:
+            x (Tensor): Shape (N, C, H, W).
+
+        Returns:
+            Tensor: Same shape.
+        """
+        return x * self.gate(x.mean((2, 3))).unsqueeze(-1).unsqueeze(-1)
+
+
+class SqueezeExcite(ChannelGate):
+    """Squeeze-and-excitation, `Hu et al. 2018 <https://arxiv.org/abs/1709.01507>`_.
+
+    Args:
+        channels (int): Channels of the map.
+        reduction (int): The hidden layer has ``channels // reduction`` units, at least one.
+            Defaults to 16.
+        bias (bool): Biases in both layers, which the published plain SE-ResNets have and the RLA-ResNets
+            of the paper have not. Defaults to False.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, bias: bool = False) -> None:
+        super().__init__()
+        check_int('reduction', reduction, 1)
+        check_flag(bias=bias)
+        hidden = max(channels // reduction, 1)
+        self.fc1 = nn.Linear(channels, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, channels, bias=bias)
+
+    def gate(self, mean: Tensor) -> Tensor:
+        """See :meth:`ChannelGate.gate`."""
+        return torch.sigmoid(self.fc2(torch.relu(self.fc1(mean))))
+
+
+class ECA(ChannelGate):
+    """Efficient channel attention, `Wang et al. 2020 <https://arxiv.org/abs/1910.03151>`_.
+
+    Args:
+        kernel_size (int): Odd size of the 1-D convolution over neighbouring channels. Defaults to 3.
+    """
+
+    def __init__(self, kernel_size: int = 3) -> None:
+        super().__init__()
+        check_kernel_size(kernel_size)
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def gate(self, mean: Tensor) -> Tensor:
+        """See :meth:`ChannelGate.gate`."""
+        return torch.sigmoid(self.conv(mean.unsqueeze(1)).squeeze(1))
+
+
+class CBAM(nn.Module):
+    r"""Convolutional block attention, `Woo et al. 2018 <https://arxiv.org/abs/1807.06521>`_.
+
+    First the channels are scaled (Equation 2), then the pixels (Equation 3):
+
+    .. math::
+        x &\leftarrow x \cdot \sigma(\mathrm{MLP}(\mathrm{avg}(x)) + \mathrm{MLP}(\max(x)))\\
+        x &\leftarrow x \cdot \sigma(\mathrm{conv}_{7 \times 7}(\mathrm{cat}(\mathrm{avg}(x), \max(x))))
+
+    with the mean and the maximum over the pixels in the first, over the channels in the second. The
+    defaults are these equations, without biases as in SE; they give the parameters that Table 3 of the
+    RLA paper prints. The code that Woo et al. released has ``bias=True, spatial_norm=True`` (28.09 M
+    parameters on ResNet-50, as their paper says).
+
+    Args:
+        channels (int): Channels of the map.
+        reduction (int): The MLP's hidden layer has ``channels // reduction`` units, at least one.
+            Defaults to 16.
+        kernel_size (int): Odd size of the spatial convolution. Defaults to 7.
+        bias (bool): Whether the MLP has biases. Defaults to False.
+        spatial_norm (bool): Whether a norm follows the spatial convolution. Defaults to False.
+        norm_layer (Callable): Builds it from a channel count. Defaults to ``nn.BatchNorm2d``.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        bias: bool = False,
+        spatial_norm: bool = False,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        check_int('reduction', reduction, 1)
+        check_kernel_size(kernel_size)
+        check_flag(bias=bias, spatial_norm=spatial_norm)
+        hidden = max(channels // reduction, 1)
+        self.fc1 = nn.Linear(channels, hidden, bias)
+        self.fc2 = nn.Linear(hidden, channels, bias)
+        self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.spatial_norm = norm_layer(1) if spatial_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels and the pixels.
+
+        Args:
+            x (Tensor): Shape (N, C, H, W).
+
+        Returns:
+            Tensor: Same shape.
+        """
+        mean, peak = x.mean((2, 3)), x.amax((2, 3))
+        gate = self.fc2(torch.relu(self.fc1(mean))) + self.fc2(torch.relu(self.fc1(peak)))
+        x = x * torch.sigmoid(gate).unsqueeze(-1).unsqueeze(-1)
+        pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
+        return x * torch.sigmoid(self.spatial_norm(self.spatial(pooled)))
+
+    def switch_to_deploy(self) -> None:
+        """Fold the norm into the spatial convolution; outputs in evaluation stay the same."""
+        self.spatial, self.spatial_norm = fuse_norm(self.spatial, self.spatial_norm)

@@ -1,0 +1,297 @@
+"""Recurrent layer aggregation.
+
+Zhao, Fang and Li, *Recurrence along Depth: Deep Convolutional Neural Networks with Recurrent Layer
+Aggregation*, NeurIPS 2021, https://arxiv.org/abs/2110.11852, Section 3.3 and Figure 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmrecur.models.layers.common.checks import check_int
+from mmrecur.models.layers.common.fuse import is_fusible, norm_affine
+from mmrecur.models.layers.common.modes import is_traced
+
+#: Variant -> (what is aggregated, whether it joins the state before BN-tanh-conv or after); Figure 4.
+RLA_VARIANTS: dict[str, tuple[str, bool]] = {
+    'v1': ('residual', True),
+    'v2': ('residual', False),
+    'v3': ('output', True),
+    'v4': ('output', False),
+    'v5': ('shortcut', True),
+    'v6': ('shortcut', False),
+}
+#: State of a cell: h, with the memory c beside it in an LSTM, or None for zeros.
+State = Tensor | tuple[Tensor, Tensor] | None
+
+
+def hidden_state(state: State) -> Tensor | None:
+    """The part of a cell's state that blocks and classifiers read."""
+    return state[0] if isinstance(state, tuple) else state
+
+
+def downsample_hidden(h: State, stride: int) -> State:
+    """Bring a hidden state to the resolution of a strided block's output by average pooling.
+
+    Args:
+        h (Tensor or tuple[Tensor, Tensor], optional): Shape (N, k, H, W), or two such maps, or None for
+            zeros.
+        stride (int): The block's stride.
+
+    Returns:
+        Tensor or tuple[Tensor, Tensor], optional: Shape (N, k, ceil(H / stride), ceil(W / stride)):
+        rounded up as a padded convolution does, so that odd sizes fit.
+    """
+    if h is None or stride == 1:
+        return h
+    if isinstance(h, tuple):
+        return downsample_hidden(h[0], stride), downsample_hidden(h[1], stride)
+    return F.avg_pool2d(h, stride, stride, ceil_mode=True, count_include_pad=False)
+
+
+def tanh_(x: Tensor) -> Tensor:
+    """Hyperbolic tangent in place, for inference.
+
+    Float32 on a CPU goes through ``(exp(2 x) - 1) / (exp(2 x) + 1)`` with ``expm1``, which takes two thirds
+    of the time of torch's tanh there. The error stays relative (2e-7): states can be small throughout.
+
+    Args:
+        x (Tensor): Any shape; overwritten.
+
+    Returns:
+        Tensor: ``x``.
+    """
+    # a trace would keep these steps, autograd would need what they overwrite
+    if is_traced(x) or torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != 'cpu':
+        return x.tanh_()
+    x.clamp_(-10, 10).mul_(2).expm1_()  # 1 beyond that; the exponential must not overflow
+    return x.div_(x + 2)
+
+
+class RecurrentCell(nn.Module):
+    """The recurrent path of a stage: what all kinds of cells have in common.
+
+    A step reads ``s_t``, what is aggregated from block t, with the 1x1 convolution W_o (``conv_out``)
+    that all steps share, and updates the state with it; each step has a norm of its own (``norms``).
+
+    Args:
+        in_channels (int): Channels C of what is aggregated.
+        hidden_channels (int): Channels k of the state. Defaults to 32.
+        num_steps (int): Updates in the stage. Defaults to 1.
+        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+
+    Raises:
+        ValueError: If a count is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int = 32,
+        num_steps: int = 1,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        check_int('in_channels', in_channels, 1)
+        check_int('hidden_channels', hidden_channels, 1)
+        check_int('num_steps', num_steps, 1)
+        self.num_steps = num_steps
+        self.conv_out = nn.Conv2d(in_channels, hidden_channels, 1, bias=False)
+        self.norms = nn.ModuleList(norm_layer(hidden_channels) for _ in range(num_steps))
+
+    def forward(self, h: State, s: Tensor, step: int) -> State:
+        """Update the state.
+
+        Args:
+            h (Tensor or tuple[Tensor, Tensor], optional): State before the block, at its output's
+                resolution, shape (N, k, H, W), an LSTM's two of them; None for zeros.
+            s (Tensor): What is aggregated from the block, shape (N, C, H, W).
+            step (int): Index of the update in the stage.
+
+        Returns:
+            Tensor or tuple[Tensor, Tensor]: State after the block, shape (N, k, H, W).
+        """
+        return self.update(h, self.readout(step)(s), step)
+
+    def readout(self, step: int) -> nn.Module:
+        """The layer that reads what is aggregated, for blocks that can apply it more cheaply."""
+        return self.conv_out
+
+    def step_parts(self, step: int) -> list[nn.Module]:
+        """What the cell has for one step alone."""
+        return [self.norms[step]]
+
+    def update(self, h: State, new: Tensor, step: int) -> State:
+        """Update the state from what :meth:`readout` gave, shape (N, k, H, W)."""
+        raise NotImplementedError
+
+    def fused(self, last_convs: Sequence[nn.Conv2d] | None = None) -> FusedCell | None:
+        """The cell in its inference form.
+
+        Args:
+            last_convs (Sequence[nn.Conv2d], optional): The convolutions, norm folded, that compute
+                ``s_t`` from the blocks' inner maps. Given, they are collapsed with W_o and the fused
+                cell aggregates the inner maps instead. Defaults to None.
+
+        Returns:
+            FusedCell: The fused cell, or None if a norm cannot be folded.
+        """
+        if not all(is_fusible(norm) for norm in self.norms):
+            return None
+        return self._fused(last_convs)
+
+    def _fused(self, last_convs: Sequence[nn.Conv2d] | None) -> FusedCell:
+        """The fused cell; the norms can be folded."""
+        raise NotImplementedError
+
+
+class FusedCell(nn.Module):
+    """A cell's inference form: what :class:`RecurrentCell` is, with a readout for each step.
+
+    Where ``s = W_3 a + b_3`` with fewer channels in ``a`` than in ``s``, the chain ``W_o W_3`` is one
+    small matrix.
+
+    Args:
+        cell (RecurrentCell): The cell in evaluation, with foldable norms.
+        last_convs (Sequence[nn.Conv2d], optional): See :meth:`RecurrentCell.fused`.
+        norm_behind (bool): Whether a step's norm ``g * x + b`` follows W_o and is folded into it.
+    """
+
+    def __init__(
+        self, cell: RecurrentCell, last_convs: Sequence[nn.Conv2d] | None, norm_behind: bool
+    ) -> None:
+        super().__init__()
+        self.num_steps = cell.num_steps
+        inputs = []
+        for step, norm in enumerate(cell.norms):
+            weight, bias = cell.conv_out.weight.data, cell.conv_out.weight.new_zeros(())
+            if last_convs is not None:
+                # in double precision: the product of two folded matrices is rounded once
+                w_o, last = weight.flatten(1).double(), last_convs[step]
+                if last.bias is not None:
+                    bias = (w_o @ last.bias.data.double()).to(weight)
+                weight = (w_o @ last.weight.data.flatten(1).double()).to(weight)[..., None, None]
+            if norm_behind:
+                scale, shift = norm_affine(norm)
+                weight = weight * scale.view(-1, 1, 1, 1)
+                bias = bias * scale + shift
+            conv = nn.Conv2d(weight.size(1), weight.size(0), 1, device=weight.device)
+            conv.to(weight.dtype)
+            conv.weight.data.copy_(weight)
+            conv.bias.data.copy_(bias)
+            inputs.append(conv)
+        self.inputs = nn.ModuleList(inputs)
+
+    def forward(self, h: State, s: Tensor, step: int) -> State:
+        """Update the state; arguments and result as in :meth:`RecurrentCell.forward`."""
+        return self.update(h, self.readout(step)(s), step)
+
+    def readout(self, step: int) -> nn.Module:
+        """See :meth:`RecurrentCell.readout`."""
+        return self.inputs[step]
+
+    def step_parts(self, step: int) -> list[nn.Module]:
+        """See :meth:`RecurrentCell.step_parts`."""
+        return [self.inputs[step]]
+
+    def update(self, h: State, new: Tensor, step: int) -> State:
+        """Update the state from what :meth:`readout` gave, which may be overwritten."""
+        raise NotImplementedError
+
+
+class RLACell(RecurrentCell):
+    r"""The recurrent path of one stage as the paper proposes it.
+
+    With ``s_t`` what is aggregated from block t, the state of ``k = hidden_channels`` channels becomes
+
+    .. math::
+        h_t &= W_r * \tanh(\mathrm{BN}_t(h_{t-1} + W_o * s_t)) &\quad\text{(add\_first)}\\
+        h_t &= W_r * \tanh(\mathrm{BN}_t(h_{t-1})) + W_o * s_t &\quad\text{(otherwise)}
+
+    The 1x1 convolution W_o (``conv_out``) and the 3x3 convolution W_r (``recurrent_conv``) are shared
+    by all steps of the stage, each step has a norm of its own (``norms``).
+
+    Args:
+        in_channels (int): Channels C of what is aggregated.
+        hidden_channels (int): Channels k of the state. Defaults to 32.
+        num_steps (int): Updates in the stage. Defaults to 1.
+        add_first (bool): Whether new information joins before BN-tanh-conv (v1, v3, v5) or after it
+            (v2, v4, v6). Defaults to True.
+        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        recurrent_conv (nn.Module, optional): W_r. ``nn.Identity()`` leaves it to the caller, where
+            several stages share one. Defaults to None, a convolution of the cell's own.
+
+    Raises:
+        ValueError: If a count is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> cell = RLACell(in_channels=256, hidden_channels=32, num_steps=3)
+        >>> h = torch.zeros(2, 32, 14, 14)
+        >>> for step in range(3):
+        ...     h = cell(h, torch.rand(2, 256, 14, 14), step)
+        >>> h.shape
+        torch.Size([2, 32, 14, 14])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int = 32,
+        num_steps: int = 1,
+        add_first: bool = True,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        recurrent_conv: nn.Module | None = None,
+    ) -> None:
+        super().__init__(in_channels, hidden_channels, num_steps, norm_layer)
+        self.add_first = add_first
+        if recurrent_conv is None:
+            recurrent_conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=False)
+        self.recurrent_conv = recurrent_conv
+
+    def update(self, h: Tensor | None, new: Tensor, step: int) -> Tensor:
+        """See :meth:`RecurrentCell.update`."""
+        if self.add_first:
+            state = new if h is None else h + new
+            return self.recurrent_conv(torch.tanh(self.norms[step](state)))
+        state = torch.zeros_like(new) if h is None else h
+        return self.recurrent_conv(torch.tanh(self.norms[step](state))) + new
+
+    def _fused(self, last_convs: Sequence[nn.Conv2d] | None) -> FusedRLACell:
+        return FusedRLACell(self, last_convs)
+
+
+class FusedRLACell(FusedCell):
+    r"""The inference form of :class:`RLACell`.
+
+    A step's norm is an affine map ``g * x + b``. In front of the tanh it is folded into W_o:
+    ``tanh(g h + (g W_o) s + b)``.
+
+    Args:
+        cell (RLACell): The cell in evaluation, with foldable norms.
+        last_convs (Sequence[nn.Conv2d], optional): See :meth:`RecurrentCell.fused`.
+    """
+
+    def __init__(self, cell: RLACell, last_convs: Sequence[nn.Conv2d] | None = None) -> None:
+        super().__init__(cell, last_convs, norm_behind=cell.add_first)
+        self.add_first = cell.add_first
+        self.recurrent_conv = cell.recurrent_conv
+        affine = [norm_affine(norm) for norm in cell.norms]
+        scales, shifts = ([nn.Parameter(v.view(-1, 1, 1).clone()) for v in vs] for vs in zip(*affine))
+        self.scales = nn.ParameterList(scales)
+        self.shifts = None if cell.add_first else nn.ParameterList(shifts)
+
+    def update(self, h: Tensor | None, new: Tensor, step: int) -> Tensor:
+        """See :meth:`FusedCell.update`."""
+        if self.add_first:
+            state = new if h is None else torch.addcmul(new, h, self.scales[step])
+            return self.recurrent_conv(tanh_(state))
+        if h is None:
+            state = self.shifts[step].expand_as(new).clone()
+        else:
+            state = torch.addcmul(self.shifts[step], h, self.scales[step])
+        return self.recurrent_conv(tanh_(state)) + new

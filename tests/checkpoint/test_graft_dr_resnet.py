@@ -1,0 +1,162 @@
+"""Plain networks made into ones with loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmrecur.checkpoint import graft
+from mmrecur.checkpoint.grafts.dr_resnet import assign_blocks, graft_loops
+from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.models.backbones import DRMobileNetV2, DRResNet, RLAMobileNetV2
+from tests.models.test_rla import randomise_norms
+
+SMALL = dict(depth=None, base_channels=4)
+
+
+def plain(blocks: tuple[int, ...] = (1, 2, 7, 3)) -> DRResNet:
+    torch.manual_seed(0)
+    model = DRResNet(blocks=blocks, loops=(1, 1, 1, 1), **SMALL).eval()
+    model.init_weights()
+    randomise_norms(model)
+    return model
+
+
+def looped(**arguments) -> DRResNet:
+    torch.manual_seed(1)
+    shape = dict(blocks=(1, 2, 3, 2), loops=(1, 1, 3, 2))
+    return DRResNet(**{**shape, 'gated': False, **SMALL, **arguments}).eval()
+
+
+def images(n: int = 4) -> Tensor:
+    return torch.randn(n, 3, 48, 48, generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def with_equal_convolutions(model: DRResNet, *groups: tuple) -> DRResNet:
+    """Give blocks that one loop stands for the convolutions of the first."""
+    for stage, first, *others in groups:
+        blocks = getattr(model, stage)
+        for index in others:
+            for conv in ('conv1', 'conv2', 'conv3'):
+                getattr(blocks[index], conv).weight.copy_(getattr(blocks[first], conv).weight)
+    return model
+
+
+@pytest.mark.parametrize('fit', [False, True])
+def test_blocks_with_equal_convolutions_become_a_loop_that_computes_the_same(fit: bool) -> None:
+    source = with_equal_convolutions(plain(), ('layer3', 1, 2, 3), ('layer3', 4, 5, 6), ('layer4', 1, 2))
+    model = looped()
+    state, report = graft_loops(source.state_dict(), model, images() if fit else None)
+    model.load_state_dict(state)
+    with torch.no_grad():
+        for ours, theirs in zip(model(images()), source(images())):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert 'layer3.1 0.0%' in report.notes[0] and 'layer4.1 0.0%' in report.notes[0]
+
+
+def test_the_average_and_the_norms_of_the_blocks() -> None:
+    source, model = plain().state_dict(), looped(gated=True)
+    state, report = graft(source, model)
+    mean = torch.stack([source[f'layer3.{i}.conv2.weight'] for i in (4, 5, 6)]).mean(0)
+    torch.testing.assert_close(state['layer3.2.block.conv2.weight'], mean)
+    for index, block in enumerate((4, 5, 6)):
+        for leaf in ('weight', 'running_var', 'num_batches_tracked'):
+            assert torch.equal(
+                state[f'layer3.2.block.bn3.{index}.{leaf}'], source[f'layer3.{block}.bn3.{leaf}']
+            )
+    assert torch.equal(state['layer3.0.conv1.weight'], source['layer3.0.conv1.weight'])
+    assert all('.gate.' in key for key in report.initial) and len(report.initial) == 3 * 4
+    assert '||W - W' in report.notes[0]
+
+
+def test_a_shared_norm_is_the_average() -> None:
+    source, model = plain().state_dict(), looped(norm='shared')
+    state, _ = graft(source, model)
+    mean = torch.stack([source[f'layer4.{i}.bn1.running_mean'] for i in (1, 2)]).mean(0)
+    torch.testing.assert_close(state['layer4.1.block.bn1.running_mean'], mean)
+
+
+def test_images_choose_what_reconstructs_better() -> None:
+    source, errors = plain(), {}
+    for name, batch in (('average', None), ('fitted', images(8))):
+        model = looped()
+        state, report = graft_loops(source.state_dict(), model, batch)
+        model.load_state_dict(state)
+        with torch.no_grad():
+            x = source.maxpool(source.relu(source.bn1(source.conv1(images(8)))))
+            x = source.layer3[0](source.layer2(source.layer1(x)))[0]
+            wanted = x
+            loop, off = model.layer3[1], 0.0
+            for index in range(3):
+                before, wanted = wanted, source.layer3[1 + index](wanted)[0]
+                off += (loop._iterate(before, index) - wanted).square().sum().item()
+            errors[name] = off
+    assert errors['fitted'] < 0.9 * errors['average']
+    assert 'least squares' in report.notes[0] and "||y - y'||" in report.notes[0]
+
+
+def test_resnet_101_has_a_block_for_each_iteration_of_dr_53() -> None:
+    with torch.device('meta'):
+        source = DRResNet(depth=None, blocks=(3, 4, 23, 3), loops=(1, 1, 1, 1)).state_dict()
+        places = assign_blocks(DRResNet(53), {name: name for name in source})
+    assert places['layer4.1'] == ['layer4.1', 'layer4.2']
+    used = [block for loop, blocks in places.items() if loop.startswith('layer3') for block in blocks]
+    assert len(used) == len(set(used)) == 21 and used[0] == 'layer3.1' and used[-1] == 'layer3.22'
+
+
+def test_blocks_nobody_stands_for_are_explained_and_few_blocks_repeat() -> None:
+    source = plain((1, 2, 9, 2)).state_dict()
+    state, report = graft(source, looped(gated=True))
+    assert set(report.unused.values()) == {'a block that no iteration stands for'}
+    assert {key.split('.')[0] for key in report.unused} == {'layer3'}
+    assert torch.equal(state['layer4.1.block.bn1.0.weight'], state['layer4.1.block.bn1.1.weight'])
+
+
+@pytest.mark.parametrize('batch', [None, images()])
+def test_a_stage_without_loops_may_have_fewer_blocks(batch: Tensor | None) -> None:
+    """As DR-ResNet-35's second stage has fewer than ResNet-50's."""
+    source = with_equal_convolutions(plain((1, 4, 7, 3)), ('layer4', 1, 2))
+    model = looped(blocks=(1, 3, 3, 2))
+    state, report = graft_loops(source.state_dict(), model, batch)
+    model.load_state_dict(state)
+    assert {key.rsplit('.', 2)[0] for key in report.unused} == {'layer2.3'}
+    with torch.no_grad():
+        x = source.layer4[0](images()[:, :, :6, :6].mean(1, keepdim=True).expand(-1, 64, -1, -1))[0]
+        wanted = source.layer4[2](source.layer4[1](x)[0])[0]
+        torch.testing.assert_close(model.layer4[1](x), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_loops_are_fitted_on_the_device_of_the_model() -> None:
+    source, model, batch = plain().state_dict(), looped(), images()
+    with torch.device('meta'):  # where tensors of no stated device would lie
+        state, _ = graft_loops(source, model, batch)
+    assert {tensor.device.type for tensor in state.values()} == {'cpu'}
+
+
+@pytest.mark.parametrize('batch', [None, images()])
+def test_other_blocks_are_named(batch: Tensor | None) -> None:
+    source = plain().state_dict()
+    basic = {key: value for key, value in source.items() if '.conv3.' not in key and '.bn3.' not in key}
+    with pytest.raises(TransferError, match=r'no layer3.1.conv3.weight, allowed for layer3.1: .* shape'):
+        graft_loops(basic, looped(), batch)
+    shapes = r'\(16, 64, 1, 1\) layer3.1.conv1.weight, allowed .* \(32, 128, 1, 1\)'
+    with pytest.raises(TransferError, match=shapes):
+        graft_loops(source, looped(base_channels=8), batch)
+
+
+def test_a_network_with_loops_is_taken_as_it_is() -> None:
+    source = looped(gated=True)
+    state, report = graft(source.state_dict(), looped(gated=True))
+    assert len(report.copied) == len(state) and not report.initial
+
+
+def test_mobilenet() -> None:
+    source = RLAMobileNetV2(0.25, rla_channels=0, out_indices=(7,))
+    model = DRMobileNetV2(0.25, out_indices=(7,))
+    state, report = graft(source.state_dict(), model)
+    model.load_state_dict(state)
+    assert torch.equal(state['layer4.1.block.bn2.2.weight'], source.state_dict()['layer4.3.bn2.weight'])
+    state, report = graft_loops(source.state_dict(), model, images())
+    assert isinstance(model.layer4[1].block, nn.Module) and "||y - y'||" in report.notes[0]
