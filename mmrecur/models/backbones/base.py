@@ -229,10 +229,28 @@ class Backbone(Deployable, BaseModule):
             x (Tensor): Images, shape (N, in_channels, H, W).
 
         Returns:
-            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
-            (N, C_i, H / stride_i, W / stride_i), sizes rounded up.
+            tuple[Tensor]: The map of each stage in ``out_indices``, shape
+            (N, C_i, H / stride_i, W / stride_i), with sizes rounded up.
         """
+        x, state = self._run_stem(x), None
+        outputs = []
+        for index in range(self.num_stages):
+            x, state = self._run_stage(index, x, state)
+            if index in self.out_indices:
+                outputs.append(x)
+        return tuple(self._finish_outputs(outputs, state))
+
+    def _run_stem(self, x: Tensor) -> Tensor:
+        """Compute the input of the first stage."""
         raise NotImplementedError
+
+    def _run_stage(self, index: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Run stage ``index``, 0 for the first; a recurrent state passes through it, None at first."""
+        return getattr(self, f'layer{index + 1}')(x), state
+
+    def _finish_outputs(self, outputs: list[Tensor], state: Any) -> list[Tensor]:
+        """Apply what follows the last stage, such as a final norm."""
+        return outputs
 
     def _frozen_modules(self) -> Iterable[nn.Module]:
         for stage in range(min(self.frozen_stages, self.num_stages) + 1):
