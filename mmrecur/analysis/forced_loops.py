@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmrecur.models.layers.loop.block import LoopBlock, gated_loop_blocks
 from mmrecur.models.layers.loop.gate import check_rate
-from mmrecur.models.layers.loop.recursive_block import RecursiveBlock, gated_blocks
 
 
 def spread_iterations(
@@ -75,7 +75,7 @@ def forced_iterations(model: nn.Module, iterations: Mapping[str, Sequence[int]])
         >>> with forced_iterations(model, {'layer2.1': [2, 0], 'layer3.1': [1, 1]}), torch.no_grad():
         ...     features = model(torch.rand(2, 3, 32, 32))
     """
-    blocks = gated_blocks(model)
+    blocks = gated_loop_blocks(model)
     handles: list[Any] = []
     try:
         for name, counts in iterations.items():
@@ -89,9 +89,9 @@ def forced_iterations(model: nn.Module, iterations: Mapping[str, Sequence[int]])
             handle.remove()
 
 
-def _force(name: str, block: RecursiveBlock, counts: list[int]) -> list[Any]:
+def _force(name: str, block: LoopBlock, counts: list[int]) -> list[Any]:
     """Replace what the gate of a loop decides; the handles that undo it."""
-    first, limit = block.first_gated, block.num_loops
+    first, limit = block.first_gated, block.num_iterations
     if not counts or min(counts) < first or max(counts) > limit:
         raise ValueError(f'iterations of {name} are {counts}, allowed: from {first} to {limit}')
     device = next(block.gate.parameters()).device

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mmrecur.analysis.complexity import count_work
-from mmrecur.models.layers.loop.recursive_block import recursive_blocks
+from mmrecur.models.layers.loop.block import loop_blocks
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,6 @@ class LoopComplexity:
         return total
 
 
-def expected_iterations(rate: float, iterations: int, first_gated: int = 0) -> float:
-    """Average number of iterations of a loop whose gates all pass the same share.
-
-    Args:
-        rate (float): The share t.
-        iterations (int): Iterations l at most.
-        first_gated (int): Index f of the first iteration that the gate decides on. Defaults to 0.
-
-    Returns:
-        float: ``f + t + t**2 + ... + t**(l - f)``.
-
-    Example:
-        >>> round(7 * expected_iterations(0.7, 3) + expected_iterations(0.7, 2), 3)  # DR-ResNet-53
-        11.921
-    """
-    return first_gated + sum(rate**k for k in range(1, iterations - first_gated + 1))
-
-
 def measure_loops(model: nn.Module, inputs: Tensor) -> LoopComplexity:
     """Count the multiply-adds of a network with loops.
 
@@ -112,8 +94,8 @@ def measure_loops(model: nn.Module, inputs: Tensor) -> LoopComplexity:
     """
     work = count_work(model, inputs)  # tracing computes all iterations
     loops = {}
-    for name, block in recursive_blocks(model).items():
-        own, gate, count = work[name], work[f'{name}.gate'], block.num_loops
+    for name, block in loop_blocks(model).items():
+        own, gate, count = work[name], work[f'{name}.gate'], block.num_iterations
         decisions = count - block.first_gated
         loops[name] = LoopWork(count, (own - gate) // count, gate // decisions, block.first_gated)
     in_loops = LoopComplexity(0, loops).maximum

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from mmrecur.analysis.complexity import is_detector
 from mmrecur.analysis.gate_maps import GateMaps, MapStatistics
 from mmrecur.analysis.loop_complexity import LoopComplexity, measure_loops
-from mmrecur.models.backbones.recursive_backbone import RecursiveBackbone
-from mmrecur.models.layers.loop.recursive_block import RecursiveBlock, gated_blocks
+from mmrecur.models.backbones.loop_backbone import LoopBackbone
+from mmrecur.models.layers.loop.block import LoopBlock, gated_loop_blocks
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class LoopRecorder:
     """Record what gates decide in evaluation, within a context.
 
     Args:
-        backbone (RecursiveBackbone): With gates; in any form, with samples left out or masked.
+        backbone (LoopBackbone): With gates; in any form, with samples left out or masked.
         with_maps (bool): Whether to take statistics of the maps at the gates. Defaults to True.
 
     Attributes:
@@ -143,15 +143,15 @@ class LoopRecorder:
         array([4, 4, 4, 4])
     """
 
-    def __init__(self, backbone: RecursiveBackbone, with_maps: bool = True) -> None:
-        self._blocks = gated_blocks(backbone)
+    def __init__(self, backbone: LoopBackbone, with_maps: bool = True) -> None:
+        self._blocks = gated_loop_blocks(backbone)
         if not self._blocks:
             raise ValueError(_NO_GATES.format(type(backbone).__name__))
         self.with_maps = with_maps
         self.maps = [
             GateMaps(name, k, MapStatistics(), MapStatistics())
             for name, block in self._blocks.items()
-            for k in range(block.first_gated, block.num_loops)
+            for k in range(block.first_gated, block.num_iterations)
         ]
         self._counts: dict[str, list[Tensor]] = {name: [] for name in self._blocks}
         self._handles: list[Any] = []
@@ -171,14 +171,14 @@ class LoopRecorder:
         Returns:
             LoopTimes: Of all images so far, in the order in which they came.
         """
-        limits = {name: block.num_loops for name, block in self._blocks.items()}
+        limits = {name: block.num_iterations for name, block in self._blocks.items()}
         counts = {
             name: torch.cat(own).cpu().numpy() if own else np.empty(0, np.int64)
             for name, own in self._counts.items()
         }
         return LoopTimes(limits, counts)
 
-    def _watch(self, name: str, block: RecursiveBlock) -> list[Any]:
+    def _watch(self, name: str, block: LoopBlock) -> list[Any]:
         maps = [maps for maps in self.maps if maps.block == name]
         rows = counts = iteration = None
 
@@ -205,23 +205,23 @@ class LoopRecorder:
         return [block.register_forward_pre_hook(start), block.gate.register_forward_hook(decide)]
 
 
-_NO_GATES = '{} has no gates, allowed: a recursive backbone with gates, such as mmrecur.DRResNet'
+_NO_GATES = '{} has no gates, allowed: a backbone with gated loops, such as mmrecur.DRResNet'
 
 
-def find_backbone(model: nn.Module) -> tuple[str, RecursiveBackbone]:
+def find_backbone(model: nn.Module) -> tuple[str, LoopBackbone]:
     """Find the recursive backbone of a model.
 
     Args:
         model (nn.Module): A backbone, classifier or detector.
 
     Returns:
-        tuple[str, RecursiveBackbone]: Its name in the model, ``''`` for the model itself, and the backbone.
+        tuple[str, LoopBackbone]: Its name in the model, ``''`` for the model itself, and the backbone.
 
     Raises:
         ValueError: If there is none with gates.
     """
     for name, module in model.named_modules():
-        if isinstance(module, RecursiveBackbone) and gated_blocks(module):
+        if isinstance(module, LoopBackbone) and gated_loop_blocks(module):
             return name, module
     backbone = getattr(model, 'backbone', model)
     raise ValueError(_NO_GATES.format(type(backbone).__name__))

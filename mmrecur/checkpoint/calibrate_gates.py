@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrecur.analysis.loop_complexity import expected_iterations
-from mmrecur.models.backbones.recursive_backbone import RecursiveBackbone
+from mmrecur.models.backbones.loop_backbone import LoopBackbone
 from mmrecur.models.layers.common.modes import evaluation_mode
-from mmrecur.models.layers.loop.gate import GumbelGate, check_rate
-from mmrecur.models.layers.loop.recursive_block import RecursiveBlock, gated_blocks
+from mmrecur.models.layers.loop.block import LoopBlock, gated_loop_blocks
+from mmrecur.models.layers.loop.gate import GumbelGate, check_rate, expected_iterations
 
 
-def target_rate(backbone: RecursiveBackbone) -> float:
+def target_rate(backbone: LoopBackbone) -> float:
     """The rate that a backbone's gates are trained for.
 
     Args:
-        backbone (RecursiveBackbone): A backbone in the form for training.
+        backbone (LoopBackbone): A backbone in the form for training.
 
     Returns:
         float: The rate t.
@@ -33,9 +32,7 @@ def target_rate(backbone: RecursiveBackbone) -> float:
 
 
 @torch.no_grad()
-def calibrate_gates(
-    backbone: RecursiveBackbone, images: Tensor, rate: float | None = None
-) -> dict[str, float]:
+def calibrate_gates(backbone: LoopBackbone, images: Tensor, rate: float | None = None) -> dict[str, float]:
     """Shift the biases of gates until loops run as often in evaluation as their rate says.
 
     In training a gate that lets every sample pass with a probability of 0.7 has reached a target of 0.7. In
@@ -45,7 +42,7 @@ def calibrate_gates(
     to it then. The result is for evaluation; to train on, take the gates as they were.
 
     Args:
-        backbone (RecursiveBackbone): With gates, in any form; its gates' biases are changed.
+        backbone (LoopBackbone): With gates, in any form; its gates' biases are changed.
         images (Tensor): As the backbone gets them, shape (N, C, H, W); some hundred, of all kinds.
         rate (float, optional): The rate t. Defaults to None: that of the backbone's objective.
 
@@ -63,9 +60,9 @@ def calibrate_gates(
     """
     rate = target_rate(backbone) if rate is None else rate
     check_rate('rate', rate)
-    blocks = {n: b for n, b in gated_blocks(backbone).items() if isinstance(b.gate, GumbelGate)}
+    blocks = {n: b for n, b in gated_loop_blocks(backbone).items() if isinstance(b.gate, GumbelGate)}
     if not blocks:
-        raise ValueError(f'{type(backbone).__name__} has no gates, allowed: a recursive backbone with gates')
+        raise ValueError(f'{type(backbone).__name__} has no gates, allowed: a backbone with gated loops')
     shifts: dict[str, float] = {}
     names = {block: name for name, block in blocks.items()}
 
@@ -82,11 +79,11 @@ def calibrate_gates(
     return shifts
 
 
-def _shift(block: RecursiveBlock, x: Tensor, rate: float) -> float:
+def _shift(block: LoopBlock, x: Tensor, rate: float) -> float:
     """Shift the bias of a loop's gate; by how much."""
     # a sample runs as often as margins are positive from the first on
     margins = block.margins(x).cummin(1).values.flatten().sort(descending=True).values
-    wanted = round(len(x) * expected_iterations(rate, block.num_loops - block.first_gated))
+    wanted = round(len(x) * expected_iterations(rate, block.num_iterations - block.first_gated))
     wanted = min(max(wanted, 1), len(margins) - 1)
     shift = -(margins[wanted - 1] + margins[wanted]) / 2
     block.gate.fc2.bias[1] += shift

@@ -11,11 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmrecur.analysis.forced_loops import forced_iterations, spread_iterations
 from mmrecur.analysis.gate_maps import GateMaps, MapStatistics, shallow_and_deep
-from mmrecur.analysis.loop_complexity import LoopComplexity, LoopWork, expected_iterations, measure_loops
+from mmrecur.analysis.loop_complexity import LoopComplexity, LoopWork, measure_loops
 from mmrecur.analysis.loop_figures import plot_easy_and_hard, plot_gate_maps, plot_loop_times
 from mmrecur.analysis.loop_times import LoopRecorder, LoopRun, LoopTimes, find_backbone, run_loops
 from mmrecur.analysis.plots import save_figure
 from mmrecur.models.backbones import DRResNet
+from mmrecur.models.layers.loop import expected_iterations
 from tests.models.test_dr_resnet import halve_batches
 from tests.models.test_rla import randomise_norms
 
@@ -23,10 +24,10 @@ from tests.models.test_rla import randomise_norms
 def tiny(**kwargs) -> DRResNet:
     """A network of four loops whose gates let half of the images in."""
     torch.manual_seed(3)
-    model = DRResNet(None, (1, 3, 3), (1, 2, 3), small_images=True, base_channels=4, **kwargs)
+    model = DRResNet(None, (1, 3, 3), (1, 2, 3), stem='cifar', base_channels=4, **kwargs)
     model.double().eval()
     randomise_norms(model)
-    for block in model.recursive_blocks().values():
+    for block in model.loop_blocks().values():
         nn.init.normal_(block.gate.fc2.weight, std=10)
     halve_batches(model, images())
     return model
@@ -38,7 +39,7 @@ def images(count: int = 24) -> Tensor:
 
 
 def set_skip(model: DRResNet, skip: bool) -> None:
-    for block in model.recursive_blocks().values():
+    for block in model.loop_blocks().values():
         block.skip = skip
 
 
@@ -47,7 +48,7 @@ def counts_of_one(model: DRResNet, x: Tensor) -> tuple[dict[str, int], dict[tupl
 
     From what the gates answer when all is computed and nothing left out.
     """
-    answers: dict[str, list[bool]] = {name: [] for name in model.recursive_blocks()}
+    answers: dict[str, list[bool]] = {name: [] for name in model.loop_blocks()}
     maps = {}
 
     def keep(name: str):
@@ -58,12 +59,12 @@ def counts_of_one(model: DRResNet, x: Tensor) -> tuple[dict[str, int], dict[tupl
         return hook
 
     set_skip(model, False)
-    handles = [b.gate.register_forward_hook(keep(n)) for n, b in model.recursive_blocks().items()]
+    handles = [b.gate.register_forward_hook(keep(n)) for n, b in model.loop_blocks().items()]
     with torch.no_grad():
         model(x)
     for handle in handles:
         handle.remove()
-    free = model.recursive_blocks()['layer2.1'].first_gated
+    free = model.loop_blocks()['layer2.1'].first_gated
     counts = {name: free + [*own, False].index(False) for name, own in answers.items()}
     maps = {(name, free + k): own for (name, k), own in maps.items()}
     reached = {key: own for key, own in maps.items() if key[1] <= counts[key[0]]}
@@ -193,7 +194,7 @@ def test_pairs_of_a_class_come_from_where_they_differ_most() -> None:
 
 
 def test_a_network_without_gates_is_named() -> None:
-    message = 'DRResNet has no gates, allowed: a recursive backbone with gates, such as mmrecur.DRResNet'
+    message = 'DRResNet has no gates, allowed: a backbone with gated loops, such as mmrecur.DRResNet'
     plain = DRResNet(16, gated=False)
     for call in (LoopRecorder, find_backbone, lambda model: run_loops(model, [])):
         with pytest.raises(ValueError, match=message):
@@ -280,7 +281,7 @@ def test_forced_iterations_that_do_not_fit_are_named() -> None:
     with forced_iterations(model, {'layer2.1': [1, 2]}), torch.no_grad():
         with pytest.raises(ValueError, match='layer2.1 has iterations of 2 samples and got 3'):
             model(images(3))
-    assert not any(block._forward_pre_hooks for block in model.recursive_blocks().values())
+    assert not any(block._forward_pre_hooks for block in model.loop_blocks().values())
 
 
 def test_spread_iterations_have_the_rate_whatever_the_batch() -> None:
@@ -303,9 +304,9 @@ def test_spread_iterations_have_the_rate_whatever_the_batch() -> None:
 def test_average_multiply_adds_are_those_that_are_executed(gate_position: str) -> None:
     model, x = tiny(gate_position=gate_position).float(), images(6).float()
     model.switch_to_deploy()  # what is left to count are convolutions and the gates' linear layers
-    blocks = model.recursive_blocks()
+    blocks = model.loop_blocks()
     first = blocks['layer2.1'].first_gated
-    spread = spread_iterations({name: block.num_loops - first for name, block in blocks.items()}, 6, 0.6)
+    spread = spread_iterations({name: block.num_iterations - first for name, block in blocks.items()}, 6, 0.6)
     spread = {name: [first + count for count in own] for name, own in spread.items()}
     with forced_iterations(model, spread), LoopRecorder(model) as recorder, torch.no_grad():
         with FlopCounterMode(display=False) as counter:

@@ -9,20 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from mmrecur.analysis.loop_complexity import expected_iterations
 from mmrecur.analysis.loop_times import LoopRecorder
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet
+from mmrecur.models.layers.loop.gate import expected_iterations
 from tests.models.test_rla import randomise_norms
 
 
 def network(**kwargs) -> DRResNet:
     torch.manual_seed(0)
-    model = DRResNet(
-        depth=None, blocks=(1, 2, 3), loops=(1, 2, 3), small_images=True, base_channels=4, **kwargs
-    )
+    model = DRResNet(depth=None, blocks=(1, 2, 3), loops=(1, 2, 3), stem='cifar', base_channels=4, **kwargs)
     randomise_norms(model)
-    for block in model.recursive_blocks().values():
+    for block in model.loop_blocks().values():
         if block.gate is not None:
             nn.init.normal_(block.gate.fc2.weight, std=3)
     return model
@@ -49,10 +47,10 @@ def test_loops_run_as_often_as_the_rate_says(rate: float | None, form: str, gate
     counts = iterations(model.eval(), images)
     assert list(counts) == list(shifts) == ['layer2.1', 'layer3.1', 'layer3.2']
     for name, own in counts.items():
-        block = model.recursive_blocks()[name]
-        expected = 200 * expected_iterations(rate or 0.7, block.num_loops, block.first_gated)
+        block = model.loop_blocks()[name]
+        expected = 200 * expected_iterations(rate or 0.7, block.num_iterations, block.first_gated)
         # the last image passes as often as it does
-        assert own.sum() == pytest.approx(expected, abs=block.num_loops)
+        assert own.sum() == pytest.approx(expected, abs=block.num_iterations)
         assert len(set(own.tolist())) > 1
 
 
@@ -86,9 +84,9 @@ def test_only_the_biases_of_gates_change() -> None:
 def test_single_layer_gates_and_gates_that_say_the_same() -> None:
     model = DRMobileNetV2(width_mult=0.25)
     images = torch.randn(3, 3, 32, 32)
-    assert calibrate_gates(model, images).keys() == model.recursive_blocks().keys()
+    assert calibrate_gates(model, images).keys() == model.loop_blocks().keys()
     flat = network()
-    for block in flat.recursive_blocks().values():
+    for block in flat.loop_blocks().values():
         nn.init.zeros_(block.gate.fc2.weight)
     calibrate_gates(flat, images)  # nothing to tell images by: all or none
     assert all(len(set(own.tolist())) == 1 for own in iterations(flat.eval(), images).values())

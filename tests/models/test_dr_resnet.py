@@ -12,8 +12,9 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmrecur.analysis.loop_complexity import LoopComplexity, LoopWork, expected_iterations, measure_loops
+from mmrecur.analysis.loop_complexity import LoopComplexity, LoopWork, measure_loops
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet
+from mmrecur.models.layers.loop import expected_iterations
 from tests.models.test_backbones import assert_close, build, gradients, image
 
 #: Depth -> parameters of a classifier, Tables 1 and 2 in 10^6, tolerance.
@@ -42,17 +43,17 @@ def test_parameters_are_those_of_the_paper(depth: int) -> None:
     exact, table, tolerance = PARAMETERS[depth]
     with torch.device('meta'):
         model = DRResNet(depth)
-    count = parameters(model, 10 if model.small_images else 1000)
+    count = parameters(model, 10 if model.stem_kind == 'cifar' else 1000)
     assert count == exact
     assert count / 1e6 == pytest.approx(table, rel=tolerance)
 
 
 def test_parameters_of_the_other_rows() -> None:
     with torch.device('meta'):
-        recursive = parameters(DRResNet(53, gated=False), 1000)
+        looped = parameters(DRResNet(53, gated=False), 1000)
         mobile = parameters(DRMobileNetV2(out_indices=(7,)), 1000)
-    assert recursive == 23_377_960
-    assert recursive / 1e6 == pytest.approx(23.39, rel=0.001)
+    assert looped == 23_377_960
+    assert looped / 1e6 == pytest.approx(23.39, rel=0.001)
     assert mobile == 2_954_736
     assert mobile / 1e6 == pytest.approx(2.96, rel=0.005)
 
@@ -104,7 +105,7 @@ def halve_batches(model: nn.Module, x: torch.Tensor) -> None:
         middle = len(margins) // 2
         gate.fc2.bias[0] += margins[middle - 1 : middle + 1].mean()  # no sample is a tie
 
-    gates = [block.gate for block in model.recursive_blocks().values()]
+    gates = [block.gate for block in model.loop_blocks().values()]
     handles = {gate: gate.register_forward_pre_hook(balance) for gate in gates}
     with torch.no_grad():
         model(x)
@@ -116,12 +117,12 @@ def test_skipping_gives_the_features_of_masking(name: str, deploy: bool) -> None
     model, counts = build(name).double().eval(), []
     x = image(9, 3, 33, 32).double()
     halve_batches(model, x)
-    for block in model.recursive_blocks().values():
+    for block in model.loop_blocks().values():
         block.gate.register_forward_hook(lambda *call: counts.append((int(call[2].sum()), len(call[2]))))
     if deploy:
         model.switch_to_deploy()
     masking = copy.deepcopy(model)
-    for block in masking.recursive_blocks().values():
+    for block in masking.loop_blocks().values():
         block.skip = False
     with torch.no_grad():
         assert_close(model(x), masking(x), 1e-12)
@@ -275,7 +276,7 @@ def _train_in_a_process(rank: int, path: str) -> None:
     dist.init_process_group('gloo', f'file://{path}/store', rank=rank, world_size=2)
     model = build('dr-r', out_indices=(3,), norm_eval=True).train()
     with torch.no_grad():
-        for block in model.recursive_blocks().values():
+        for block in model.loop_blocks().values():
             if rank == 0:
                 block.gate.fc2.bias[0] = 1e4  # in one process nobody enters a loop
     ddp = DistributedDataParallel(model, broadcast_buffers=False, init_sync=False)
@@ -300,11 +301,11 @@ WRONG = [
     (dict(blocks=(3, 4, 8)), r'loops=\(1, 1, 3, 2\), allowed: a positive integer for each of 3 stages'),
     (dict(loops=(1, 1, 0, 2)), r'loops=\(1, 1, 0, 2\), allowed'),
     (dict(blocks=8), 'blocks=8, allowed'),
-    (dict(small_images=1), 'small_images=1.*allowed: True or False'),
+    (dict(stem=1), "stem=1, allowed: 'imagenet', 'cifar'"),
     (dict(style='tf'), "style='tf', allowed: 'pytorch', 'caffe'"),
     (dict(gated=1), 'gated=1.*allowed: True or False'),
-    (dict(gated=False, norm='i-lvbn'), "norm='i-lvbn' with gated=False, allowed: 'shared', 'lvbn'"),
-    (dict(norm='bn'), "norm='bn', allowed: 'shared', 'lvbn', 'i-lvbn'"),
+    (dict(gated=False, loop_norm='i-lvbn'), "loop_norm='i-lvbn' with gated=False, allowed: 'shared', 'lvbn'"),
+    (dict(loop_norm='bn'), "loop_norm='bn', allowed: 'shared', 'lvbn', 'i-lvbn'"),
     (dict(gate_channels=-1), 'gate_channels=-1, allowed'),
     (dict(initial_rate=1.0), 'initial_rate=1.0, allowed'),
     (dict(gate_position='behind'), "gate_position='behind', allowed: 'before', 'after'"),

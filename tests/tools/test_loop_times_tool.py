@@ -22,7 +22,7 @@ from tests.tool_module import load_tool
 
 BACKBONE = """
 custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
-backbone = dict(type='mmrecur.DRResNet', depth=None, blocks=(1, 2, 2), loops=(1, 2, 3), small_images=True,
+backbone = dict(type='mmrecur.DRResNet', depth=None, blocks=(1, 2, 2), loops=(1, 2, 3), stem='cifar',
                 base_channels=4, loss_gate=None)
 """
 CLASSIFIER = """
@@ -87,7 +87,7 @@ def save_checkpoint(config: Path, path: Path, images: list[Path]) -> nn.Module:
     model = build_model({**outside, **cfg.model}, cfg.default_scope).eval()
     torch.manual_seed(0)
     randomise_norms(model.backbone)
-    for block in model.backbone.recursive_blocks().values():
+    for block in model.backbone.loop_blocks().values():
         nn.init.normal_(block.gate.fc2.weight, std=10)
     halve_batches(model.backbone, torch.cat([pixels_of(image) for image in images]))
     torch.save(dict(state_dict=model.state_dict()), path)
@@ -107,7 +107,7 @@ def classifier(tmp_path_factory) -> tuple[Path, Path, nn.Module, list[str]]:
 def counts_of(model: nn.Module, image: Path) -> dict[str, int]:
     """Iterations of each loop for an image, from how often its block runs."""
     counts = {}
-    blocks = model.backbone.recursive_blocks()
+    blocks = model.backbone.loop_blocks()
     handles = []
     for name, block in blocks.items():
         counts[name] = 0
@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_named(tool, classifier, tmp_path: Path, capsys) ->
     plain = {key: value for key, value in model.state_dict().items() if '.gate.' not in key}
     torch.save(dict(state_dict=plain), tmp_path / 'plain.pth')
     run[1] = str(tmp_path / 'plain.pth')
-    with pytest.raises(ToolError, match='DRResNet has no gates, allowed: a recursive backbone with gates'):
+    with pytest.raises(ToolError, match='DRResNet has no gates, allowed: a backbone with gated loops'):
         tool.main([*run, '--cfg-options', 'model.backbone.gated=False'])
     with pytest.raises(SystemExit):
         tool.parse_args(['a.py', 'a.pth', '--num-images', '0'])

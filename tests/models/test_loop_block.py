@@ -10,9 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmrecur.models.layers import BasicBlock, Bottleneck, GumbelGate, InvertedResidual, RecursiveBlock
-from mmrecur.models.layers.loop.norm import LoopNorm, LoopPosition, masked_batch_norm
-from mmrecur.models.layers.loop.recursive_block import GateDecision
+from mmrecur.models.layers import BasicBlock, Bottleneck, GumbelGate, InvertedResidual, LoopBlock
+from mmrecur.models.layers.loop import GateDecision, LoopNorm, LoopPosition, masked_batch_norm
 from mmrecur.models.losses import GateRateLoss
 from tests.models.test_rla import randomise_norms
 
@@ -39,9 +38,9 @@ def random_gate(channels: int, hidden_channels: int = 0) -> GumbelGate:
     return gate
 
 
-def loop(norm: str = 'i-lvbn', num_loops: int = 3, gate: nn.Module | None = None, **kwargs) -> RecursiveBlock:
+def loop(norm: str = 'i-lvbn', num_iterations: int = 3, gate: nn.Module | None = None, **kwargs) -> LoopBlock:
     torch.manual_seed(0)
-    block = RecursiveBlock(Bottleneck(8, 4, 8), num_loops, gate or random_gate(8), norm, **kwargs)
+    block = LoopBlock(Bottleneck(8, 4, 8), num_iterations, gate or random_gate(8), norm, **kwargs)
     randomise_norms(block)
     return block.double()
 
@@ -202,11 +201,11 @@ def test_synchronised_norms_take_the_samples_of_all_processes(tmp_path: Path) ->
 # loops
 
 
-def by_hand(block: RecursiveBlock, x: Tensor, table: Tensor | None = None) -> Tensor:
+def by_hand(block: LoopBlock, x: Tensor, table: Tensor | None = None) -> Tensor:
     """Each sample on its own through plain blocks, in evaluation."""
     results = []
     for n, sample in enumerate(x.split(1)):
-        for k in range(block.num_loops):
+        for k in range(block.num_iterations):
             decide = block.gate(sample).item if table is None else lambda k=k, n=n: table[k][n]
             stays = k < block.first_gated or decide()
             if not stays:
@@ -214,7 +213,7 @@ def by_hand(block: RecursiveBlock, x: Tensor, table: Tensor | None = None) -> Te
             plain = copy.deepcopy(block.block)
             for name in ('bn1', 'bn2', 'bn3'):
                 norm = getattr(plain, name)
-                setattr(plain, name, norm[k] if block.norm != 'shared' else norm)
+                setattr(plain, name, norm[k] if block.loop_norm != 'shared' else norm)
             sample = plain(sample)
         results.append(sample)
     return torch.cat(results)
@@ -327,7 +326,7 @@ def test_recomputation_uses_the_same_noise(norm: str, gate_position: str) -> Non
 @pytest.mark.parametrize('make', [lambda: BasicBlock(8, 8), lambda: InvertedResidual(8, 16, 8)])
 def test_any_residual_block_can_be_wrapped(make) -> None:
     torch.manual_seed(0)
-    block = RecursiveBlock(make(), 2, random_gate(8), 'i-lvbn').double()
+    block = LoopBlock(make(), 2, random_gate(8), 'i-lvbn').double()
     block(maps()).sum().backward()
     assert all(p.grad is not None for p in block.parameters())
     with torch.no_grad():
@@ -349,7 +348,7 @@ class Foreign(nn.Module):
 
 def test_a_block_without_an_inference_form_stays_as_it_is() -> None:
     torch.manual_seed(0)
-    block, x = RecursiveBlock(Foreign(), 3, random_gate(8)), maps().float()
+    block, x = LoopBlock(Foreign(), 3, random_gate(8)), maps().float()
     randomise_norms(block)
     with torch.no_grad():
         expected = block.eval()(x)
@@ -370,7 +369,7 @@ class FixedNorm(nn.Module):
 
 
 def test_norms_of_other_libraries_are_norms_too() -> None:
-    block = RecursiveBlock(Bottleneck(8, 4, 8, norm_layer=FixedNorm), 3, random_gate(8))
+    block = LoopBlock(Bottleneck(8, 4, 8, norm_layer=FixedNorm), 3, random_gate(8))
     assert isinstance(block.block.bn2, LoopNorm)
     assert {'block.bn3.0.running_mean', 'block.bn3.2.running_mean'} <= block.state_dict().keys()
     block(maps().float())
@@ -379,7 +378,7 @@ def test_norms_of_other_libraries_are_norms_too() -> None:
 @pytest.mark.parametrize('norm, gated', [('lvbn', False), ('shared', True), ('lvbn', True), ('i-lvbn', True)])
 def test_autocast_changes_no_dtype_on_the_way(norm: str, gated: bool) -> None:
     torch.manual_seed(0)
-    block = RecursiveBlock(Bottleneck(8, 4, 8), 3, random_gate(8) if gated else None, norm)
+    block = LoopBlock(Bottleneck(8, 4, 8), 3, random_gate(8) if gated else None, norm)
     x, outputs = maps(16).float(), []
     with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
         for training, skip in ((True, True), (False, True), (False, False)):
@@ -390,7 +389,7 @@ def test_autocast_changes_no_dtype_on_the_way(norm: str, gated: bool) -> None:
 
 
 def test_group_norms_have_parameters_of_their_own() -> None:
-    block = RecursiveBlock(
+    block = LoopBlock(
         Bottleneck(8, 4, 8, norm_layer=lambda c: nn.GroupNorm(2, c)), 2, random_gate(8), 'i-lvbn'
     )
     assert 'block.bn3.1.weight' in block.state_dict()
@@ -401,7 +400,7 @@ def test_group_norms_have_parameters_of_their_own() -> None:
 def test_a_fixed_loop_is_the_block_again_and_again() -> None:
     torch.manual_seed(0)
     plain = Bottleneck(8, 4, 8).double().eval()
-    block = RecursiveBlock(copy.deepcopy(plain), 3, norm='shared').eval()
+    block = LoopBlock(copy.deepcopy(plain), 3, loop_norm='shared').eval()
     with torch.no_grad():
         assert torch.equal(block(maps()), plain(plain(plain(maps()))))
 
@@ -419,15 +418,15 @@ def test_copies_during_training_work() -> None:
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(num_loops=0), 'num_loops=0, allowed'),
-        (dict(norm='bn'), "norm='bn', allowed: 'shared', 'lvbn', 'i-lvbn'"),
-        (dict(norm='i-lvbn', gate=None), "norm='i-lvbn' without a gate, allowed: 'shared', 'lvbn'"),
+        (dict(num_iterations=0), 'num_iterations=0, allowed'),
+        (dict(loop_norm='bn'), "loop_norm='bn', allowed: 'shared', 'lvbn', 'i-lvbn'"),
+        (dict(loop_norm='i-lvbn', gate=None), "loop_norm='i-lvbn' without a gate, allowed: 'shared', 'lvbn'"),
         (dict(skip=1), 'skip=1'),
     ],
 )
 def test_loops_name_wrong_arguments(arguments: dict, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        RecursiveBlock(**{**dict(block=Bottleneck(8, 4, 8), num_loops=2), **arguments})
+        LoopBlock(**{**dict(block=Bottleneck(8, 4, 8), num_iterations=2), **arguments})
 
 
 # the objective
