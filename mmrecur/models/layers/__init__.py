@@ -1,6 +1,6 @@
 """The arithmetic: plain ``torch.nn`` layers that need nothing but torch."""
 
-from mmrecur.models.layers.channel_recurrence.conv import ChannelRecurrentConv, RecurrentModule
+from mmrecur.models.layers.channel_recurrence import ChannelRecurrentConv, RecurrentModule
 from mmrecur.models.layers.common.activation_checkpoint import checkpoint_step
 from mmrecur.models.layers.common.attention import CBAM, ECA, SqueezeExcite
 from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
