@@ -25,7 +25,7 @@ from rich.table import Table
 from mmrecur.analysis.benchmark import deployed, evaluation_call, measure
 from mmrecur.analysis.forced_loops import forced_iterations, spread_iterations
 from mmrecur.analysis.loop_complexity import measure_loops
-from mmrecur.analysis.loop_times import LoopRecorder
+from mmrecur.analysis.loop_recorder import LoopRecorder
 from mmrecur.apis.runner import clean_errors
 from mmrecur.models.backbones import DRResNet
 

@@ -13,7 +13,9 @@ from mmrecur.analysis.forced_loops import forced_iterations, spread_iterations
 from mmrecur.analysis.gate_maps import GateMaps, MapStatistics, shallow_and_deep
 from mmrecur.analysis.loop_complexity import LoopComplexity, LoopWork, measure_loops
 from mmrecur.analysis.loop_figures import plot_easy_and_hard, plot_gate_maps, plot_loop_times
-from mmrecur.analysis.loop_times import LoopRecorder, LoopRun, LoopTimes, find_backbone, run_loops
+from mmrecur.analysis.loop_recorder import LoopRecorder, find_loop_backbone
+from mmrecur.analysis.loop_run import LoopRun, run_loops
+from mmrecur.analysis.loop_times import LoopTimes
 from mmrecur.analysis.plots import save_figure
 from mmrecur.models.backbones import DRResNet
 from mmrecur.models.layers.loop import expected_iterations
@@ -196,11 +198,11 @@ def test_pairs_of_a_class_come_from_where_they_differ_most() -> None:
 def test_a_network_without_gates_is_named() -> None:
     message = 'DRResNet has no gates, allowed: a backbone with gated loops, such as mmrecur.DRResNet'
     plain = DRResNet(16, gated=False)
-    for call in (LoopRecorder, find_backbone, lambda model: run_loops(model, [])):
+    for call in (LoopRecorder, find_loop_backbone, lambda model: run_loops(model, [])):
         with pytest.raises(ValueError, match=message):
             call(plain)
     with pytest.raises(ValueError, match='Conv2d has no gates'):
-        find_backbone(nn.ModuleDict(dict(backbone=nn.Conv2d(3, 3, 1))).backbone)
+        find_loop_backbone(nn.ModuleDict(dict(backbone=nn.Conv2d(3, 3, 1))).backbone)
     model = DRResNet(16).train()
     with LoopRecorder(model), pytest.raises(ValueError, match='training mode, allowed: evaluation'):
         model(torch.zeros(2, 3, 16, 16))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmrecur.analysis.loop_times import LoopRecorder
+from mmrecur.analysis.loop_recorder import LoopRecorder
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet
 from mmrecur.models.layers.loop.gate import expected_iterations

@@ -20,7 +20,7 @@ from mmengine.config import DictAction
 from mmengine.device import get_device
 from torch import Tensor, nn
 
-from mmrecur.analysis.loop_times import find_backbone
+from mmrecur.analysis.loop_recorder import find_loop_backbone
 from mmrecur.apis.checkpoints import check_out, put_checkpoint
 from mmrecur.apis.dataset_images import build_test_loader
 from mmrecur.apis.runner import ToolError, clean_errors, load_config
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         cfg = load_config(args.config, args.cfg_options)
         model = load_model(cfg, args.checkpoint).to(get_device())
         try:
-            _, backbone = find_backbone(model)
+            _, backbone = find_loop_backbone(model)
             shifts = calibrate_gates(backbone, read_images(cfg, model, args.num_images), args.rate)
         except ValueError as error:
             raise ToolError(f'{args.config}: {error}') from error
