@@ -84,8 +84,7 @@ def calibrate_gates(backbone: LoopBackbone, images: Tensor, rate: float | None =
 
 def _shift(block: LoopBlock, x: Tensor, rate: float) -> float:
     """Shift the bias of the gate of a loop; return the shift."""
-    # a sample leaves at its first margin that is not positive: it runs as many iterations as there are
-    # positive running minima
+    # a sample runs one iteration for each positive running minimum of its margins
     margins = block.margins(x).cummin(1).values.flatten().sort(descending=True).values
     wanted = round(len(x) * expected_iterations(rate, block.num_iterations - block.first_gated))
     wanted = min(max(wanted, 1), len(margins) - 1)
