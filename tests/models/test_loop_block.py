@@ -1,4 +1,4 @@
-"""Gates, norms of loops and loops against slow forms by hand."""
+"""Gates, norms of loops and loops, compared with slow reference implementations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.models.test_rla import randomise_norms
 
 
 class Preset(nn.Module):
-    """A gate that decides by a table of iterations x samples, for batches that keep all samples."""
+    """A gate that reads its decisions from a table (iterations x samples); for loops that skip no samples."""
 
     def __init__(self, table: list[list[int]]) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_gate_has_the_gradient_of_the_softmax_of_noisy_scores() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_gate_in_evaluation_is_the_larger_score_without_noise() -> None:
+def test_gate_takes_the_larger_score_in_evaluation() -> None:
     gate = random_gate(8).double().eval()
     expected = gate.scores(maps()).argmax(1).bool()
     assert 0 < expected.sum() < 6
@@ -93,7 +93,7 @@ def test_gate_in_evaluation_is_the_larger_score_without_noise() -> None:
         (dict(channels=8, temperature=0), 'temperature=0, allowed: a positive number'),
     ],
 )
-def test_gates_name_wrong_arguments(arguments: dict, message: str) -> None:
+def test_gates_reject_wrong_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GumbelGate(**arguments)
 
@@ -103,7 +103,7 @@ def test_gates_name_wrong_arguments(arguments: dict, message: str) -> None:
 
 @pytest.mark.parametrize('momentum', [0.1, None])
 @pytest.mark.parametrize('affine', [True, False])
-def test_masked_norm_is_the_norm_of_the_samples_that_pass(momentum: float | None, affine: bool) -> None:
+def test_masked_norm_equals_the_norm_of_the_samples_that_pass(momentum: float | None, affine: bool) -> None:
     x, passed = maps(), torch.tensor([1.0, 0, 1, 1, 0, 0])
     norm = nn.BatchNorm2d(8, momentum=momentum, affine=affine).double()
     reference = copy.deepcopy(norm)
@@ -122,19 +122,19 @@ def test_masked_norm_is_the_norm_of_the_samples_that_pass(momentum: float | None
         torch.testing.assert_close(a, b)
 
 
-def test_masked_norm_of_nobody_normalises_by_running_statistics_and_keeps_them() -> None:
+def test_masked_norm_without_samples_uses_running_statistics_and_keeps_them() -> None:
     norm = nn.BatchNorm2d(8).double()
     randomise_norms(norm)
     before = copy.deepcopy(norm.state_dict())
     y = masked_batch_norm(maps(), norm, torch.zeros(6))
     assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
     torch.testing.assert_close(y, norm.eval()(maps()))
-    y.sum().backward()  # a gradient for every process, whatever its samples do
+    y.sum().backward()  # every process needs a gradient, even if none of its samples pass
     assert norm.weight.grad is not None and torch.isfinite(norm.weight.grad).all()
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_masked_norm_computes_half_precision_in_single(dtype: torch.dtype) -> None:
+def test_masked_norm_computes_half_precision_maps_in_float32(dtype: torch.dtype) -> None:
     norm, x = nn.BatchNorm2d(8), (maps() * 30 + 200).to(dtype)
     y = masked_batch_norm(x, norm, torch.ones(6))
     assert y.dtype == dtype
@@ -143,7 +143,7 @@ def test_masked_norm_computes_half_precision_in_single(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_masked_norm_takes_its_statistics_in_single_under_autocast(dtype: torch.dtype) -> None:
+def test_masked_norm_takes_its_statistics_in_float32_under_autocast(dtype: torch.dtype) -> None:
     x, passed, results = maps().float() + 50, torch.tensor([1.0, 0, 1, 1, 0, 0]), []
     for enabled in (False, True):
         norm = nn.BatchNorm2d(8)
@@ -152,7 +152,7 @@ def test_masked_norm_takes_its_statistics_in_single_under_autocast(dtype: torch.
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
-def test_masked_norm_of_a_single_value_normalises_by_running_statistics_and_keeps_them() -> None:
+def test_masked_norm_of_a_single_value_uses_running_statistics_and_keeps_them() -> None:
     norm, x = nn.BatchNorm2d(8).double(), maps()[..., :1, :1]
     randomise_norms(norm)
     before = copy.deepcopy(norm.state_dict())
@@ -161,7 +161,7 @@ def test_masked_norm_of_a_single_value_normalises_by_running_statistics_and_keep
     torch.testing.assert_close(y, norm.eval()(x))
 
 
-def test_iterations_have_norms_of_their_own() -> None:
+def test_each_iteration_has_its_own_norm() -> None:
     position = LoopPosition()
     norm = LoopNorm(nn.BatchNorm2d(8).double(), 3, position)
     assert [*norm.state_dict()][0] == '0.weight'
@@ -184,7 +184,7 @@ def _norm_in_a_process(rank: int, path: str) -> None:
 
 
 @pytest.mark.slow
-def test_synchronised_norms_take_the_samples_of_all_processes(tmp_path: Path) -> None:
+def test_sync_norms_count_the_samples_of_all_processes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_norm_in_a_process, (str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     x, passed = maps().requires_grad_(), torch.tensor([1.0, 0, 1, 1, 0, 0])
@@ -202,7 +202,7 @@ def test_synchronised_norms_take_the_samples_of_all_processes(tmp_path: Path) ->
 
 
 def by_hand(block: LoopBlock, x: Tensor, table: Tensor | None = None) -> Tensor:
-    """Each sample on its own through plain blocks, in evaluation."""
+    """Run each sample alone through plain blocks, in evaluation."""
     results = []
     for n, sample in enumerate(x.split(1)):
         for k in range(block.num_iterations):
@@ -223,7 +223,7 @@ def by_hand(block: LoopBlock, x: Tensor, table: Tensor | None = None) -> Tensor:
 @pytest.mark.parametrize('skip', [True, False])
 @pytest.mark.parametrize('deploy', [False, True])
 @pytest.mark.parametrize('gate_position', ['before', 'after'])
-def test_evaluation_takes_each_sample_as_far_as_its_gates_say(
+def test_evaluation_runs_each_sample_until_its_gate_stops_it(
     norm: str, skip: bool, deploy: bool, gate_position: str
 ) -> None:
     block, x = loop(norm, skip=skip, gate_position=gate_position).eval(), maps()
@@ -256,15 +256,15 @@ def test_samples_that_left_are_not_computed() -> None:
         block.gate.fc2.weight.zero_()
         sizes.clear()
         x = maps(1)
-        assert block(x) is x and sizes == []  # a tie is no
+        assert block(x) is x and sizes == []  # equal scores mean leaving
 
 
 @pytest.mark.parametrize('norm', ['lvbn', 'i-lvbn'])
 @pytest.mark.parametrize('gate_position', ['before', 'after'])
-def test_training_computes_all_and_keeps_the_maps_of_those_that_left(norm: str, gate_position: str) -> None:
+def test_training_computes_all_samples_and_keeps_maps_after_leaving(norm: str, gate_position: str) -> None:
     table = [[1, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]]
     if gate_position == 'after':
-        table[0] = [1] * 6  # nobody decides
+        table[0] = [1] * 6  # no gate decides here
     block = loop(norm, gate=Preset(table), gate_position=gate_position).train()
     block.gate.table = block.gate.table[block.first_gated :]
     reference, x = copy.deepcopy(block), maps()
@@ -277,7 +277,7 @@ def test_training_computes_all_and_keeps_the_maps_of_those_that_left(norm: str, 
         for name in ('bn1', 'bn2', 'bn3'):
             setattr(plain, name, getattr(plain, name)[k])
         out = x.clone()
-        # statistics of those that pass, or of all
+        # statistics of the samples that pass, or of all
         out[keep] = plain(x[keep]) if norm == 'i-lvbn' else plain(x)[keep]
         x = out
         for name in ('bn1', 'bn2', 'bn3'):
@@ -293,7 +293,7 @@ def test_training_computes_all_and_keeps_the_maps_of_those_that_left(norm: str, 
     assert [d.rate().item() for d in block.decisions] == pytest.approx([rate for _, rate in expected])
 
 
-def test_a_loop_that_nobody_enters_changes_nothing_and_still_has_gradients() -> None:
+def test_a_loop_that_no_sample_enters_changes_nothing_and_still_has_gradients() -> None:
     gate = GumbelGate(8)
     with torch.no_grad():
         gate.fc2.bias[0] = 1e3
@@ -304,7 +304,7 @@ def test_a_loop_that_nobody_enters_changes_nothing_and_still_has_gradients() -> 
     assert torch.equal(y, x)
     assert all(torch.equal(value, before[key]) for key, value in block.named_buffers())
     loss = GateRateLoss()(block.decisions)
-    assert loss.item() == pytest.approx(0.7**2)  # the first gate; nobody reaches the others
+    assert loss.item() == pytest.approx(0.7**2)  # only the first gate is reached
     (y.square().mean() + loss).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in block.parameters())
 
@@ -336,7 +336,7 @@ def test_any_residual_block_can_be_wrapped(make) -> None:
 
 
 class Foreign(nn.Module):
-    """A residual block of somebody else's, which knows no inference form."""
+    """A residual block of another library, without an inference form."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -358,7 +358,7 @@ def test_a_block_without_an_inference_form_stays_as_it_is() -> None:
 
 
 class FixedNorm(nn.Module):
-    """A frozen batch norm, as other libraries have: no kin of torch's."""
+    """A frozen batch norm as in other libraries, no subclass of torch's."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -368,7 +368,7 @@ class FixedNorm(nn.Module):
         return x - self.running_mean
 
 
-def test_norms_of_other_libraries_are_norms_too() -> None:
+def test_norms_of_other_libraries_are_recognised() -> None:
     block = LoopBlock(Bottleneck(8, 4, 8, norm_layer=FixedNorm), 3, random_gate(8))
     assert isinstance(block.block.bn2, LoopNorm)
     assert {'block.bn3.0.running_mean', 'block.bn3.2.running_mean'} <= block.state_dict().keys()
@@ -376,7 +376,7 @@ def test_norms_of_other_libraries_are_norms_too() -> None:
 
 
 @pytest.mark.parametrize('norm, gated', [('lvbn', False), ('shared', True), ('lvbn', True), ('i-lvbn', True)])
-def test_autocast_changes_no_dtype_on_the_way(norm: str, gated: bool) -> None:
+def test_maps_keep_their_dtype_under_autocast(norm: str, gated: bool) -> None:
     torch.manual_seed(0)
     block = LoopBlock(Bottleneck(8, 4, 8), 3, random_gate(8) if gated else None, norm)
     x, outputs = maps(16).float(), []
@@ -388,7 +388,7 @@ def test_autocast_changes_no_dtype_on_the_way(norm: str, gated: bool) -> None:
     torch.testing.assert_close(outputs[1], outputs[2], rtol=0.02, atol=0.02)
 
 
-def test_group_norms_have_parameters_of_their_own() -> None:
+def test_each_iteration_has_its_own_group_norm() -> None:
     block = LoopBlock(
         Bottleneck(8, 4, 8, norm_layer=lambda c: nn.GroupNorm(2, c)), 2, random_gate(8), 'i-lvbn'
     )
@@ -397,7 +397,7 @@ def test_group_norms_have_parameters_of_their_own() -> None:
     assert all(p.grad is not None for p in block.parameters())
 
 
-def test_a_fixed_loop_is_the_block_again_and_again() -> None:
+def test_a_loop_without_gate_repeats_the_block() -> None:
     torch.manual_seed(0)
     plain = Bottleneck(8, 4, 8).double().eval()
     block = LoopBlock(copy.deepcopy(plain), 3, loop_norm='shared').eval()
@@ -410,7 +410,7 @@ def test_copies_during_training_work() -> None:
     block(maps()).sum().backward()
     clone = copy.deepcopy(block)
     assert clone.decisions == [] and len(block.decisions) == 3
-    # its norms look at its own loop
+    # the norms of the clone refer to its own loop
     clone.position.iteration = 7
     assert block.block.bn1.position.iteration != 7 and clone.block.bn1.position.iteration == 7
 
@@ -424,7 +424,7 @@ def test_copies_during_training_work() -> None:
         (dict(skip=1), 'skip=1'),
     ],
 )
-def test_loops_name_wrong_arguments(arguments: dict, message: str) -> None:
+def test_loops_reject_wrong_arguments(arguments: dict, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         LoopBlock(**{**dict(block=Bottleneck(8, 4, 8), num_iterations=2), **arguments})
 
@@ -432,7 +432,7 @@ def test_loops_name_wrong_arguments(arguments: dict, message: str) -> None:
 # the objective
 
 
-def test_rate_loss_is_the_squared_distance_over_samples_that_reached() -> None:
+def test_rate_loss_is_the_squared_distance_over_samples_that_reach_the_gate() -> None:
     ones = torch.ones(4)
     decisions = [
         GateDecision(torch.tensor([1.0, 1, 1, 0], requires_grad=True), ones),
@@ -456,6 +456,6 @@ def test_rate_loss_is_the_squared_distance_over_samples_that_reached() -> None:
         (dict(average=None), 'average=None'),
     ],
 )
-def test_rate_loss_names_wrong_arguments(arguments: dict, message: str) -> None:
+def test_rate_loss_rejects_wrong_arguments(arguments: dict, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         GateRateLoss(**arguments)
