@@ -224,9 +224,8 @@ def test_figures_show_the_given_numbers(tmp_path) -> None:
     with Image.open(tmp_path / 'sheet.png') as sheet:
         pixels = np.asarray(sheet.convert('RGB'))
     rows = [np.flatnonzero((pixels == colour).all(2).any(1)) for colour in ((250, 0, 0), (0, 0, 250))]
-    assert (
-        len(rows[0]) > 20 and len(rows[1]) > 20 and rows[0].max() < rows[1].min()
-    )  # easy images are above hard ones
+    # easy images are above hard ones
+    assert len(rows[0]) > 20 and len(rows[1]) > 20 and rows[0].max() < rows[1].min()
     assert len(plot_easy_and_hard([(red, 1)], [], 3).subfigs) == 1
 
     gate = GateMaps('a', 1, maps_of([[0, 2], [5, 7]]), maps_of([[3, 5], [1, 9]]))

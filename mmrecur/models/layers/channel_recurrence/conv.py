@@ -116,14 +116,14 @@ class ChannelRecurrentConv(nn.Module):
             Tensor: Each output segment, shape (N, S_out, H, W). The caller must not modify it, because the
             next step reads it.
         """
-        # split by all sizes: unlike slicing, it rejects an input with another number of channels
+        # splitting by all sizes rejects an input with another number of channels, which slicing does not
         parts = x.split([self.in_channels] * self.steps, dim=1)
         if not self.recurrent:
             yield from self._grouped(parts)
             return
         h = None
-        for i, x_i in enumerate(parts):
-            total = self._sum(x_i, h, i)
+        for i in range(self.steps):  # torch.fx cannot iterate over the parts
+            total = self._sum(parts[i], h, i)
             output = self._activate(total, i)
             h = total if self.activation == 'linear' else output
             yield output
@@ -157,11 +157,11 @@ class ChannelRecurrentConv(nn.Module):
     def _grouped(self, parts: tuple[Tensor, ...]) -> Iterator[Tensor]:
         """Compute the output segments of the layer without recurrence."""
         if self.conv_h is None:  # inference form
-            yield from (self._activate(self._sum(x_i, None, i), i) for i, x_i in enumerate(parts))
+            yield from (self._activate(self._sum(parts[i], None, i), i) for i in range(self.steps))
             return
         kernel, bias, padding = self.composed()
-        for i, x_i in enumerate(parts):
-            yield self._activate(F.conv2d(x_i, kernel, bias, padding=padding), i)
+        for i in range(self.steps):
+            yield self._activate(F.conv2d(parts[i], kernel, bias, padding=padding), i)
 
     def composed(self) -> tuple[Tensor, Tensor | None, int]:
         """Compose both convolutions of the layer without recurrence into one.
