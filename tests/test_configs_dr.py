@@ -75,9 +75,9 @@ def test_gates_have_the_papers_target_and_their_hooks(name: str) -> None:
         assert backbone.loss_gate.target_rate == rate
         assert backbone.initial_rate == 0.85
         assert backbone.gate_channels == (0 if 'mobilenet' in stem else 16)
-    if backbone.recursive_blocks():  # not a plain counterpart
+    if backbone.loop_blocks():  # not a plain counterpart
         expected = 'shared' if 'shared' in stem else 'i-lvbn' if backbone.has_gates else 'lvbn'
-        assert backbone.norm == ('lvbn' if '-lvbn' in stem else expected)
+        assert backbone.loop_norm == ('lvbn' if '-lvbn' in stem else expected)
 
 
 @pytest.mark.parametrize('name', IMAGENET)

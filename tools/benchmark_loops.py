@@ -27,7 +27,7 @@ from rich.table import Table
 from mmrecur.analysis.benchmark import deployed, evaluation_call, measure
 from mmrecur.analysis.forced_loops import forced_iterations, spread_iterations
 from mmrecur.analysis.loop_complexity import measure_loops
-from mmrecur.analysis.loop_times import LoopRecorder
+from mmrecur.analysis.loop_recorder import LoopRecorder
 from mmrecur.apis.runner import clean_errors
 from mmrecur.models.backbones import DRResNet
 
@@ -109,10 +109,10 @@ def executed_share(model: DRResNet, x: torch.Tensor, iterations: dict[str, list[
 def compare(model: DRResNet, rate: float, batch_size: int, args: argparse.Namespace) -> Row:
     """Time the four forms at one rate and batch size."""
     x = torch.randn(batch_size, 3, *args.shape, device=args.device)
-    limits = {name: block.num_loops for name, block in model.recursive_blocks().items()}
+    limits = {name: block.num_iterations for name, block in model.loop_blocks().items()}
     iterations = spread_iterations(limits, batch_size, rate, args.seed)
     masking = copy.deepcopy(model)
-    for block in masking.recursive_blocks().values():
+    for block in masking.loop_blocks().values():
         block.skip = False
     to_their_end = {name: [limit] * batch_size for name, limit in limits.items()}
     never = {name: [0] * batch_size for name in limits}

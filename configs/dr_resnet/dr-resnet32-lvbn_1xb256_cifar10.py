@@ -1,3 +1,3 @@
 _base_ = './dr-resnet32_1xb256_cifar10.py'
 
-model = dict(backbone=dict(norm='lvbn'))
+model = dict(backbone=dict(loop_norm='lvbn'))

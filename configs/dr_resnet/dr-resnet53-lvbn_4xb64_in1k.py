@@ -1,3 +1,3 @@
 _base_ = './dr-resnet53_4xb64_in1k.py'
 
-model = dict(backbone=dict(norm='lvbn'))
+model = dict(backbone=dict(loop_norm='lvbn'))

@@ -7,4 +7,4 @@ _base_ = [
 custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 # No loops: the paper's counterpart.
-model = dict(backbone=dict(depth=None, blocks=(3, 3, 3), loops=(1, 1, 1), small_images=True))
+model = dict(backbone=dict(depth=None, blocks=(3, 3, 3), loops=(1, 1, 1), stem='cifar'))

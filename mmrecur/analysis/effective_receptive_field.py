@@ -1,9 +1,9 @@
-"""What the output of a CRC layer or a RecNet has seen: in which segments, and how far around.
+"""Effective receptive field of the output segments of a CRC layer, across segments and pixels.
 
-Section 2.2 of the RecNet paper, https://arxiv.org/abs/1905.11910: the first output segment of a CRC layer has
-seen the first input segment only, the last one all of them. The size of the effective receptive field
-after Luo et al., *Understanding the Effective Receptive Field in Deep Convolutional Neural Networks*,
-NeurIPS 2016, https://arxiv.org/abs/1701.04128: the squared gradient of a central output.
+The first output segment of a CRC layer depends on the first input segment only, the last one on all of them
+(Section 2.2 of the RecNet paper, https://arxiv.org/abs/1905.11910). The receptive field is measured by the
+squared gradient of a central output pixel, after Luo et al., *Understanding the Effective Receptive Field in
+Deep Convolutional Neural Networks*, NeurIPS 2016, https://arxiv.org/abs/1701.04128.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrecur.models.layers.channel_recurrence.conv import ChannelRecurrentConv
+from mmrecur.models.layers.channel_recurrence import ChannelRecurrentConv
 from mmrecur.models.layers.common.modes import evaluation_mode
 
 Function = Callable[[Tensor], Tensor]
@@ -23,14 +23,14 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SegmentView:
-    """What each output segment of a CRC layer sees of the input, at its centre.
+    """Effective receptive field of each output segment of a CRC layer.
 
     Attributes:
-        name (str): Name, for plots.
-        influence (np.ndarray): Shape (d, d); in row i and column j the share of input segment j in the
+        name (str): Name of the layer, for plots.
+        influence (np.ndarray): Shape (d, d). Row i, column j holds the share of input segment j in the
             squared gradient of output segment i. Rows sum to 1.
-        radius (np.ndarray): Shape (d,); root of the mean squared distance in pixels at which output
-            segment i sees, weighted with the squared gradient.
+        radius (np.ndarray): Shape (d,). Root mean square distance in pixels from the centre of output segment
+            i, weighted with the squared gradient.
     """
 
     name: str
@@ -41,18 +41,20 @@ class SegmentView:
 def gradient_energy(
     function: Function, x: Tensor, start: int = 0, stop: int | None = None, samples: int = 8
 ) -> Tensor:
-    """Mean squared gradient of a central output pixel with respect to the input.
+    """Compute the mean squared gradient of the central output pixel with respect to the input.
+
+    The squared gradients of all output channels are summed. The sum is estimated without bias from the
+    gradients of the channels added with random signs.
 
     Args:
-        function (Callable): Map (1, C, H, W) -> (1, C_out, H', W'), without state.
-        x (Tensor): Inputs, shape (N, C, H, W), one after another.
-        start (int): First output channel to count. Defaults to 0.
-        stop (int, optional): One behind the last. Defaults to all.
-        samples (int): Random signs for the sum over the output's channels, whose mean is the sum of
-            the squared gradients of each. Defaults to 8.
+        function (Callable): Stateless map (1, C, H, W) -> (1, C_out, H', W').
+        x (Tensor): Inputs, shape (N, C, H, W). The function runs on one at a time.
+        start (int): First output channel. Defaults to 0.
+        stop (int, optional): Output channel after the last. Defaults to None: all.
+        samples (int): Number of random choices of signs. Defaults to 8.
 
     Returns:
-        Tensor: Shape (C, H, W).
+        Tensor: Mean over the inputs, shape (C, H, W).
     """
     generator = torch.Generator().manual_seed(0)
     energy = torch.zeros_like(x[0])
@@ -68,13 +70,13 @@ def gradient_energy(
 
 
 def radius_of(energy: Tensor) -> float:
-    """Root of the mean squared distance of a field from its own centre pixel.
+    """Compute the root mean square distance of a field from its central pixel.
 
     Args:
-        energy (Tensor): Weights, shape (H, W) or (C, H, W), whose sum is not zero.
+        energy (Tensor): Weights, shape (H, W) or (C, H, W), with a sum other than zero.
 
     Returns:
-        float: In pixels.
+        float: Distance in pixels.
     """
     field = energy.double().reshape(-1, *energy.shape[-2:]).sum(0)
     rows = torch.arange(field.size(0), device=field.device) - field.size(0) // 2
@@ -86,20 +88,20 @@ def radius_of(energy: Tensor) -> float:
 def segment_view(
     layer: ChannelRecurrentConv, size: int | None = None, num_inputs: int = 4, name: str = ''
 ) -> SegmentView:
-    """What each output segment of a CRC layer sees.
+    """Measure the effective receptive field of each output segment of a CRC layer.
 
     Args:
-        layer (ChannelRecurrentConv): The layer; measured in evaluation mode and left as it is.
-        size (int, optional): Height and width of the random inputs. Defaults to what holds the widest
-            receptive field, 2 d + 3.
-        num_inputs (int): Number of inputs, from a normal distribution. Defaults to 4.
-        name (str): Name, for plots. Defaults to none.
+        layer (ChannelRecurrentConv): The layer. It runs in evaluation mode and is not changed.
+        size (int, optional): Height and width of the inputs. Defaults to None: 2 d + 3, which holds the
+            widest receptive field.
+        num_inputs (int): Number of inputs, drawn from a normal distribution. Defaults to 4.
+        name (str): Name of the layer, for plots and messages. Defaults to ''.
 
     Returns:
         SegmentView: Shares and radii.
 
     Raises:
-        ValueError: If an output segment sees nothing, since a ReLU is closed everywhere.
+        ValueError: If an output segment has no gradient because its ReLU is zero everywhere.
     """
     parameter = next(layer.parameters())
     size = 2 * layer.steps + 3 if size is None else size
@@ -112,9 +114,7 @@ def segment_view(
             first = i * layer.out_channels
             energy = gradient_energy(layer, x, first, first + layer.out_channels)
             if not energy.sum() > 0:
-                raise ValueError(
-                    f'output segment {i} of {name or "layer"} has no gradient: its ReLU is closed'
-                )
+                raise ValueError(f'output segment {i} of {name or "layer"} has no gradient: its ReLU is zero')
             shares = energy.reshape(layer.steps, -1).sum(1)
             influence.append((shares / shares.sum()).cpu().numpy())
             radius.append(radius_of(energy))

@@ -1,4 +1,4 @@
-"""Loops of a length that is given, whatever the gates say: to time networks at a rate of one's choice."""
+"""Loops that run a given number of iterations, to time networks at any rate of the gates."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmrecur.models.layers.loop.block import LoopBlock, gated_loop_blocks
 from mmrecur.models.layers.loop.gate import check_rate
-from mmrecur.models.layers.loop.recursive_block import RecursiveBlock, gated_blocks
 
 
 def spread_iterations(
     limits: Mapping[str, int], batch_size: int, rate: float, seed: int = 0
 ) -> dict[str, list[int]]:
-    """How often the loops run for the samples of a batch if every gate lets the same share pass.
+    """Choose the iterations of each loop and sample of a batch if every gate lets the same share pass.
 
-    Which samples leave is drawn, how many is not: of all pairs of a sample and a loop with the same number
-    of iterations, rounded ``rate**k`` run k times or more. So even a single image goes through about as many
-    iterations as the average one.
+    All pairs of a sample and a loop with the same limit are taken together. A share of ``rate**k`` of these
+    pairs, rounded to whole pairs, runs k iterations or more. Which pairs they are is random. Even a batch of
+    a single image therefore runs about the average number of iterations.
 
     Args:
-        limits (Mapping): Iterations at most of each loop by name.
-        batch_size (int): Samples.
-        rate (float): Share of the samples that reach a gate which it lets pass; 1 for all.
-        seed (int): Of the draw. Defaults to 0.
+        limits (Mapping[str, int]): Maximum number of iterations of each loop, by name.
+        batch_size (int): Number of samples.
+        rate (float): Share of the samples reaching a gate that it lets pass; 1 for all.
+        seed (int): Seed of the random choice. Defaults to 0.
 
     Returns:
-        dict[str, list[int]]: Of each loop the iterations of each sample.
+        dict[str, list[int]]: Number of iterations for each sample, by the name of the loop.
 
     Raises:
-        ValueError: If ``rate`` is not above 0 and at most 1.
+        ValueError: If ``rate`` is not in (0, 1].
 
     Example:
         >>> spread_iterations({'layer3.1': 2}, batch_size=4, rate=0.5)  # two of four, one of two
@@ -55,18 +55,19 @@ def spread_iterations(
 
 @contextmanager
 def forced_iterations(model: nn.Module, iterations: Mapping[str, Sequence[int]]) -> Iterator[None]:
-    """Let loops run as often as told, in evaluation and within the context.
+    """Force loops to run given numbers of iterations, in evaluation and within the context.
 
-    The gates compute their scores as ever, and what they decide is replaced, whether the loops leave samples
-    out or mask them: so times are those of a network whose gates decide like that.
+    The gates still compute their scores, and only their decisions are replaced. The network therefore takes
+    the time that it takes with gates that decide so, whether its loops skip or mask samples.
 
     Args:
-        model (nn.Module): A network with loops.
-        iterations (Mapping): Of loops by their names in ``model`` the iterations of each sample of a batch.
+        model (nn.Module): Network with gated loops.
+        iterations (Mapping[str, Sequence[int]]): Number of iterations for each sample of a batch, by the name
+            of the loop in ``model``. Other loops run freely.
 
     Raises:
-        ValueError: On entry, if a name is not that of a loop with a gate, or if a number is above the loop's
-            or leaves out an iteration that has no gate. In the network's forward pass, if the batch has
+        ValueError: On entry, if a name is not that of a gated loop, or if a number is above the limit of the
+            loop or below the number of iterations without a gate. In the forward pass, if the batch has
             another number of samples.
 
     Example:
@@ -75,7 +76,7 @@ def forced_iterations(model: nn.Module, iterations: Mapping[str, Sequence[int]])
         >>> with forced_iterations(model, {'layer2.1': [2, 0], 'layer3.1': [1, 1]}), torch.no_grad():
         ...     features = model(torch.rand(2, 3, 32, 32))
     """
-    blocks = gated_blocks(model)
+    blocks = gated_loop_blocks(model)
     handles: list[Any] = []
     try:
         for name, counts in iterations.items():
@@ -89,14 +90,14 @@ def forced_iterations(model: nn.Module, iterations: Mapping[str, Sequence[int]])
             handle.remove()
 
 
-def _force(name: str, block: RecursiveBlock, counts: list[int]) -> list[Any]:
-    """Replace what the gate of a loop decides; the handles that undo it."""
-    first, limit = block.first_gated, block.num_loops
+def _force(name: str, block: LoopBlock, counts: list[int]) -> list[Any]:
+    """Add hooks that replace the decisions of the gate of a loop; return their handles."""
+    first, limit = block.first_gated, block.num_iterations
     if not counts or min(counts) < first or max(counts) > limit:
         raise ValueError(f'iterations of {name} are {counts}, allowed: from {first} to {limit}')
     device = next(block.gate.parameters()).device
     table = torch.tensor(counts)
-    # what is decided for all samples, and for those that are still in the loop
+    # a masked loop asks the gate about all samples, a skipping one about those still in the loop
     masked = [(table > k).to(device) for k in range(first, limit)]
     left = [(table[table >= k] > k).to(device) for k in range(first, limit)]
     calls = 0

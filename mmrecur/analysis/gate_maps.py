@@ -1,4 +1,4 @@
-"""Statistics of the maps that gates let pass and of those that they did not."""
+"""Statistics of the feature maps that gates let pass and of those that they do not."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from torch import Tensor
 
 
 class MapStatistics:
-    """Mean and variance of each channel over the images and pixels of the maps that are added.
+    """Accumulate the mean and variance of each channel over the images and pixels of feature maps.
 
     Attributes:
-        images (int): Maps added.
+        images (int): Number of images added.
     """
 
     def __init__(self) -> None:
         self.images = 0
         self._pixels = 0
-        self._sums: Tensor | None = None  # of values and of squares, shape (2, C)
+        self._sums: Tensor | None = None  # of values and squares, shape (2, C)
 
     def add(self, x: Tensor) -> None:
-        """Count maps of shape (N, C, H, W)."""
+        """Add maps.
+
+        Args:
+            x (Tensor): Shape (N, C, H, W); N may be 0.
+        """
         if not len(x):
             return
         var, mean = torch.var_mean(x.detach().float(), (2, 3), correction=0)
@@ -36,12 +40,12 @@ class MapStatistics:
 
     @property
     def mean(self) -> np.ndarray:
-        """np.ndarray: Shape (C,); empty if nothing was added."""
+        """np.ndarray: Mean of each channel, shape (C,); empty if no image was added."""
         return np.empty(0) if self._sums is None else (self._sums[0] / self._pixels).cpu().numpy()
 
     @property
     def variance(self) -> np.ndarray:
-        """np.ndarray: Biased, shape (C,); empty if nothing was added."""
+        """np.ndarray: Biased variance of each channel, shape (C,); empty if no image was added."""
         if self._sums is None:
             return np.empty(0)
         return np.maximum((self._sums[1] / self._pixels).cpu().numpy() - self.mean**2, 0)
@@ -49,13 +53,13 @@ class MapStatistics:
 
 @dataclass(frozen=True)
 class GateMaps:
-    """Statistics of the maps that came to a gate in one iteration.
+    """Statistics of the maps that reached a gate in one iteration.
 
     Attributes:
         block (str): Name of the loop.
         iteration (int): Index of the iteration.
-        passed (MapStatistics): Of the maps that it let pass, on which the block was executed.
-        skipped (MapStatistics): Of the others.
+        passed (MapStatistics): Statistics of the maps that the gate let pass.
+        skipped (MapStatistics): Statistics of the maps for which the iteration was skipped.
     """
 
     block: str
@@ -64,11 +68,12 @@ class GateMaps:
     skipped: MapStatistics
 
     def discrepancy(self) -> float | None:
-        """How far the two kinds of maps are apart.
+        """Compute how far passed and skipped maps are apart.
 
         Returns:
-            float: The difference of a channel's means relative to the root of the mean of its variances,
-            averaged over the channels that are not constant; None unless there are maps of both kinds.
+            float or None: Absolute difference of the two means of a channel, divided by its pooled standard
+            deviation and averaged over the channels that are not constant. None unless there are passed and
+            skipped maps.
         """
         if not (self.passed.images and self.skipped.images):
             return None
@@ -79,13 +84,16 @@ class GateMaps:
 
 
 def shallow_and_deep(maps: Sequence[GateMaps]) -> list[GateMaps]:
-    """Of the first and of the last loop that has maps of both kinds the iteration with the most of the rarer.
+    """Choose one iteration of a shallow and one of a deep loop to compare passed and skipped maps.
+
+    Only loops whose gate let some maps pass and skipped others are considered. Of the first and of the last
+    such loop, take the iteration in which the rarer of the two kinds has the most maps.
 
     Args:
-        maps (Sequence[GateMaps]): Those of all loops, in order.
+        maps (Sequence[GateMaps]): Statistics of all iterations of all loops, in order.
 
     Returns:
-        list[GateMaps]: Two, one if a single loop has maps of both kinds, none if none has.
+        list[GateMaps]: Two iterations; one if there is a single such loop, none if there is no such loop.
     """
     chosen: dict[str, GateMaps] = {}
     for gate in maps:
@@ -96,4 +104,5 @@ def shallow_and_deep(maps: Sequence[GateMaps]) -> list[GateMaps]:
 
 
 def _rarer(gate: GateMaps) -> int:
+    """Return the number of maps of the rarer kind."""
     return min(gate.passed.images, gate.skipped.images)

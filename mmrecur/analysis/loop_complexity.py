@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mmrecur.analysis.complexity import count_work
-from mmrecur.models.layers.loop.recursive_block import recursive_blocks
+from mmrecur.models.layers.loop.block import loop_blocks
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class LoopWork:
     """Multiply-adds of a loop for one image.
 
     Attributes:
-        iterations (int): Iterations at most.
+        iterations (int): Maximum number of iterations.
         iteration (int): Multiply-adds of one iteration of the block.
-        gate (int): Of one decision; 0 without a gate.
-        first_gated (int): Index of the first iteration that the gate decides on; every image runs those
-            before it. Defaults to 0.
+        gate (int): Multiply-adds of one decision; 0 without a gate.
+        first_gated (int): Index of the first iteration that the gate decides on. Every image runs the
+            iterations before it. Defaults to 0.
     """
 
     iterations: int
@@ -31,11 +31,11 @@ class LoopWork:
 
 @dataclass(frozen=True)
 class LoopComplexity:
-    """Multiply-adds of a network for one image, taken apart.
+    """Multiply-adds of a network with loops for one image.
 
     Attributes:
-        fixed (int): Of what every image goes through.
-        loops (dict[str, LoopWork]): The loops by name.
+        fixed (int): Multiply-adds outside loops.
+        loops (dict[str, LoopWork]): Loops by name.
     """
 
     fixed: int
@@ -43,22 +43,22 @@ class LoopComplexity:
 
     @property
     def maximum(self) -> int:
-        """int: Multiply-adds when every loop runs to its end."""
+        """int: Multiply-adds if every loop runs all iterations."""
         return round(self.average(1.0))
 
     def average(self, rates: float | Mapping[str, Sequence[float]]) -> float:
-        """Average multiply-adds.
+        """Compute the average number of multiply-adds for given rates of the gates.
 
         Args:
-            rates (float or Mapping): The share of the samples that reach a gate which it lets pass: one
-                for all gates, or for each loop by name those of its iterations, as measured (1 for iterations
-                without a gate).
+            rates (float or Mapping): Share of the samples reaching a gate that it lets pass: one number for
+                all gates, or by the name of a loop one for each of its iterations, as measured (1 for
+                iterations without a gate).
 
         Returns:
             float: Multiply-adds.
 
         Raises:
-            ValueError: If a loop has no rates or not one for each iteration.
+            ValueError: If a loop does not have one rate for each iteration.
         """
         total = float(self.fixed)
         for name, work in self.loops.items():
@@ -79,41 +79,23 @@ class LoopComplexity:
         return total
 
 
-def expected_iterations(rate: float, iterations: int, first_gated: int = 0) -> float:
-    """Average number of iterations of a loop whose gates all pass the same share.
-
-    Args:
-        rate (float): The share t.
-        iterations (int): Iterations l at most.
-        first_gated (int): Index f of the first iteration that the gate decides on. Defaults to 0.
-
-    Returns:
-        float: ``f + t + t**2 + ... + t**(l - f)``.
-
-    Example:
-        >>> round(7 * expected_iterations(0.7, 3) + expected_iterations(0.7, 2), 3)  # DR-ResNet-53
-        11.921
-    """
-    return first_gated + sum(rate**k for k in range(1, iterations - first_gated + 1))
-
-
 def measure_loops(model: nn.Module, inputs: Tensor) -> LoopComplexity:
     """Count the multiply-adds of a network with loops.
 
     Args:
-        model (nn.Module): A backbone or a classifier; put into evaluation mode for the measurement.
+        model (nn.Module): Backbone or classifier. It runs in evaluation mode during the measurement.
         inputs (Tensor): Image, shape (1, C, H, W).
 
     Returns:
-        LoopComplexity: The counts, as of :func:`mmrecur.analysis.complexity.measure`.
+        LoopComplexity: Multiply-adds, counted as by :func:`mmrecur.analysis.complexity.measure`.
 
     Raises:
         ValueError: If ``inputs`` is not a batch of one image.
     """
-    work = count_work(model, inputs)  # tracing computes all iterations
+    work = count_work(model, inputs)  # counts by tracing, which runs all iterations
     loops = {}
-    for name, block in recursive_blocks(model).items():
-        own, gate, count = work[name], work[f'{name}.gate'], block.num_loops
+    for name, block in loop_blocks(model).items():
+        own, gate, count = work[name], work[f'{name}.gate'], block.num_iterations
         decisions = count - block.first_gated
         loops[name] = LoopWork(count, (own - gate) // count, gate // decisions, block.first_gated)
     in_loops = LoopComplexity(0, loops).maximum

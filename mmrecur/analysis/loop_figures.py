@@ -1,4 +1,4 @@
-"""Pictures of loops with gates: how often they run, easy and hard images, maps passed and skipped.
+"""Figures of networks with gated loops: iterations, easy and hard images, and maps at the gates.
 
 Figures 7 to 9 of Guo et al., *Dynamic Recursive Neural Network*, CVPR 2019.
 """
@@ -19,10 +19,12 @@ from mmrecur.analysis.plots import COLOURS, open_figure, style_axes
 
 
 def plot_loop_times(times: LoopTimes) -> Figure:
-    """Draw how often loops ran: Figure 8 of the DR-ResNet paper, and below it the same for each loop.
+    """Draw the distribution of iterations, as in Figure 8 of the DR-ResNet paper.
+
+    The upper panel shows all loops together, the lower panel each loop.
 
     Args:
-        times (LoopTimes): Iterations of at least one image.
+        times (LoopTimes): Iterations for at least one image.
 
     Returns:
         Figure: The figure.
@@ -60,16 +62,16 @@ def plot_loop_times(times: LoopTimes) -> Figure:
 def plot_easy_and_hard(
     easy: Sequence[tuple[np.ndarray, int]], hard: Sequence[tuple[np.ndarray, int]], limit: int
 ) -> Figure:
-    """Draw images with their iterations, as Figure 9 of the DR-ResNet paper.
+    """Draw easy and hard images with their numbers of iterations, as in Figure 9 of the DR-ResNet paper.
 
     Args:
-        easy (Sequence[tuple]): Images with the fewest iterations: pixels of shape (H, W, 3), uint8, RGB,
-            and the iterations of all loops.
-        hard (Sequence[tuple]): Those with the most; may be none.
-        limit (int): Iterations at most.
+        easy (Sequence[tuple]): Images with the fewest iterations: RGB pixels of shape (H, W, 3), uint8, and
+            the number of iterations of all loops together.
+        hard (Sequence[tuple]): Images with the most iterations; may be empty.
+        limit (int): Maximum number of iterations of all loops together.
 
     Returns:
-        Figure: The easy images above the hard ones, in rows of ten at most.
+        Figure: The easy images above the hard ones, in rows of up to ten.
     """
     titles = (f'easy: fewest of {limit} iterations', f'hard: most of {limit} iterations')
     groups = [(title, images) for title, images in zip(titles, (easy, hard)) if images]
@@ -82,7 +84,7 @@ def plot_easy_and_hard(
         part.suptitle(title, fontsize='medium')
         panels = part.subplots(rows, columns, squeeze=False).flatten()
         for axes, (image, iterations) in zip(panels, images):
-            # small images keep their pixels
+            # show the pixels of small images unsmoothed
             axes.imshow(image, interpolation='nearest' if max(image.shape) <= 64 else 'antialiased')
             axes.set_xlabel(str(iterations), labelpad=2)
             axes.set_xticks([])
@@ -93,10 +95,13 @@ def plot_easy_and_hard(
 
 
 def plot_gate_maps(maps: Sequence[GateMaps]) -> Figure:
-    """Draw mean and variance of each channel of passed and of skipped maps: Figure 7 of the DR-ResNet paper.
+    """Draw the statistics of passed and skipped maps, as in Figure 7 of the DR-ResNet paper.
+
+    The upper row shows the mean of each channel, the lower row the variance.
 
     Args:
-        maps (Sequence[GateMaps]): With maps of both kinds; a column each.
+        maps (Sequence[GateMaps]): Statistics at one or more gates, each with passed and skipped maps. Each
+            gate gets a column.
 
     Returns:
         Figure: The figure.
@@ -107,7 +112,7 @@ def plot_gate_maps(maps: Sequence[GateMaps]) -> Figure:
             f'passed, {gate.passed.images:,} maps': gate.passed,
             f'skipped, {gate.skipped.images:,} maps': gate.skipped,
         }
-        # lines of very many channels hide each other
+        # with many channels, lines would hide each other
         style = dict(linewidth=0.8) if len(gate.passed.mean) <= 128 else dict(linestyle='', marker='.')
         for (label, statistics), colour in zip(kinds.items(), COLOURS):
             for axes, values in zip(column, (statistics.mean, statistics.variance)):

@@ -1,4 +1,4 @@
-"""Gates whose rates in evaluation, without noise, are those that they were trained to have with it."""
+"""Calibration of gates: the same rates in evaluation, without noise, as in training with noise."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrecur.analysis.loop_complexity import expected_iterations
-from mmrecur.models.backbones.recursive_backbone import RecursiveBackbone
+from mmrecur.models.backbones.loop_backbone import LoopBackbone
 from mmrecur.models.layers.common.modes import evaluation_mode
-from mmrecur.models.layers.loop.gate import GumbelGate, check_rate
-from mmrecur.models.layers.loop.recursive_block import RecursiveBlock, gated_blocks
+from mmrecur.models.layers.loop.block import LoopBlock, gated_loop_blocks
+from mmrecur.models.layers.loop.gate import GumbelGate, check_rate, expected_iterations
 
 
-def target_rate(backbone: RecursiveBackbone) -> float:
-    """The rate that a backbone's gates are trained for.
+def target_rate(backbone: LoopBackbone) -> float:
+    """Return the target rate in the objective of a backbone's gates.
 
     Args:
-        backbone (RecursiveBackbone): A backbone in the form for training.
+        backbone (LoopBackbone): Backbone in its training form.
 
     Returns:
         float: The rate t.
 
     Raises:
-        ValueError: If it has no objective with a target rate.
+        ValueError: If the backbone has no objective with a target rate.
     """
     rate = getattr(getattr(backbone, 'loss_gate', None), 'target_rate', None)
     if rate is None:
@@ -33,27 +32,28 @@ def target_rate(backbone: RecursiveBackbone) -> float:
 
 
 @torch.no_grad()
-def calibrate_gates(
-    backbone: RecursiveBackbone, images: Tensor, rate: float | None = None
-) -> dict[str, float]:
-    """Shift the biases of gates until loops run as often in evaluation as their rate says.
+def calibrate_gates(backbone: LoopBackbone, images: Tensor, rate: float | None = None) -> dict[str, float]:
+    """Shift the biases of gates so that loops run as often in evaluation as their target rate says.
 
-    In training a gate that lets every sample pass with a probability of 0.7 has reached a target of 0.7. In
-    evaluation, where the more probable decision is taken, it lets all of them pass. Shifted, it lets those
-    pass for which the probability is highest, in each loop so many that its iterations for the images given
-    are ``t + t**2 + ... + t**l`` on average. The loops are shifted in their order, each on the maps that come
-    to it then. The result is for evaluation; to train on, take the gates as they were.
+    A gate decides at random in training, but takes the more probable decision in evaluation. One that lets
+    every sample pass with probability 0.7 meets a target rate of 0.7 in training, and lets all samples pass
+    in evaluation. After the shift it lets the samples with the highest probabilities pass, so many that the
+    loop runs ``t + t**2 + ... + t**l`` iterations on average over the given images.
+
+    Loops are calibrated in order, each on the maps that the calibrated loops before it compute. Calibrated
+    gates are for evaluation only; continue training with the original ones.
 
     Args:
-        backbone (RecursiveBackbone): With gates, in any form; its gates' biases are changed.
-        images (Tensor): As the backbone gets them, shape (N, C, H, W); some hundred, of all kinds.
+        backbone (LoopBackbone): Backbone with gates, in training or inference form. The biases of its gates
+            are changed in place.
+        images (Tensor): Preprocessed images, shape (N, C, H, W); a few hundred that represent the data.
         rate (float, optional): The rate t. Defaults to None: that of the backbone's objective.
 
     Returns:
-        dict[str, float]: What was added to the difference of the scores, by the loop's name.
+        dict[str, float]: Amount added to the score of passing, by the name of the loop.
 
     Raises:
-        ValueError: If the backbone has no gates of this package, or ``rate`` is wrong or missing.
+        ValueError: If the backbone has no :class:`GumbelGate` s, or if ``rate`` is wrong or missing.
 
     Example:
         >>> from mmrecur.models.backbones import DRResNet
@@ -63,9 +63,9 @@ def calibrate_gates(
     """
     rate = target_rate(backbone) if rate is None else rate
     check_rate('rate', rate)
-    blocks = {n: b for n, b in gated_blocks(backbone).items() if isinstance(b.gate, GumbelGate)}
+    blocks = {n: b for n, b in gated_loop_blocks(backbone).items() if isinstance(b.gate, GumbelGate)}
     if not blocks:
-        raise ValueError(f'{type(backbone).__name__} has no gates, allowed: a recursive backbone with gates')
+        raise ValueError(f'{type(backbone).__name__} has no gates, allowed: a backbone with gated loops')
     shifts: dict[str, float] = {}
     names = {block: name for name, block in blocks.items()}
 
@@ -82,11 +82,11 @@ def calibrate_gates(
     return shifts
 
 
-def _shift(block: RecursiveBlock, x: Tensor, rate: float) -> float:
-    """Shift the bias of a loop's gate; by how much."""
-    # a sample runs as often as margins are positive from the first on
+def _shift(block: LoopBlock, x: Tensor, rate: float) -> float:
+    """Shift the bias of the gate of a loop; return the shift."""
+    # a sample runs one iteration for each positive running minimum of its margins
     margins = block.margins(x).cummin(1).values.flatten().sort(descending=True).values
-    wanted = round(len(x) * expected_iterations(rate, block.num_loops - block.first_gated))
+    wanted = round(len(x) * expected_iterations(rate, block.num_iterations - block.first_gated))
     wanted = min(max(wanted, 1), len(margins) - 1)
     shift = -(margins[wanted - 1] + margins[wanted]) / 2
     block.gate.fc2.bias[1] += shift

@@ -1,4 +1,4 @@
-"""Receptive fields and segment correlations, against fields that are known."""
+"""Effective receptive fields, compared with fields known in closed form."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def test_field_of_a_box_filter() -> None:
     expected = torch.zeros(9, 9)
     expected[3:6, 3:6] = 4.0
     assert torch.equal(energy[0], expected)
-    # of nine pixels four are at distance 1 and four at the root of 2
+    # of nine pixels, four are at distance 1 and four at the square root of 2
     assert radius_of(energy) == pytest.approx((12 / 9) ** 0.5)
 
 
 def linear_layer(weight_x: float, weight_h: float) -> ChannelRecurrentConv:
-    """One channel a segment: x_i times a number plus h_(i-1) times another, no norm, no ReLU."""
+    """Build a layer with h_i = weight_x * x_i + weight_h * h_(i-1): one channel, no norm, no ReLU."""
     layer = ChannelRecurrentConv(1, 1, 4, kernel_size_x=1, kernel_size_h=1, activation='linear')
     nn.init.constant_(layer.conv_x.weight, weight_x)
     nn.init.constant_(layer.conv_h.weight, weight_h)
@@ -40,7 +40,7 @@ def test_shares_of_the_segments() -> None:
     assert np.array_equal(view.radius, np.zeros(4))
 
 
-def test_segments_see_those_before_them_and_further_than_the_first() -> None:
+def test_segments_depend_on_earlier_ones_and_have_a_larger_radius_than_the_first() -> None:
     torch.manual_seed(0)
     layer = ChannelRecurrentConv(2, 4, 5).train()
     layer.norms[0].eval()
@@ -51,7 +51,7 @@ def test_segments_see_those_before_them_and_further_than_the_first() -> None:
     assert (view.radius[1:] > view.radius[0]).all()
 
 
-def test_a_layer_that_computes_nothing_is_named() -> None:
+def test_a_layer_without_gradient_is_rejected() -> None:
     layer = ChannelRecurrentConv(1, 1, 3, activation='relu')
     nn.init.constant_(layer.conv_x.bias, -1e4)
     with pytest.raises(ValueError, match='output segment 0 of conv has no gradient'):

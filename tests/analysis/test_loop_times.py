@@ -11,22 +11,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmrecur.analysis.forced_loops import forced_iterations, spread_iterations
 from mmrecur.analysis.gate_maps import GateMaps, MapStatistics, shallow_and_deep
-from mmrecur.analysis.loop_complexity import LoopComplexity, LoopWork, expected_iterations, measure_loops
+from mmrecur.analysis.loop_complexity import LoopComplexity, LoopWork, measure_loops
 from mmrecur.analysis.loop_figures import plot_easy_and_hard, plot_gate_maps, plot_loop_times
-from mmrecur.analysis.loop_times import LoopRecorder, LoopRun, LoopTimes, find_backbone, run_loops
+from mmrecur.analysis.loop_recorder import LoopRecorder, find_loop_backbone
+from mmrecur.analysis.loop_run import LoopRun, run_loops
+from mmrecur.analysis.loop_times import LoopTimes
 from mmrecur.analysis.plots import save_figure
 from mmrecur.models.backbones import DRResNet
+from mmrecur.models.layers.loop import expected_iterations
 from tests.models.test_dr_resnet import halve_batches
 from tests.models.test_rla import randomise_norms
 
 
 def tiny(**kwargs) -> DRResNet:
-    """A network of four loops whose gates let half of the images in."""
+    """Build a network with four loops whose gates let half of the images pass."""
     torch.manual_seed(3)
-    model = DRResNet(None, (1, 3, 3), (1, 2, 3), small_images=True, base_channels=4, **kwargs)
+    model = DRResNet(None, (1, 3, 3), (1, 2, 3), stem='cifar', base_channels=4, **kwargs)
     model.double().eval()
     randomise_norms(model)
-    for block in model.recursive_blocks().values():
+    for block in model.loop_blocks().values():
         nn.init.normal_(block.gate.fc2.weight, std=10)
     halve_batches(model, images())
     return model
@@ -38,16 +41,16 @@ def images(count: int = 24) -> Tensor:
 
 
 def set_skip(model: DRResNet, skip: bool) -> None:
-    for block in model.recursive_blocks().values():
+    for block in model.loop_blocks().values():
         block.skip = skip
 
 
 def counts_of_one(model: DRResNet, x: Tensor) -> tuple[dict[str, int], dict[tuple[str, int], Tensor]]:
-    """For a single image the iterations of each loop, and the maps at its gates in each iteration.
+    """Return the iterations of each loop for a single image, and the maps at the gates.
 
-    From what the gates answer when all is computed and nothing left out.
+    Both are taken from the decisions of the gates while every iteration is computed.
     """
-    answers: dict[str, list[bool]] = {name: [] for name in model.recursive_blocks()}
+    answers: dict[str, list[bool]] = {name: [] for name in model.loop_blocks()}
     maps = {}
 
     def keep(name: str):
@@ -58,12 +61,12 @@ def counts_of_one(model: DRResNet, x: Tensor) -> tuple[dict[str, int], dict[tupl
         return hook
 
     set_skip(model, False)
-    handles = [b.gate.register_forward_hook(keep(n)) for n, b in model.recursive_blocks().items()]
+    handles = [b.gate.register_forward_hook(keep(n)) for n, b in model.loop_blocks().items()]
     with torch.no_grad():
         model(x)
     for handle in handles:
         handle.remove()
-    free = model.recursive_blocks()['layer2.1'].first_gated
+    free = model.loop_blocks()['layer2.1'].first_gated
     counts = {name: free + [*own, False].index(False) for name, own in answers.items()}
     maps = {(name, free + k): own for (name, k), own in maps.items()}
     reached = {key: own for key, own in maps.items() if key[1] <= counts[key[0]]}
@@ -86,7 +89,7 @@ def test_counts_are_those_of_each_image_alone(skip: bool, deploy: bool, gate_pos
             model(batch)
     times = recorder.times()
     with torch.no_grad():
-        model(x)  # not recorded any more
+        model(x)  # outside the context: not recorded
     assert times.limits == {'layer2.1': 2, 'layer2.2': 2, 'layer3.1': 3, 'layer3.2': 3} and times.limit == 10
     for name, counts in times.counts.items():
         assert counts.tolist() == [own[name] for own in expected]
@@ -94,13 +97,13 @@ def test_counts_are_those_of_each_image_alone(skip: bool, deploy: bool, gate_pos
     assert len(recorder.times().totals) == 24
 
 
-def test_rates_are_shares_of_the_images_that_got_there() -> None:
+def test_rates_are_shares_of_the_images_that_reach_the_gate() -> None:
     times = LoopTimes({'a': 3, 'b': 2}, {'a': np.array([0, 1, 1, 3]), 'b': np.array([0, 0, 0, 0])})
     assert times.rates() == {'a': [3 / 4, 1 / 3, 1.0], 'b': [0.0, None]}
 
 
 @pytest.mark.parametrize('skip, gate_position', [(True, 'before'), (False, 'before'), (True, 'after')])
-def test_maps_are_told_apart_by_what_the_gate_said(skip: bool, gate_position: str) -> None:
+def test_maps_are_separated_by_the_decision_of_the_gate(skip: bool, gate_position: str) -> None:
     model, x = tiny(gate_position=gate_position), images()
     groups: dict[tuple[str, int, bool], list[Tensor]] = {}
     for image in x.split(1):
@@ -124,7 +127,7 @@ def test_maps_are_told_apart_by_what_the_gate_said(skip: bool, gate_position: st
 
 
 def maps_of(values: list[list[float]]) -> MapStatistics:
-    """Statistics of maps of 1x2 pixels: a row of values for each channel."""
+    """Return the statistics of one map with a row of pixel values for each channel."""
     statistics = MapStatistics()
     if values:
         statistics.add(torch.tensor(values).view(1, len(values), 1, -1))
@@ -152,27 +155,27 @@ def test_the_figure_has_the_first_and_the_last_loop_with_both_kinds() -> None:
     assert shallow_and_deep([a[0]]) == []
 
 
-def test_easy_and_hard_images_come_in_order_and_ties_in_that_of_the_data_set() -> None:
+def test_easy_and_hard_images_are_ordered_with_ties_in_the_order_of_the_data_set() -> None:
     counts = dict(a=np.array([2, 5, 1, 2, 5, 0, 2]), b=np.array([1, 0, 1, 1, 0, 2, 5]))
     times = LoopTimes(dict(a=5, b=5), counts)
     assert times.totals.tolist() == [3, 5, 2, 3, 5, 2, 7]
     assert times.easiest_and_hardest(3) == ([2, 5, 0], [6, 1, 4])
     easy, hard = times.easiest_and_hardest(100)
-    assert (easy, hard) == ([2, 5, 0, 3], [6, 1, 4])  # none is both
+    assert (easy, hard) == ([2, 5, 0, 3], [6, 1, 4])  # no image is in both groups
     same = LoopTimes({'a': 1}, {'a': np.ones(4, int)})
     assert same.easiest_and_hardest(2) == ([0, 2], [1, 3])
     many = LoopTimes({'a': 4}, {'a': np.array([1] + 9 * [3] + 20 * [4])})
-    assert many.easiest_and_hardest(4) == ([0, 1, 4, 7], [10, 15, 20, 25])  # spread over their equals
+    assert many.easiest_and_hardest(4) == ([0, 1, 4, 7], [10, 15, 20, 25])  # ties are spread evenly
 
 
-def test_averages_take_every_image_for_what_it_cost() -> None:
+def test_average_work_is_that_of_the_images() -> None:
     counts = dict(a=np.array([0, 2, 1, 2]), b=np.array([1, 1, 0, 1]))
     times = LoopTimes(dict(a=2, b=1), counts)
     work = LoopComplexity(1000, dict(a=LoopWork(2, 100, 1), b=LoopWork(1, 50, 2)))
     maps = [GateMaps(name, k, maps_of([]), maps_of([])) for name, k in (('a', 0), ('a', 1), ('b', 0))]
     run = LoopRun(times, maps, [0, 1, 0, 1], [True, False, True, True], work, (32, 32), 'model')
     summary = run.summary()
-    # gates: all four at the first, three at the second
+    # all four images reach the first gate of a, three the second
     assert summary['multiply_adds']['average'] == pytest.approx(1000 + (4 + 3 + 500 + 8 + 150) / 4)
     assert summary['multiply_adds']['maximum'] == 1000 + 202 + 52
     assert summary['iterations'] == dict(
@@ -184,28 +187,28 @@ def test_averages_take_every_image_for_what_it_cost() -> None:
     assert 'accuracy' not in unlabelled.summary()
 
 
-def test_pairs_of_a_class_come_from_where_they_differ_most() -> None:
+def test_classes_with_the_greatest_difference_come_first() -> None:
     times = LoopTimes({'a': 9}, {'a': np.array([3, 1, 5, 9, 4, 4, 7, 0])})
-    labels = [0, 0, 1, 1, 2, 2, 1, 3]  # the only image of class 3 has no partner
+    labels = [0, 0, 1, 1, 2, 2, 1, 3]  # class 3 has a single image
     assert times.easiest_and_hardest_of_classes(labels, 2) == ([2, 1], [3, 0])
     assert times.easiest_and_hardest_of_classes(labels, 9) == ([2, 1, 4], [3, 0, 5])
     assert times.easiest_and_hardest_of_classes(range(8), 9) == ([], [])
 
 
-def test_a_network_without_gates_is_named() -> None:
-    message = 'DRResNet has no gates, allowed: a recursive backbone with gates, such as mmrecur.DRResNet'
+def test_a_network_without_gates_is_rejected() -> None:
+    message = 'DRResNet has no gates, allowed: a backbone with gated loops, such as mmrecur.DRResNet'
     plain = DRResNet(16, gated=False)
-    for call in (LoopRecorder, find_backbone, lambda model: run_loops(model, [])):
+    for call in (LoopRecorder, find_loop_backbone, lambda model: run_loops(model, [])):
         with pytest.raises(ValueError, match=message):
             call(plain)
     with pytest.raises(ValueError, match='Conv2d has no gates'):
-        find_backbone(nn.ModuleDict(dict(backbone=nn.Conv2d(3, 3, 1))).backbone)
+        find_loop_backbone(nn.ModuleDict(dict(backbone=nn.Conv2d(3, 3, 1))).backbone)
     model = DRResNet(16).train()
     with LoopRecorder(model), pytest.raises(ValueError, match='training mode, allowed: evaluation'):
         model(torch.zeros(2, 3, 16, 16))
 
 
-def test_figures_show_what_they_are_given(tmp_path) -> None:
+def test_figures_show_the_given_numbers(tmp_path) -> None:
     times = LoopTimes({'a': 2, 'b': 1}, {'a': np.array([0, 2, 1, 2]), 'b': np.array([1, 1, 0, 1])})
     figure = plot_loop_times(times)
     bars = [bar.get_height() for bar in figure.axes[0].patches]
@@ -221,7 +224,8 @@ def test_figures_show_what_they_are_given(tmp_path) -> None:
     with Image.open(tmp_path / 'sheet.png') as sheet:
         pixels = np.asarray(sheet.convert('RGB'))
     rows = [np.flatnonzero((pixels == colour).all(2).any(1)) for colour in ((250, 0, 0), (0, 0, 250))]
-    assert len(rows[0]) > 20 and len(rows[1]) > 20 and rows[0].max() < rows[1].min()  # easy ones above
+    # easy images are above hard ones
+    assert len(rows[0]) > 20 and len(rows[1]) > 20 and rows[0].max() < rows[1].min()
     assert len(plot_easy_and_hard([(red, 1)], [], 3).subfigs) == 1
 
     gate = GateMaps('a', 1, maps_of([[0, 2], [5, 7]]), maps_of([[3, 5], [1, 9]]))
@@ -268,7 +272,7 @@ def test_the_first_iteration_is_forced_where_no_gate_decides_on_it(skip: bool) -
         pass
 
 
-def test_forced_iterations_that_do_not_fit_are_named() -> None:
+def test_forced_iterations_that_do_not_fit_are_rejected() -> None:
     model = tiny()
     for iterations, message in (
         ({'layer9': [1]}, "iterations of 'layer9', allowed: layer2.1, layer2.2, layer3.1, layer3.2"),
@@ -280,7 +284,7 @@ def test_forced_iterations_that_do_not_fit_are_named() -> None:
     with forced_iterations(model, {'layer2.1': [1, 2]}), torch.no_grad():
         with pytest.raises(ValueError, match='layer2.1 has iterations of 2 samples and got 3'):
             model(images(3))
-    assert not any(block._forward_pre_hooks for block in model.recursive_blocks().values())
+    assert not any(block._forward_pre_hooks for block in model.loop_blocks().values())
 
 
 def test_spread_iterations_have_the_rate_whatever_the_batch() -> None:
@@ -300,16 +304,16 @@ def test_spread_iterations_have_the_rate_whatever_the_batch() -> None:
 
 
 @pytest.mark.parametrize('gate_position', ['before', 'after'])
-def test_average_multiply_adds_are_those_that_are_executed(gate_position: str) -> None:
+def test_average_multiply_adds_equal_those_executed(gate_position: str) -> None:
     model, x = tiny(gate_position=gate_position).float(), images(6).float()
-    model.switch_to_deploy()  # what is left to count are convolutions and the gates' linear layers
-    blocks = model.recursive_blocks()
+    model.switch_to_deploy()  # leaves convolutions and the linear layers of gates
+    blocks = model.loop_blocks()
     first = blocks['layer2.1'].first_gated
-    spread = spread_iterations({name: block.num_loops - first for name, block in blocks.items()}, 6, 0.6)
+    spread = spread_iterations({name: block.num_iterations - first for name, block in blocks.items()}, 6, 0.6)
     spread = {name: [first + count for count in own] for name, own in spread.items()}
     with forced_iterations(model, spread), LoopRecorder(model) as recorder, torch.no_grad():
         with FlopCounterMode(display=False) as counter:
             model(x)
     average = measure_loops(model, x[:1]).average(recorder.times().rates())
-    # FlopCounterMode counts multiplications and additions apart, and no pooling for the gates
+    # FlopCounterMode counts a multiply-add as two operations, and leaves out the pooling of the gates
     assert counter.get_total_flops() / 2 / 6 == pytest.approx(average, rel=0.01)

@@ -26,7 +26,7 @@ from mmrecur.analysis.effective_receptive_field import segment_view
 from mmrecur.analysis.forced_loops import forced_iterations, spread_iterations
 from mmrecur.analysis.layer_similarity import similarity_matrices
 from mmrecur.analysis.loop_complexity import measure_loops
-from mmrecur.analysis.loop_times import LoopRecorder
+from mmrecur.analysis.loop_recorder import LoopRecorder
 from mmrecur.analysis.plots import plot_spectra
 from mmrecur.analysis.tied_layers import layer_sequences
 from mmrecur.apis import get_model, swap_backbone

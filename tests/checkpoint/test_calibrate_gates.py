@@ -1,4 +1,4 @@
-"""Gates after calibration: their rates, whom they let pass, what stays as it was."""
+"""Calibrated gates: their rates, the samples that they let pass, and unchanged parameters."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from mmrecur.analysis.loop_complexity import expected_iterations
-from mmrecur.analysis.loop_times import LoopRecorder
+from mmrecur.analysis.loop_recorder import LoopRecorder
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet
+from mmrecur.models.layers.loop.gate import expected_iterations
 from tests.models.test_rla import randomise_norms
 
 
 def network(**kwargs) -> DRResNet:
     torch.manual_seed(0)
-    model = DRResNet(
-        depth=None, blocks=(1, 2, 3), loops=(1, 2, 3), small_images=True, base_channels=4, **kwargs
-    )
+    model = DRResNet(depth=None, blocks=(1, 2, 3), loops=(1, 2, 3), stem='cifar', base_channels=4, **kwargs)
     randomise_norms(model)
-    for block in model.recursive_blocks().values():
+    for block in model.loop_blocks().values():
         if block.gate is not None:
             nn.init.normal_(block.gate.fc2.weight, std=3)
     return model
@@ -41,7 +39,7 @@ def test_loops_run_as_often_as_the_rate_says(rate: float | None, form: str, gate
     model = network(skip=form != 'masked', gate_position=gate_position)
     images = torch.randn(200, 3, 16, 16)
     if form == 'inference':
-        rate = rate or 0.7  # the objective is gone
+        rate = rate or 0.7  # the inference form has no objective
         model.eval().switch_to_deploy()
     model.train(form == 'training')
     shifts = calibrate_gates(model, images, rate)
@@ -49,14 +47,14 @@ def test_loops_run_as_often_as_the_rate_says(rate: float | None, form: str, gate
     counts = iterations(model.eval(), images)
     assert list(counts) == list(shifts) == ['layer2.1', 'layer3.1', 'layer3.2']
     for name, own in counts.items():
-        block = model.recursive_blocks()[name]
-        expected = 200 * expected_iterations(rate or 0.7, block.num_loops, block.first_gated)
-        # the last image passes as often as it does
-        assert own.sum() == pytest.approx(expected, abs=block.num_loops)
+        block = model.loop_blocks()[name]
+        expected = 200 * expected_iterations(rate or 0.7, block.num_iterations, block.first_gated)
+        # a shift cannot split the iterations of the last image exactly
+        assert own.sum() == pytest.approx(expected, abs=block.num_iterations)
         assert len(set(own.tolist())) > 1
 
 
-def test_those_pass_that_are_most_likely_to() -> None:
+def test_the_samples_with_the_highest_scores_pass() -> None:
     model = network().eval()
     images = torch.randn(50, 3, 16, 16)
     block, maps = model.layer2[1], []
@@ -83,18 +81,18 @@ def test_only_the_biases_of_gates_change() -> None:
         assert (new[key] - old[key]).tolist() == pytest.approx([0, shift], abs=1e-6)
 
 
-def test_single_layer_gates_and_gates_that_say_the_same() -> None:
+def test_single_layer_gates_and_gates_with_equal_scores() -> None:
     model = DRMobileNetV2(width_mult=0.25)
     images = torch.randn(3, 3, 32, 32)
-    assert calibrate_gates(model, images).keys() == model.recursive_blocks().keys()
+    assert calibrate_gates(model, images).keys() == model.loop_blocks().keys()
     flat = network()
-    for block in flat.recursive_blocks().values():
+    for block in flat.loop_blocks().values():
         nn.init.zeros_(block.gate.fc2.weight)
-    calibrate_gates(flat, images)  # nothing to tell images by: all or none
+    calibrate_gates(flat, images)  # equal scores: all images pass or none
     assert all(len(set(own.tolist())) == 1 for own in iterations(flat.eval(), images).values())
 
 
-def test_what_cannot_be_calibrated_is_named() -> None:
+def test_wrong_backbones_and_rates_are_rejected() -> None:
     images = torch.randn(2, 3, 16, 16)
     with pytest.raises(ValueError, match='DRResNet has no gates'):
         calibrate_gates(network(gated=False), images, 0.5)

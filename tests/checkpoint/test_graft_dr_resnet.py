@@ -72,7 +72,7 @@ def test_the_average_and_the_norms_of_the_blocks() -> None:
 
 
 def test_a_shared_norm_is_the_average() -> None:
-    source, model = plain().state_dict(), looped(norm='shared')
+    source, model = plain().state_dict(), looped(loop_norm='shared')
     state, _ = graft(source, model)
     mean = torch.stack([source[f'layer4.{i}.bn1.running_mean'] for i in (1, 2)]).mean(0)
     torch.testing.assert_close(state['layer4.1.block.bn1.running_mean'], mean)

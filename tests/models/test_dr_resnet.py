@@ -1,4 +1,4 @@
-"""Backbones with dynamic recursion: the papers' counts, and what the suite does not ask."""
+"""DR-ResNet and DR-MobileNetV2: counts of the paper, and checks beyond those for every backbone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmrecur.analysis.loop_complexity import LoopComplexity, LoopWork, expected_iterations, measure_loops
+from mmrecur.analysis.loop_complexity import LoopComplexity, LoopWork, measure_loops
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet
+from mmrecur.models.layers.loop import expected_iterations
 from tests.models.test_backbones import assert_close, build, gradients, image
 
-#: Depth -> parameters of a classifier, Tables 1 and 2 in 10^6, tolerance.
+#: Depth -> parameters of a classifier, millions in Tables 1 and 2, relative tolerance.
 PARAMETERS = {
     35: (17_540_798, 17.61, 0.005),
     44: (20_131_106, 20.21, 0.005),
@@ -42,17 +43,17 @@ def test_parameters_are_those_of_the_paper(depth: int) -> None:
     exact, table, tolerance = PARAMETERS[depth]
     with torch.device('meta'):
         model = DRResNet(depth)
-    count = parameters(model, 10 if model.small_images else 1000)
+    count = parameters(model, 10 if model.stem_kind == 'cifar' else 1000)
     assert count == exact
     assert count / 1e6 == pytest.approx(table, rel=tolerance)
 
 
 def test_parameters_of_the_other_rows() -> None:
     with torch.device('meta'):
-        recursive = parameters(DRResNet(53, gated=False), 1000)
+        looped = parameters(DRResNet(53, gated=False), 1000)
         mobile = parameters(DRMobileNetV2(out_indices=(7,)), 1000)
-    assert recursive == 23_377_960
-    assert recursive / 1e6 == pytest.approx(23.39, rel=0.001)
+    assert looped == 23_377_960
+    assert looped / 1e6 == pytest.approx(23.39, rel=0.001)
     assert mobile == 2_954_736
     assert mobile / 1e6 == pytest.approx(2.96, rel=0.005)
 
@@ -76,14 +77,14 @@ def test_average_multiply_adds_are_those_of_table_2(depth: int, rate: float, tab
 
 def test_average_multiply_adds_of_mobilenet() -> None:
     model = DRMobileNetV2(out_indices=(7,))
-    model.switch_to_deploy()  # the paper does not count norms, which weigh more here
+    model.switch_to_deploy()  # the paper does not count norms, which matter more in this network
     work = measure_loops(model, torch.zeros(1, 3, 224, 224))
     assert work.average(0.9) / 1e9 == pytest.approx(0.275, rel=0.03)
 
 
 def test_average_is_the_sum_over_samples() -> None:
     work = LoopComplexity(1000, {'a': LoopWork(3, 100, 1), 'b': LoopWork(1, 50, 2)})
-    # of ten samples 5, 4, 1 pass the gates of a and 3 the one of b
+    # of ten samples, 5, 4 and 1 pass the gates of a, and 3 pass that of b
     gates, passes = 10 + 5 + 4, 5 + 4 + 1
     expected = 1000 + (gates + 100 * passes + 2 * 10 + 50 * 3) / 10
     assert work.average({'a': [0.5, 0.8, 0.25], 'b': [0.3]}) == pytest.approx(expected)
@@ -95,16 +96,16 @@ def test_average_is_the_sum_over_samples() -> None:
 
 
 def halve_batches(model: nn.Module, x: torch.Tensor) -> None:
-    """Give each gate the bias that lets half of the samples in ``x`` pass that reach it first."""
+    """Set the bias of each gate so that it lets half of the samples pass in the first iteration."""
 
     def balance(gate: nn.Module, args: tuple) -> None:
         handles.pop(gate).remove()
         scores = gate.scores(args[0])
         margins = (scores[:, 1] - scores[:, 0]).sort().values
         middle = len(margins) // 2
-        gate.fc2.bias[0] += margins[middle - 1 : middle + 1].mean()  # no sample is a tie
+        gate.fc2.bias[0] += margins[middle - 1 : middle + 1].mean()  # avoids ties
 
-    gates = [block.gate for block in model.recursive_blocks().values()]
+    gates = [block.gate for block in model.loop_blocks().values()]
     handles = {gate: gate.register_forward_pre_hook(balance) for gate in gates}
     with torch.no_grad():
         model(x)
@@ -116,12 +117,12 @@ def test_skipping_gives_the_features_of_masking(name: str, deploy: bool) -> None
     model, counts = build(name).double().eval(), []
     x = image(9, 3, 33, 32).double()
     halve_batches(model, x)
-    for block in model.recursive_blocks().values():
+    for block in model.loop_blocks().values():
         block.gate.register_forward_hook(lambda *call: counts.append((int(call[2].sum()), len(call[2]))))
     if deploy:
         model.switch_to_deploy()
     masking = copy.deepcopy(model)
-    for block in masking.recursive_blocks().values():
+    for block in masking.loop_blocks().values():
         block.skip = False
     with torch.no_grad():
         assert_close(model(x), masking(x), 1e-12)
@@ -163,12 +164,12 @@ def test_norm_eval_and_frozen_stages_keep_statistics() -> None:
     grads = gradients(model, image(3, 3, 64, 64))
     assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
     assert 'layer4.1.gate.fc2.weight' in grads and 'layer3.1.gate.fc2.weight' not in grads
-    # frozen gates decide without noise and have no rate to learn
+    # frozen gates decide without noise and take no part in the objective
     assert {name.rsplit('.', 1)[0] for name in model.gate_rates()} == {'layer4.1'}
     assert model.auxiliary_losses()['loss_gate'].requires_grad
 
 
-def test_rates_and_their_loss_are_of_the_last_pass() -> None:
+def test_rates_and_their_loss_describe_the_last_pass() -> None:
     model = build('dr-r', loss_gate=dict(type='mmrecur.GateRateLoss', target_rate=0.6)).train()
     model(image(8, 3, 32, 32))
     rates = model.gate_rates()
@@ -189,10 +190,10 @@ def test_gates_frozen_in_the_middle_of_training_leave_the_objective() -> None:
     model(image(2, 3, 32, 32))
     loss = model.auxiliary_losses()['loss_gate']
     assert loss.item() == pytest.approx(build('dr-r').loss_gate(model.layer4[1].decisions).item())
-    loss.backward()  # the graph of the first pass is gone
+    loss.backward()  # fails if it reaches the freed graph of the first pass
 
 
-def test_names_have_the_papers_target_rates() -> None:
+def test_named_architectures_have_the_target_rates_of_the_paper() -> None:
     named = {**DRResNet.architectures, **DRMobileNetV2.architectures}
     special = {'dr-resnet35': 0.8, 'dr-mobilenetv2': 0.9}
     assert special.keys() < named.keys() and 'dr-resnet53' in named
@@ -208,12 +209,12 @@ def test_names_have_the_papers_target_rates() -> None:
     (dict(depth=35, loss_gate=dict(type='mmrecur.GateRateLoss', target_rate=0.6)), 0.6),
     (dict(depth=53), 0.7),
 ])  # fmt: skip
-def test_the_target_rate_is_the_papers_unless_given(kwargs: dict, rate: float) -> None:
+def test_the_target_rate_defaults_to_that_of_the_paper(kwargs: dict, rate: float) -> None:
     with torch.device('meta'):
         assert DRResNet(**kwargs).loss_gate.target_rate == rate
 
 
-def test_a_gate_behind_the_iterations_lets_all_samples_through_the_first() -> None:
+def test_a_gate_after_the_iterations_lets_all_samples_run_the_first() -> None:
     model = build('dr-r', gate_position='after').train()
     model(image(4, 3, 32, 32))
     names = {name for name in model.gate_rates()}
@@ -226,7 +227,7 @@ def test_a_gate_behind_the_iterations_lets_all_samples_through_the_first() -> No
     assert without == work.fixed + first and loop.first_gated == 1
 
 
-def test_hooks_are_those_that_the_arguments_need() -> None:
+def test_required_hooks_depend_on_the_arguments() -> None:
     def hooks(name: str, **kwargs) -> list[str]:
         return [hook['type'] for hook in build(name, **kwargs).required_hooks]
 
@@ -275,9 +276,9 @@ def _train_in_a_process(rank: int, path: str) -> None:
     dist.init_process_group('gloo', f'file://{path}/store', rank=rank, world_size=2)
     model = build('dr-r', out_indices=(3,), norm_eval=True).train()
     with torch.no_grad():
-        for block in model.recursive_blocks().values():
+        for block in model.loop_blocks().values():
             if rank == 0:
-                block.gate.fc2.bias[0] = 1e4  # in one process nobody enters a loop
+                block.gate.fc2.bias[0] = 1e4  # no sample of this process enters a loop
     ddp = DistributedDataParallel(model, broadcast_buffers=False, init_sync=False)
     for _ in range(2):
         ddp.zero_grad()
@@ -287,7 +288,7 @@ def _train_in_a_process(rank: int, path: str) -> None:
 
 
 @pytest.mark.slow
-def test_processes_need_no_search_for_unused_parameters(tmp_path: Path) -> None:
+def test_ddp_needs_no_find_unused_parameters(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_train_in_a_process, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert len(first) == len(second) > 0
@@ -300,11 +301,11 @@ WRONG = [
     (dict(blocks=(3, 4, 8)), r'loops=\(1, 1, 3, 2\), allowed: a positive integer for each of 3 stages'),
     (dict(loops=(1, 1, 0, 2)), r'loops=\(1, 1, 0, 2\), allowed'),
     (dict(blocks=8), 'blocks=8, allowed'),
-    (dict(small_images=1), 'small_images=1.*allowed: True or False'),
+    (dict(stem=1), "stem=1, allowed: 'imagenet', 'cifar'"),
     (dict(style='tf'), "style='tf', allowed: 'pytorch', 'caffe'"),
     (dict(gated=1), 'gated=1.*allowed: True or False'),
-    (dict(gated=False, norm='i-lvbn'), "norm='i-lvbn' with gated=False, allowed: 'shared', 'lvbn'"),
-    (dict(norm='bn'), "norm='bn', allowed: 'shared', 'lvbn', 'i-lvbn'"),
+    (dict(gated=False, loop_norm='i-lvbn'), "loop_norm='i-lvbn' with gated=False, allowed: 'shared', 'lvbn'"),
+    (dict(loop_norm='bn'), "loop_norm='bn', allowed: 'shared', 'lvbn', 'i-lvbn'"),
     (dict(gate_channels=-1), 'gate_channels=-1, allowed'),
     (dict(initial_rate=1.0), 'initial_rate=1.0, allowed'),
     (dict(gate_position='behind'), "gate_position='behind', allowed: 'before', 'after'"),
@@ -316,6 +317,6 @@ WRONG = [
 
 
 @pytest.mark.parametrize('arguments, message', WRONG)
-def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
+def test_wrong_arguments_are_rejected(arguments: dict, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         MODELS.build(dict(type='mmrecur.DRResNet', **arguments))

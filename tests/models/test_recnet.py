@@ -1,4 +1,4 @@
-"""RecNet: channel-wise recurrent convolutions against loops written from the paper's equations."""
+"""RecNet: channel-wise recurrent convolutions, compared with the equations of the paper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KERNELS = [(3, 3), (1, 3), (3, 1), (1, 1)]
 
 
 def reference(layer: ChannelRecurrentConv, x: Tensor) -> Tensor:
-    """Equations 2 to 4 as they stand, with the layer's parameters."""
+    """Compute Equations 2 to 4 literally, with the parameters of the layer."""
     wx, wh = layer.conv_x.weight, layer.conv_h.weight
     px, ph = wx.shape[-1] // 2, wh.shape[-1] // 2
     h: list[Tensor] = []
@@ -67,14 +67,14 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], toleranc
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert actual[name].shape == value.shape
-        # in double precision: some gradients vanish in exact arithmetic, in others all is rounding noise
+        # absolute tolerance too: some gradients are zero in exact arithmetic
         assert torch.allclose(actual[name], value, rtol=tolerance, atol=tolerance), name
 
 
 @pytest.mark.parametrize('activation', ACTIVATIONS)
 @pytest.mark.parametrize('kernels', KERNELS)
 @pytest.mark.parametrize('training', [True, False])
-def test_layer_computes_the_papers_equations(activation: str, kernels: tuple, training: bool) -> None:
+def test_layer_computes_the_equations_of_the_paper(activation: str, kernels: tuple, training: bool) -> None:
     kx, kh = kernels
     layer = make(activation=activation, kernel_size_x=kx, kernel_size_h=kh).train(training)
     twin = copy.deepcopy(layer)
@@ -88,7 +88,7 @@ def test_layer_computes_the_papers_equations(activation: str, kernels: tuple, tr
 @pytest.mark.parametrize('activation', ACTIVATIONS)
 @pytest.mark.parametrize('training', [True, False])
 def test_module_computes_layer_and_transition(activation: str, training: bool) -> None:
-    """Equation 7 against Equation 6: the sum of the steps against the convolution of them all."""
+    """Equation 7, the sum over the steps, equals Equation 6, the convolution of all steps at once."""
     module = make_module(activation=activation).train(training)
     twin = copy.deepcopy(module)
     x = torch.randn(2, 15, 7, 6, dtype=torch.float64)
@@ -107,7 +107,7 @@ def test_inference_form_is_exact(activation: str, kernels: tuple, recurrent: boo
     kx, kh = kernels
     options = dict(kernel_size_x=kx, kernel_size_h=kh, recurrent=recurrent, steps=steps)
     module = make_module(activation=activation, **options).eval()
-    # a norm that does nothing but shift, and one that turns its input
+    # one channel with a scale of zero and one with a negative scale
     for norm in module.crc.norms:
         norm.weight.data[:2] = torch.tensor([0.0, -1.0])
     x = torch.randn(2, 3 * steps, 9, 5, dtype=torch.float64)
@@ -120,7 +120,7 @@ def test_inference_form_is_exact(activation: str, kernels: tuple, recurrent: boo
         assert torch.allclose(module(x), expected, rtol=1e-8, atol=1e-8)
 
 
-def test_input_of_another_width_is_refused() -> None:
+def test_input_with_wrong_channels_is_rejected() -> None:
     layer = ChannelRecurrentConv(2, 4, steps=3)
     for channels in (4, 7, 8):
         with pytest.raises(RuntimeError, match=rf'{channels} .*\[2, 2, 2\]'):
@@ -128,7 +128,7 @@ def test_input_of_another_width_is_refused() -> None:
 
 
 def grouped_reference(layer: ChannelRecurrentConv, x: Tensor) -> Tensor:
-    """Section 3.1.4 with the product of both kernels written out."""
+    """Compute the layer of Section 3.1.4 with the product of both kernels written out."""
     wx, wh = layer.conv_x.weight, layer.conv_h.weight
     kx, kh = wx.shape[-1], wh.shape[-1]
     kernel = x.new_zeros(wh.shape[0], wx.shape[1], kx + kh - 1, kx + kh - 1)
@@ -164,7 +164,7 @@ def test_grouped_counterpart(activation: str, kernels: tuple) -> None:
 
 
 def unrolled(layer: ChannelRecurrentConv, x: Tensor) -> Tensor:
-    """Equation 5 without bias: every segment through W_x and the power of W_h that is its due."""
+    """Compute Equation 5 without bias: each segment is convolved with W_x and a power of W_h."""
     wx, wh = layer.conv_x.weight, layer.conv_h.weight
     parts, outputs = x.chunk(layer.steps, dim=1), []
     for i in range(layer.steps):
@@ -188,13 +188,13 @@ def test_equation_5_is_the_linear_layer_away_from_the_border(kernel_size_h: int)
     if kernel_size_h == 1:
         assert difference.max() < 1e-9
         return
-    # three times a 3x3 window of a state that was padded with zeros, and one of the input
+    # the border is as wide as three 3x3 windows of padded states and one of the input
     assert difference[..., 4:-4, 4:-4].max() < 1e-9
     assert difference.max() > 1e-2
 
 
-def test_a_segment_sees_those_before_it_only() -> None:
-    """The imbalance of Section 2.2, and that the transition mends it."""
+def test_a_segment_depends_on_itself_and_earlier_segments_only() -> None:
+    """The imbalance of Section 2.2, which the transition block removes."""
     module = make_module(steps=4).eval()
     x = torch.randn(1, 12, 7, 7, dtype=torch.float64, requires_grad=True)
     for i, h in enumerate(module.crc(x).chunk(4, dim=1)):
@@ -218,7 +218,7 @@ def test_sum_of_pointwise_convolutions(bias: Tensor | None, dtype: torch.dtype) 
 
 
 def test_sum_in_half_precision_is_rounded_once() -> None:
-    """Fifty ones: their sum in bf16, whose spacing is 2 from 256 on, would stop growing at 256."""
+    """A running sum of 50 nines in bf16 would be rounded in every step: above 256 its spacing is 2."""
     maps = [torch.full((1, 1, 2, 2), 9.0) for _ in range(50)]
     with torch.autocast('cpu', torch.bfloat16):
         total = pointwise_sum(maps, [torch.ones(1, 1, 1, 1)] * 50)
@@ -234,7 +234,7 @@ def test_sum_of_no_images() -> None:
 
 
 class WideModule(nn.Module):
-    """The plain way: the layer's whole output, then the transition."""
+    """Compute the whole output of the layer, then the transition block."""
 
     def __init__(self, module: RecurrentModule) -> None:
         super().__init__()
@@ -251,10 +251,10 @@ class MergedModule(WideModule):
 
 
 def test_module_never_holds_the_wide_map() -> None:
-    """Peak memory beyond weights and input, from the allocator's events."""
+    """Compares the peak memory beyond weights and input, from the events of the allocator."""
     torch.manual_seed(0)
     module = RecurrentModule(ChannelRecurrentConv(4, 16, steps=12), out_channels=48)
-    # so large that torch leaves the convolutions to oneDNN, not to its own, which copies windows
+    # large enough for oneDNN convolutions; those of torch itself copy windows
     x = torch.randn(2, 48, 48, 48).contiguous(memory_format=torch.channels_last)
     cpu, map_bytes = torch.device('cpu'), 2 * 48 * 48 * 4
     wide = peak_memory(evaluation_call(WideModule(module), x), cpu)
@@ -269,8 +269,8 @@ def test_module_never_holds_the_wide_map() -> None:
     assert peak_memory(training_call(MergedModule(module), x), cpu) < 0.8 * wide_step
 
 
-#: Table 3: channels of the segments, steps, parameters as the paper prints them (thousands) and what these
-#: exceed Table 1 by besides a hidden layer of 160 units, which would explain the other rows.
+#: Table 3: channels of a segment and steps of each stage, printed parameters (thousands), and thousands of
+#: printed parameters that neither Table 1 nor a hidden layer of 160 units explains.
 TABLE_3 = {
     '60-640': ((4, 8, 16), (10, 10, 10), 471, 0),
     '90-960': ((4, 8, 16), (15, 15, 15), 863, 0),
@@ -294,7 +294,7 @@ def classifier_parameters(num_classes: int = 100, **options) -> int:
 
 
 def by_hand(e: int, s: tuple, d: tuple, classes: int = 100) -> int:
-    """Table 1, row by row, with separate norms."""
+    """Count the parameters in Table 1 row by row, with separate norms."""
     widths = [a * b for a, b in zip(s, d)]
     count = 27 * widths[0] + 2 * widths[0]
     for i in range(3):
@@ -305,12 +305,12 @@ def by_hand(e: int, s: tuple, d: tuple, classes: int = 100) -> int:
 
 
 def width_of(segments: tuple, steps: tuple) -> int:
-    """Greatest width with an expansion of 4."""
+    """Return the greatest width with an expansion of 4."""
     return 4 * max(s * d for s, d in zip(segments, steps))
 
 
 @pytest.mark.parametrize('name', TABLE_3)
-def test_named_networks_are_table_3(name: str) -> None:
+def test_named_networks_match_table_3(name: str) -> None:
     segments, steps, printed, beyond = TABLE_3[name]
     expansion, *settings = RecNet.arch_settings[name]
     assert settings == [segments, steps, 'cifar'] and expansion == 4
@@ -326,10 +326,10 @@ def test_named_networks_are_table_3(name: str) -> None:
     assert (count - linear + hidden) / 1000 + beyond == pytest.approx(printed, abs=1)
 
 
-def test_counts_are_those_of_table_1() -> None:
+def test_parameter_counts_match_table_1() -> None:
     counts = [classifier_parameters(arch=name) for name in ('60-1280', '60-640', '120-2560', '60-480')]
     assert counts == [1_733_140, 444_860, 5_388_740, 285_740]
-    # Section 2.1.1: a layer of 160 and 640 channels in ten segments
+    # Section 2.1.1: a layer with 160 input and 640 output channels in ten segments
     assert sum(p.numel() for p in ChannelRecurrentConv(16, 64, 10).parameters()) == 47_360
     # Table 2 (c): 1,769 K less 1,425 K and 1,683 K
     assert counts[0] - classifier_parameters(kernel_size_h=1) == 344_064
@@ -381,12 +381,12 @@ WRONG = [
 
 
 @pytest.mark.parametrize('arguments, message', WRONG)
-def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
+def test_wrong_arguments_are_rejected(arguments: dict, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         RecNet(**arguments)
 
 
-def test_wrong_arguments_of_a_module_are_named() -> None:
+def test_wrong_arguments_of_a_module_are_rejected() -> None:
     layer = ChannelRecurrentConv(2, 4, 3)
     with pytest.raises(ValueError, match='out_channels=0, allowed: an integer of at least 1'):
         RecurrentModule(layer, 0)
@@ -394,7 +394,7 @@ def test_wrong_arguments_of_a_module_are_named() -> None:
         RecurrentModule(layer, 4, with_cp=1)
 
 
-def test_plain_networks_are_refused_with_the_reason() -> None:
+def test_grafting_a_plain_network_is_rejected_with_the_reason() -> None:
     plain = {'conv1.weight': torch.zeros(64, 3, 7, 7)}
     with pytest.raises(TransferError, match='no weights of a plain network: .*Pretrained'):
         graft(plain, RecNet(expansion=1, segments=(2,), steps=(2,)))

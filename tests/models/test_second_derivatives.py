@@ -13,8 +13,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.modules.module import register_module_forward_hook
 
 from mmrecur.models.layers import Bottleneck, FactorizedConv2d, FilterBasis, InvertedResidual, Tap
-from mmrecur.models.layers.loop.norm import _SumOverProcesses, masked_batch_norm
-from mmrecur.models.layers.loop.recursive_block import gated_blocks
+from mmrecur.models.layers.loop.block import gated_loop_blocks
+from mmrecur.models.layers.loop.masked_norm import _SumOverProcesses, masked_batch_norm
 from tests.models.test_backbones import build, image
 from tests.models.test_rla import randomise_norms
 from tests.models.zoo import DISTINCT
@@ -87,7 +87,7 @@ def point(name: str, training: bool, **overrides) -> tuple[Callable[[Named], Ten
     torch.manual_seed(1)
     direction = {key: value.abs().mean() * torch.randn_like(value) for key, value in at.items()}
     # straight-through gradients of gates are not
-    exact = not (training and gated_blocks(model))
+    exact = not (training and gated_loop_blocks(model))
     return scalar_of(model, image(3, 3, 40, 40).double()), at, direction, exact
 
 

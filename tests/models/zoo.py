@@ -213,17 +213,19 @@ BACKBONES: dict[str, dict] = {
         out_indices=(1, 3),
     ),
     'dr-r': dict(type='mmrecur.DRResNet', **LOOPS),
-    'dr-r-lvbn': dict(type='mmrecur.DRResNet', norm='lvbn', style='caffe', **LOOPS),
-    'dr-r-shared-masked': dict(type='mmrecur.DRResNet', norm='shared', skip=False, **LOOPS),
+    'dr-r-lvbn': dict(type='mmrecur.DRResNet', loop_norm='lvbn', style='caffe', **LOOPS),
+    'dr-r-shared-masked': dict(type='mmrecur.DRResNet', loop_norm='shared', skip=False, **LOOPS),
     'dr-r-gn': dict(
         type='mmrecur.DRResNet', norm_cfg=dict(type='GN', num_groups=2), gate_channels=0, **LOOPS
     ),
     'dr-r-c4': dict(type='mmrecur.DRResNet', out_indices=(1, 2), **LOOPS),
     'r-r': dict(type='mmrecur.DRResNet', gated=False, **LOOPS),
-    'r-r-shared': dict(type='mmrecur.DRResNet', gated=False, norm='shared', **LOOPS),
+    'r-r-shared': dict(type='mmrecur.DRResNet', gated=False, loop_norm='shared', **LOOPS),
     'dr-r16': dict(type='mmrecur.DRResNet', depth=16, base_channels=8),
     'dr-mobilenet': dict(type='mmrecur.DRMobileNetV2', width_mult=0.25, out_indices=(2, 7)),
-    'dr-mobilenet-c4': dict(type='mmrecur.DRMobileNetV2', width_mult=0.25, norm='lvbn', out_indices=(4,)),
+    'dr-mobilenet-c4': dict(
+        type='mmrecur.DRMobileNetV2', width_mult=0.25, loop_norm='lvbn', out_indices=(4,)
+    ),
 }
 #: The ones whose computation differs, for the slower checks.
 DISTINCT = [

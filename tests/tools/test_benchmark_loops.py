@@ -22,7 +22,7 @@ def tool():
 def test_the_work_is_that_of_the_forced_iterations(tool, skip: bool) -> None:
     model = DRResNet(32, skip=skip).eval()
     x = torch.randn(5, 3, 16, 16)
-    limits = {name: block.num_loops for name, block in model.recursive_blocks().items()}
+    limits = {name: block.num_iterations for name, block in model.loop_blocks().items()}
     iterations = spread_iterations(limits, 5, 0.5)
     work = measure_loops(model, x[:1])
     expected = 5 * work.fixed

@@ -22,7 +22,7 @@ from tests.tool_module import load_tool
 
 BACKBONE = """
 custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
-backbone = dict(type='mmrecur.DRResNet', depth=None, blocks=(1, 2, 2), loops=(1, 2, 3), small_images=True,
+backbone = dict(type='mmrecur.DRResNet', depth=None, blocks=(1, 2, 2), loops=(1, 2, 3), stem='cifar',
                 base_channels=4, loss_gate=None)
 """
 CLASSIFIER = """
@@ -58,7 +58,7 @@ def tool():
 
 
 def write_images(root: Path, size: tuple[int, int]) -> list[str]:
-    """Ten images in three folders, a colour each; their names in order."""
+    """Write ten random images into three folders; return their names in order."""
     names, generator = [], np.random.default_rng(0)
     for index in range(10):
         name = f'{"abc"[index // 4]}/{index}.png'
@@ -70,7 +70,7 @@ def write_images(root: Path, size: tuple[int, int]) -> list[str]:
 
 
 def pixels_of(path: Path) -> torch.Tensor:
-    """An image as the classifier's backbone gets it, shape (1, 3, H, W)."""
+    """Return a preprocessed image of the classifier, shape (1, 3, H, W)."""
     pixels = cv2.imread(str(path))[..., ::-1].copy()
     return (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - 128) / 64
 
@@ -81,13 +81,13 @@ def write_config(path: Path, model: str, data: Path) -> Path:
 
 
 def save_checkpoint(config: Path, path: Path, images: list[Path]) -> nn.Module:
-    """Weights whose gates let half of the images in."""
+    """Save weights whose gates let half of the images pass; return the model."""
     cfg = read_whole_config(str(config))
     outside = {key: cfg[key] for key in ('data_preprocessor',) if key in cfg}  # a classifier's
     model = build_model({**outside, **cfg.model}, cfg.default_scope).eval()
     torch.manual_seed(0)
     randomise_norms(model.backbone)
-    for block in model.backbone.recursive_blocks().values():
+    for block in model.backbone.loop_blocks().values():
         nn.init.normal_(block.gate.fc2.weight, std=10)
     halve_batches(model.backbone, torch.cat([pixels_of(image) for image in images]))
     torch.save(dict(state_dict=model.state_dict()), path)
@@ -105,9 +105,9 @@ def classifier(tmp_path_factory) -> tuple[Path, Path, nn.Module, list[str]]:
 
 
 def counts_of(model: nn.Module, image: Path) -> dict[str, int]:
-    """Iterations of each loop for an image, from how often its block runs."""
+    """Count the iterations of each loop for an image by the calls of its block."""
     counts = {}
-    blocks = model.backbone.recursive_blocks()
+    blocks = model.backbone.loop_blocks()
     handles = []
     for name, block in blocks.items():
         counts[name] = 0
@@ -150,7 +150,9 @@ def test_classifier(tool, classifier, tmp_path: Path, capsys) -> None:
         assert cv2.imread(str(out / f'{name}.png')).std() > 1
 
 
-def test_pictures_are_of_the_files(tool, classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pictures_show_the_image_files(
+    tool, classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     config, weights, _, names = classifier
     sheets = []
     draw = tool.plot_easy_and_hard
@@ -258,7 +260,7 @@ def test_calibrated_gates_are_written(classifier, tmp_path: Path, capsys) -> Non
         calibrate.main([str(config), str(weights), str(weights)])
 
 
-def test_what_does_not_fit_is_named(tool, classifier, tmp_path: Path, capsys) -> None:
+def test_wrong_configs_and_options_are_rejected(tool, classifier, tmp_path: Path, capsys) -> None:
     config, weights, model, _ = classifier
     run = [str(config), str(weights), '--out-dir', str(tmp_path)]
     with pytest.raises(ToolError, match='has no test_dataloader'):
@@ -268,7 +270,7 @@ def test_what_does_not_fit_is_named(tool, classifier, tmp_path: Path, capsys) ->
     plain = {key: value for key, value in model.state_dict().items() if '.gate.' not in key}
     torch.save(dict(state_dict=plain), tmp_path / 'plain.pth')
     run[1] = str(tmp_path / 'plain.pth')
-    with pytest.raises(ToolError, match='DRResNet has no gates, allowed: a recursive backbone with gates'):
+    with pytest.raises(ToolError, match='DRResNet has no gates, allowed: a backbone with gated loops'):
         tool.main([*run, '--cfg-options', 'model.backbone.gated=False'])
     with pytest.raises(SystemExit):
         tool.parse_args(['a.py', 'a.pth', '--num-images', '0'])

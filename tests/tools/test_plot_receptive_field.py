@@ -1,4 +1,4 @@
-"""tools/analysis_tools/plot_receptive_field.py: numbers and picture of what CRC layers see."""
+"""tools/analysis_tools/plot_receptive_field.py: its numbers, table and figure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_prints_and_draws(tool, tmp_path: Path, capsys) -> None:
         assert len(picture.convert('RGB').getcolors(1 << 20)) > 20
 
 
-def test_no_radius_is_cut_off() -> None:
+def test_the_axes_show_every_radius() -> None:
     radii = [np.array([1.0, 1.01, 1.02]), np.zeros(3)]
     figure = plot_segment_views([SegmentView('crc', np.eye(3), radius) for radius in radii])
     limits = [axes.get_ylim() for axes in figure.axes if axes.get_xlabel() == 'output segment']
@@ -49,6 +49,6 @@ def test_prints_a_table(tool, capsys) -> None:
     assert [len(row) for row in rows if row[0] in '0123'] == [5, 5, 5, 3]
 
 
-def test_what_does_not_fit_is_named(tool) -> None:
+def test_an_unknown_layer_is_rejected(tool) -> None:
     with pytest.raises(ToolError, match="no CRC layer is named 'layer9', allowed: layer1.0.crc"):
         tool.main([MODEL, '--layer', 'layer9'])

@@ -1,16 +1,16 @@
 """Show how often the loops of a DR-ResNet or DR-MobileNetV2 run for each image of a test data set.
 
-CONFIG is a config of a classifier or a detector with such a backbone, CHECKPOINT its weights. Results:
+CONFIG is the config of a classifier or detector with such a backbone, CHECKPOINT its weights. Results:
 
-    loop_times.json          iterations of each image and loop, their mean and standard deviation, the rate
+    loop_times.json          iterations for each image and loop, their mean and standard deviation, the rate
                              of each gate, average multiply-adds, accuracy by iterations
-    loop_times.png           distribution of the iterations (Figure 8 of the DR-ResNet paper), of all loops
-                             together and of each
-    easy_and_hard.png        the images with the fewest and the most iterations; of more equal ones than there
-                             is place for, some from all over the data set. With --per-class two images of a
-                             class above each other, as in Figure 9
-    passed_and_skipped.png   mean and variance of each channel of the maps that a gate let pass and of those
-                             that it did not, for a shallow and a deep loop (Figure 7)
+    loop_times.png           distribution of the iterations, for all loops together and for each loop
+                             (Figure 8 of the DR-ResNet paper)
+    easy_and_hard.png        the images with the fewest and with the most iterations; ties are spread evenly
+                             over the data set. With --per-class the easiest and the hardest image of each
+                             class, one above the other (Figure 9)
+    passed_and_skipped.png   mean and variance of each channel for the maps that a gate let pass and for
+                             those that it did not, in a shallow and in a deep loop (Figure 7)
 
     python tools/analysis_tools/loop_times.py configs/dr_resnet/dr-resnet32_1xb256_cifar10.py CHECKPOINT
 """
@@ -37,7 +37,7 @@ from rich.table import Table
 
 from mmrecur.analysis.gate_maps import shallow_and_deep
 from mmrecur.analysis.loop_figures import plot_easy_and_hard, plot_gate_maps, plot_loop_times
-from mmrecur.analysis.loop_times import LoopRun, run_loops
+from mmrecur.analysis.loop_run import LoopRun, run_loops
 from mmrecur.analysis.plots import save_figure
 from mmrecur.apis.dataset_images import build_test_loader
 from mmrecur.apis.runner import ToolError, clean_errors, load_config
@@ -47,22 +47,24 @@ from mmrecur.apis.tying import load_model
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='path of a config, or mmrecur::PATH')
     parser.add_argument('checkpoint', help='weights of the model')
-    parser.add_argument('--out-dir', default='loop_times', help='folder of the results (default: loop_times)')
-    parser.add_argument('--num-images', type=int, help='take only the first images of the data set')
     parser.add_argument(
-        '--num-pictures', type=int, default=10, help='easy and hard images to draw, of each (default: 10)'
+        '--out-dir', default='loop_times', help='folder for the results (default: loop_times)'
+    )
+    parser.add_argument('--num-images', type=int, help='use only the first images of the data set')
+    parser.add_argument(
+        '--num-pictures', type=int, default=10, help='number of easy and of hard images to draw (default: 10)'
     )
     parser.add_argument(
         '--per-class',
         action='store_true',
-        help='draw the easiest and the hardest image of a class above each other, for the --num-pictures '
-        'classes where they differ most; for classifiers',
+        help='draw the easiest and the hardest image of each class, for the --num-pictures classes in which '
+        'they differ most; for classifiers only',
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
@@ -76,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(cfg: Config, args: argparse.Namespace) -> tuple[LoopRun, Any]:
-    """Sends the data set through the model; what happened, and the data set."""
+    """Run the data set through the model; return the results and the data set."""
     model = load_model(cfg, args.checkpoint).to(get_device())
     loader, dataset = build_test_loader(cfg, args.num_images)
     try:
@@ -87,28 +89,28 @@ def run(cfg: Config, args: argparse.Namespace) -> tuple[LoopRun, Any]:
 
 
 def pixels_of(info: dict[str, Any]) -> np.ndarray:
-    """An image of a data set as it is stored, shape (H, W, 3), RGB."""
-    if info.get('img') is not None:  # CIFAR's files have many
+    """Return an image of a data set as stored, RGB, shape (H, W, 3)."""
+    if info.get('img') is not None:  # CIFAR stores many images in a file
         return np.asarray(info['img'], np.uint8)
     return mmcv.imfrombytes(get(info['img_path']), channel_order='rgb')
 
 
 def easy_and_hard(result: LoopRun, number: int, per_class: bool) -> tuple[list[int], list[int]]:
-    """Indices of the images to draw."""
+    """Return the indices of the easy and of the hard images to draw."""
     if not per_class:
         return result.times.easiest_and_hardest(number)
     if None in result.labels:
-        raise ToolError('--per-class needs an image classifier, and images with one label each')
+        raise ToolError('--per-class needs an image classifier, and exactly one label for each image')
     easy, hard = result.times.easiest_and_hardest_of_classes(result.labels, number)
     if not easy:
-        raise ToolError('--per-class: no class has two of the images')
+        raise ToolError('--per-class needs at least two images of a class')
     return easy, hard
 
 
 def draw(
     result: LoopRun, dataset: Any, number: int, directory: Path, per_class: bool = False
 ) -> dict[str, str]:
-    """Draws the figures; their files."""
+    """Draw the figures; return their paths by content."""
     times, totals = result.times, result.times.totals
     sheets = [
         [(pixels_of(dataset.get_data_info(index)), int(totals[index])) for index in indices]
@@ -122,7 +124,7 @@ def draw(
     if maps:
         figures['passed_and_skipped'] = ('maps', plot_gate_maps(maps))
     else:
-        print('No gate let some images pass and others not: no statistics of maps to draw', file=sys.stderr)
+        print('Every gate treats all images alike: there are no maps to compare', file=sys.stderr)
     written = {}
     for name, (what, figure) in figures.items():
         written[what] = str(directory / f'{name}.png')
@@ -130,8 +132,8 @@ def draw(
     return written
 
 
-def of_images(result: LoopRun, dataset: Any) -> list[dict[str, Any]]:
-    """What is written of each image, in the order of the data set."""
+def results_by_image(result: LoopRun, dataset: Any) -> list[dict[str, Any]]:
+    """Return the results for each image, in the order of the data set."""
     rows = []
     for index, total in enumerate(result.times.totals.tolist()):
         row = dict(iterations=total, loops={k: int(own[index]) for k, own in result.times.counts.items()})
@@ -145,7 +147,7 @@ def of_images(result: LoopRun, dataset: Any) -> list[dict[str, Any]]:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Prints iterations and rates of each loop and of all, multiply-adds and accuracy."""
+    """Print iterations and rates of each loop and of all loops, multiply-adds and accuracy."""
     most = max(loop['limit'] for loop in summary['loops'].values())
     title = f'Iterations of {summary["num_images"]:,} images'
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify='left')
@@ -172,17 +174,17 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the tool."""
+    """Run the tool."""
     args = parse_args(argv)
     directory = Path(args.out_dir)
-    # The libraries log to stdout, which is for the result.
+    # keep the log messages of the libraries out of the result on stdout
     with contextlib.redirect_stdout(sys.stderr):
         result, dataset = run(load_config(args.config, args.cfg_options), args)
         files = draw(result, dataset, args.num_pictures, directory, args.per_class)
     summary = result.summary()
     path = directory / 'loop_times.json'
     document = dict(config=args.config, checkpoint=args.checkpoint, **summary)
-    document['images'] = of_images(result, dataset)
+    document['images'] = results_by_image(result, dataset)
     path.write_text(json.dumps(document) + '\n')
     print_summary(summary)
     print_results({'counts': str(path), **files})

@@ -1,9 +1,9 @@
-"""Plot what each output segment of a RecNet's CRC layers sees of their input.
+"""Plot the effective receptive field of each output segment of the CRC layers in a RecNet.
 
-CONFIG is a config or a module, as in "mmrecur.RecNet(arch='60-1280')"; CHECKPOINT its weights, without which
-they are random. For every CRC layer, or those whose name matches --layer, the radius of the effective
-receptive field of each output segment is printed; the plot also shows the share that each input segment
-has in each output segment: the imbalance of the RecNet paper's Section 2.2.
+CONFIG is a config or a module, as in "mmrecur.RecNet(arch='60-1280')". CHECKPOINT holds its weights; without
+it they are random. The tool prints the radius of the receptive field for every CRC layer, or for those whose
+names match --layer. The plot also shows the share of each input segment in each output segment, the imbalance
+that Section 2.2 of the RecNet paper describes.
 
     python tools/analysis_tools/plot_receptive_field.py "mmrecur.RecNet(arch='60-1280')" \\
         --layer 'layer1.*' --out receptive_field.png
@@ -36,13 +36,15 @@ from mmrecur.models.layers import ChannelRecurrentConv
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config or module, see above')
-    parser.add_argument('checkpoint', nargs='?', help='weights; default: random ones')
-    parser.add_argument('--layer', default='*', help='shell pattern of CRC layer names (default: all)')
+    parser.add_argument('checkpoint', nargs='?', help='weights (default: random)')
+    parser.add_argument(
+        '--layer', default='*', help='shell pattern for the names of CRC layers (default: all)'
+    )
     parser.add_argument('--out', type=picture_path, help='write the plot to this file: png, pdf or svg')
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     parser.add_argument(
@@ -52,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def measure_layers(args: argparse.Namespace) -> list[SegmentView]:
-    """Builds the model, loads its weights and measures its layers."""
+    """Build the model, load its weights and measure its CRC layers."""
     torch.manual_seed(0)
     model = build_model(*read_model(args.config, args.cfg_options))
     try:
@@ -68,8 +70,10 @@ def measure_layers(args: argparse.Namespace) -> list[SegmentView]:
 
 
 def print_table(views: list[SegmentView]) -> None:
-    """Prints the radii, a layer in a column."""
-    table = Table(title='Radius of what each output segment sees, in pixels', box=box.SIMPLE_HEAD)
+    """Print a table of the radii, with a column for each layer."""
+    table = Table(
+        title='Radius of the receptive field of each output segment, in pixels', box=box.SIMPLE_HEAD
+    )
     table.add_column('segment')
     for view in views:
         table.add_column(view.name, justify='right')
@@ -80,9 +84,9 @@ def print_table(views: list[SegmentView]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the tool."""
+    """Run the tool."""
     args = parse_args(argv)
-    # The libraries log to stdout, which is for the result.
+    # keep the log messages of the libraries out of the result on stdout
     with contextlib.redirect_stdout(sys.stderr):
         views = measure_layers(args)
         if args.out:

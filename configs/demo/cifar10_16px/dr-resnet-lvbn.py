@@ -1,3 +1,3 @@
 _base_ = './dr-resnet.py'
 
-model = dict(backbone=dict(norm='lvbn'))
+model = dict(backbone=dict(loop_norm='lvbn'))

@@ -1,3 +1,3 @@
 _base_ = './r-resnet.py'
 
-model = dict(backbone=dict(norm='shared'))
+model = dict(backbone=dict(loop_norm='shared'))

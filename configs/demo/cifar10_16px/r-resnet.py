@@ -7,5 +7,5 @@ _base_ = [
 ]
 custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
-model = dict(backbone=dict(depth=None, blocks=(2, 2, 2), loops=(1, 4, 4), small_images=True, gated=False))
+model = dict(backbone=dict(depth=None, blocks=(2, 2, 2), loops=(1, 4, 4), stem='cifar', gated=False))
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))

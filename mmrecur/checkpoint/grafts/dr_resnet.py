@@ -15,15 +15,15 @@ from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
 from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names
 from mmrecur.checkpoint.transfer import Report, TransferError
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.models.layers.loop.block import LoopBlock
 from mmrecur.models.layers.loop.norm import LoopNorm
-from mmrecur.models.layers.loop.recursive_block import RecursiveBlock
 
 #: How the blocks of a loop are made one.
 METHODS = ('average', 'least squares')
 _NORM_LEAVES = r'weight|bias|running_mean|running_var|num_batches_tracked'
 
 
-@register_graft('RecursiveBackbone')
+@register_graft('LoopBackbone')
 def graft_dr(transfer: GraftTransfer, images: Tensor | None = None) -> None:
     """Fill a network with loops from its plain counterpart.
 
@@ -126,8 +126,8 @@ def assign_blocks(backbone: nn.Module, plain: Mapping[str, str]) -> dict[str, li
     """
     loops: dict[str, list[tuple[str, int]]] = {}
     for name, block in backbone.named_modules():
-        if isinstance(block, RecursiveBlock):
-            loops.setdefault(name.split('.')[0], []).extend((name, k) for k in range(block.num_loops))
+        if isinstance(block, LoopBlock):
+            loops.setdefault(name.split('.')[0], []).extend((name, k) for k in range(block.num_iterations))
     places: dict[str, list[str]] = {}
     for stage, slots in loops.items():
         found = {int(m[1]) for name in plain if (m := re.match(rf'{stage}\.(\d+)\.', name))}
@@ -139,7 +139,7 @@ def assign_blocks(backbone: nn.Module, plain: Mapping[str, str]) -> dict[str, li
     return places
 
 
-def _convolutions(loop: RecursiveBlock) -> dict[str, nn.Conv2d]:
+def _convolutions(loop: LoopBlock) -> dict[str, nn.Conv2d]:
     return {name: module for name, module in loop.block.named_modules() if isinstance(module, nn.Conv2d)}
 
 
@@ -166,7 +166,7 @@ def _fill_loop(
     transfer: GraftTransfer, loop: str, blocks: list[str], reader: _PlainReader | None
 ) -> tuple[float, str]:
     """Fill a loop from its blocks; its error and the method that was taken."""
-    module: RecursiveBlock = transfer.backbone.get_submodule(loop)
+    module: LoopBlock = transfer.backbone.get_submodule(loop)
     convs = [*_convolutions(module)]
     weights = {
         conv: [transfer.source[transfer.plain[f'{block}.{conv}.weight']] for block in blocks]
@@ -232,7 +232,7 @@ class _PlainReader:
         self._templates = {}
         with torch.no_grad():
             self._load(backbone, {n: transfer.source[k] for n, k in transfer.plain.items()})
-            x = backbone._stem(images.to(next(backbone.parameters())))
+            x = backbone._run_stem(images.to(next(backbone.parameters())))
             for stage in backbone.stages:
                 x = self._run_stage(backbone, stage, x)
 
@@ -243,7 +243,7 @@ class _PlainReader:
 
     def _run_stage(self, backbone: nn.Module, stage: str, x: Tensor) -> Tensor:
         modules = getattr(backbone, stage)
-        template = next((m for m in modules if isinstance(m, RecursiveBlock)), None)
+        template = next((m for m in modules if isinstance(m, LoopBlock)), None)
         indices = {int(m[1]) for n in self.transfer.plain if (m := re.match(rf'{stage}\.(\d+)\.', n))}
         for index in sorted(indices if template is not None else indices & {*range(len(modules))}):
             name = f'{stage}.{index}'
@@ -259,7 +259,7 @@ class _PlainReader:
                 self.maps[name] = before, x
         return x
 
-    def plain_block(self, template: RecursiveBlock, name: str) -> nn.Module:
+    def plain_block(self, template: LoopBlock, name: str) -> nn.Module:
         """A plain block with the weights of the source."""
         block = copy.deepcopy(template.block).eval()
         for child, norm in list(block.named_children()):
@@ -299,7 +299,7 @@ class _PlainReader:
             fitted[conv] = solved.transpose(1, 2).reshape(cross_average.shape)
         return fitted
 
-    def error(self, loop: RecursiveBlock, blocks: list[str], weights: Mapping[str, Tensor]) -> float:
+    def error(self, loop: LoopBlock, blocks: list[str], weights: Mapping[str, Tensor]) -> float:
         """Relative error of the maps, each iteration from the plain network's input on."""
         off, whole = 0.0, 0.0
         for name in blocks:

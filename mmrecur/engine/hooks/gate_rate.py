@@ -13,7 +13,7 @@ from mmrecur.registry import HOOKS
 
 @HOOKS.register_module()
 class GateRateHook(Hook):
-    """Log what each gate of a recursive backbone lets pass, as ``gate_rate/layer3.1.0``.
+    """Log what each gate of a backbone with loops lets pass, as ``gate_rate/layer3.1.0``.
 
     Reads ``gate_rates()`` of every module that has it; the last number of a name is the iteration. Reading
     makes the host wait for a GPU, so it is done only every ``interval`` iterations.

@@ -1,4 +1,4 @@
-"""RecNet: wide maps, computed by convolutions that are recurrent along the channels."""
+"""RecNet: wide maps computed by convolutions that are recurrent along the channels."""
 
 from __future__ import annotations
 
@@ -8,58 +8,68 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
-from mmrecur.models.layers.channel_recurrence.conv import ChannelRecurrentConv, NormLayer, RecurrentModule
+from mmrecur.models.backbones.per_stage import check_per_stage
+from mmrecur.models.layers.channel_recurrence import ChannelRecurrentConv, RecurrentModule
 from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
+from mmrecur.models.layers.common.residual import NormLayer
 from mmrecur.registry import MODELS
 
-#: Stride of each stem.
+#: Stem -> its stride.
 STEMS = {'cifar': 1, 'imagenet': 4}
+#: Default initialisers with the linear activation: a gain of 1 keeps the scale of the states.
+LINEAR_INIT = (
+    dict(type='Kaiming', layer='Conv2d', nonlinearity='linear'),
+    dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+)
 
 
 @MODELS.register_module()
 class RecNet(Backbone):
-    """RecNet.
+    """RecNet, a network of channel-wise recurrent convolutions.
 
     Retsinas, Elafrou, Goumas and Maragos, *RecNets: Channel-wise Recurrent Convolutional Neural Networks*,
-    BMVC 2019, https://arxiv.org/abs/1905.11910, Table 1: stages of two recurrent modules, each a CRC layer
-    (:class:`~mmrecur.models.layers.ChannelRecurrentConv`) and a transition block, with
-    max pooling between the stages. Stage i works on d_i segments of S_i channels, which CRC layers
-    widen e times; its last transition has as many channels as the next stage reads.
+    BMVC 2019, https://arxiv.org/abs/1905.11910, Table 1. A stage has two recurrent modules, each of them a
+    CRC layer (:class:`ChannelRecurrentConv`) and a transition block. Max pooling halves the resolution from
+    stage to stage. Stage i splits its channels into d_i segments of S_i channels; a CRC layer widens them e
+    times.
+    The last transition of a stage has the number of channels that the next stage reads.
 
-    The names of Table 3 are ``'60-640'`` (twice the sum of the steps, and the greatest width) and so on.
-    ``'120-2880'`` and ``'30-60'`` are the nearest to the two of Table 4, whose segments the paper does not
-    give: the first has 4 % fewer parameters than it says, the second is wider than its name. The networks of
-    four stages, ``'small'``, ``'medium'`` and ``'large'``, are an extension of this package for large images:
-    ResNet's stem, strides 4 to 32 and widths that double from stage to stage.
+    ``arch`` takes the names of the paper's Table 3, such as ``'60-640'``: twice the sum of the steps, and the
+    greatest width. ``'120-2880'`` and ``'30-60'`` come closest to the two networks of Table 4, for which the
+    paper does not give segments: the first has 4 % fewer parameters than printed, the second is wider than
+    its name says. ``'small'``, ``'medium'`` and ``'large'`` are an extension of this package for large
+    images. They have four stages with the stem of ResNet, strides from 4 to 32, and widths that double from
+    stage to stage.
 
     Args:
-        expansion (int, optional): e. Defaults to that of ``arch``.
-        segments (Sequence[int], optional): S_i of each stage. Defaults to those of ``arch``.
-        steps (Sequence[int], optional): d_i of each stage. Defaults to those of ``arch``.
-        arch (str): Named network, a key of ``arch_settings``, whose values stand where no others are given.
-            Defaults to ``'60-1280'``, RecNet(4, 8, 16, 32, 10, 10, 10).
-        stem (str, optional): ``'cifar'``, a 3x3 convolution, or ``'imagenet'``, a 7x7 convolution and max
-            pooling of stride 2 each. Defaults to that of ``arch``.
+        expansion (int, optional): e. Defaults to None: that of ``arch``.
+        segments (Sequence[int], optional): S_i of each stage. Defaults to None: those of ``arch``.
+        steps (Sequence[int], optional): d_i of each stage. Defaults to None: those of ``arch``.
+        arch (str): Named network, a key of ``arch_settings``, for the arguments that are None. Defaults to
+            ``'60-1280'``, the paper's RecNet(4, 8, 16, 32, 10, 10, 10).
+        stem (str, optional): ``'cifar'``: a 3x3 convolution with stride 1; ``'imagenet'``: a 7x7 convolution
+            and max pooling, each with stride 2. Defaults to None: that of ``arch``.
         kernel_size_x (int): Kernel size of W_x, 1 or 3. Defaults to 3.
         kernel_size_h (int): Kernel size of W_h, 1 or 3. Defaults to 3.
-        activation (str): ``'relu'``, ``'shared_bn'``, ``'separate_bn'`` or ``'linear'``. Defaults to
-            ``'separate_bn'``.
+        activation (str): ``'relu'``, ``'shared_bn'``, ``'separate_bn'`` or ``'linear'``, see
+            :class:`ChannelRecurrentConv`. Defaults to ``'separate_bn'``.
         recurrent (bool): False for grouped convolutions with the same parameters. Defaults to True.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int], optional): Stages to return, 0 for the first. Stages behind the last
-            are not built. Defaults to all.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages. Defaults to -1.
+        out_indices (Sequence[int], optional): Stages to return, 0 for the first. Stages after the last one
+            are not built. Defaults to None: all.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i stages. Defaults to
+            -1.
         norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
         norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
         with_cp (bool): Recompute activations in the backward pass. Defaults to False.
-        init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`; the default for
-            ``activation='linear'`` has the gain of a linear layer, so that states neither grow nor fade.
-            Defaults to None.
+        init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. With
+            ``activation='linear'`` the default ones have the gain of a linear layer, so that the scale of the
+            states neither grows nor vanishes. Defaults to None.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
-            allowed.
+        TypeError, ValueError: If an argument is wrong. The message names the argument, its value and the
+            allowed values.
 
     Example:
         >>> import torch
@@ -72,7 +82,7 @@ class RecNet(Backbone):
         (1, 320, 8, 8)
     """
 
-    #: Expansion, channels of the segments, steps, stem.
+    #: Name -> expansion, channels of a segment and steps of each stage, stem.
     arch_settings = {
         '60-640': (4, (4, 8, 16), (10, 10, 10), 'cifar'),
         '90-960': (4, (4, 8, 16), (15, 15, 15), 'cifar'),
@@ -120,10 +130,7 @@ class RecNet(Backbone):
         self._check_sizes(expansion, segments, steps)
         check_choice('stem', stem, STEMS)
         if init_cfg is None and activation == 'linear':
-            init_cfg = [
-                dict(type='Kaiming', layer='Conv2d', nonlinearity='linear'),
-                dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
-            ]
+            init_cfg = list(LINEAR_INIT)
         super().__init__(
             num_stages=len(segments),
             in_channels=in_channels,
@@ -136,10 +143,6 @@ class RecNet(Backbone):
         )
         self.expansion, self.segments, self.steps = expansion, tuple(segments), tuple(steps)
         norm_layer = make_norm_layer(self.norm_cfg)
-        widths = [segment * d for segment, d in zip(segments, steps)]
-        self._make_stem(stem, widths[0], norm_layer)
-        # ceil_mode: an odd size keeps its last row, as with a convolution of stride 2
-        self.pool = nn.MaxPool2d(2, ceil_mode=True)
         options = dict(
             kernel_size_x=kernel_size_x,
             kernel_size_h=kernel_size_h,
@@ -147,41 +150,40 @@ class RecNet(Backbone):
             recurrent=recurrent,
             norm_layer=norm_layer,
         )
-        outputs = [*widths[1:], widths[-1]]
+        widths = [segment * d for segment, d in zip(segments, steps)]
+        widths.append(widths[-1])
+        self._make_stem(stem, widths[0], norm_layer)
+        # ceil_mode keeps the last row of an odd size, as a convolution with stride 2 does
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
         for i in range(self.num_stages):
-            stage = []
-            for out_channels in (widths[i], outputs[i]):
+            modules = []
+            for out_channels in widths[i : i + 2]:
                 crc = ChannelRecurrentConv(segments[i], expansion * segments[i], steps[i], **options)
-                stage.append(RecurrentModule(crc, out_channels, norm_layer, with_cp))
-            self.add_module(f'layer{i + 1}', nn.Sequential(*stage))
-        self.out_channels = tuple(outputs[i] for i in self.out_indices)
+                modules.append(RecurrentModule(crc, out_channels, norm_layer, with_cp))
+            self.add_module(f'layer{i + 1}', nn.Sequential(*modules))
+        self.out_channels = tuple(widths[i + 1] for i in self.out_indices)
         self.out_strides = tuple(STEMS[stem] * 2**i for i in self.out_indices)
         self._freeze()
 
     @staticmethod
     def _check_sizes(expansion: Any, segments: Any, steps: Any) -> None:
         check_int('expansion', expansion, 1)
-        for name, value in (('segments', segments), ('steps', steps)):
-            is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-            if not is_list or not value or not all(type(v) is int and v > 0 for v in value):
-                raise ValueError(f'{name}={value!r}, allowed: a positive integer for each stage')
+        check_per_stage('segments', segments)
+        check_per_stage('steps', steps)
         if len(segments) != len(steps):
-            raise ValueError(f'steps={steps!r} with segments={segments!r}, allowed: as many as those')
+            raise ValueError(
+                f'steps={steps!r} with segments={segments!r}, allowed: two sequences of the same length'
+            )
 
     def _make_stem(self, stem: str, channels: int, norm_layer: NormLayer) -> None:
-        large = stem == 'imagenet'
-        kernel_size = 7 if large else 3
-        self.conv1 = nn.Conv2d(
-            self.in_channels,
-            channels,
-            kernel_size,
-            stride=2 if large else 1,
-            padding=kernel_size // 2,
-            bias=False,
-        )
+        if stem == 'imagenet':
+            self.conv1 = nn.Conv2d(self.in_channels, channels, 7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(self.in_channels, channels, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
         self.bn1 = norm_layer(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
@@ -193,17 +195,11 @@ class RecNet(Backbone):
             return super().stage_layers(stage)
         return [[module] for module in getattr(self, f'layer{stage}')]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Backbone.forward`."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        outputs = []
-        for i in range(self.num_stages):
-            if i:
-                x = self.pool(x)
-            x = getattr(self, f'layer{i + 1}')(x)
-            if i in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+    def _run_stem(self, x: Tensor) -> Tensor:
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+
+    def _run_stage(self, index: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return super()._run_stage(index, self.pool(x) if index else x, state)
 
     def _switch_to_deploy(self) -> None:
         self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)

@@ -1,6 +1,6 @@
 """The arithmetic: plain ``torch.nn`` layers that need nothing but torch."""
 
-from mmrecur.models.layers.channel_recurrence.conv import ChannelRecurrentConv, RecurrentModule
+from mmrecur.models.layers.channel_recurrence import ChannelRecurrentConv, RecurrentModule
 from mmrecur.models.layers.common.activation_checkpoint import checkpoint_step
 from mmrecur.models.layers.common.attention import CBAM, ECA, SqueezeExcite
 from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
@@ -19,9 +19,7 @@ from mmrecur.models.layers.filter_basis.basis import (
     FilterBasis,
     orthogonality_penalty,
 )
-from mmrecur.models.layers.loop.gate import GumbelGate
-from mmrecur.models.layers.loop.norm import LoopNorm
-from mmrecur.models.layers.loop.recursive_block import RecursiveBlock
+from mmrecur.models.layers.loop import GumbelGate, LoopBlock, LoopNorm
 from mmrecur.models.layers.rla.cell import RLACell
 from mmrecur.models.layers.rla.dense_block import DenseBlock
 from mmrecur.models.layers.rla.dual_path_block import DualPathBlock
@@ -44,11 +42,11 @@ __all__ = [
     'FilterBasis',
     'GumbelGate',
     'InvertedResidual',
+    'LoopBlock',
     'LoopNorm',
     'MultiWidthRLACell',
     'RLACell',
     'RecurrentModule',
-    'RecursiveBlock',
     'SeparableConv',
     'TemplateConv2d',
     'BasisConv2d',

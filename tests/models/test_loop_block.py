@@ -1,4 +1,4 @@
-"""Gates, norms of loops and loops against slow forms by hand."""
+"""Gates, norms of loops and loops, compared with slow reference implementations."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmrecur.models.layers import BasicBlock, Bottleneck, GumbelGate, InvertedResidual, RecursiveBlock
-from mmrecur.models.layers.loop.norm import LoopNorm, LoopPosition, masked_batch_norm
-from mmrecur.models.layers.loop.recursive_block import GateDecision
+from mmrecur.models.layers import BasicBlock, Bottleneck, GumbelGate, InvertedResidual, LoopBlock
+from mmrecur.models.layers.loop import GateDecision, LoopNorm, LoopPosition, masked_batch_norm
 from mmrecur.models.losses import GateRateLoss
 from tests.models.test_rla import randomise_norms
 
 
 class Preset(nn.Module):
-    """A gate that decides by a table of iterations x samples, for batches that keep all samples."""
+    """A gate that reads its decisions from a table (iterations x samples); for loops that skip no samples."""
 
     def __init__(self, table: list[list[int]]) -> None:
         super().__init__()
@@ -39,9 +38,9 @@ def random_gate(channels: int, hidden_channels: int = 0) -> GumbelGate:
     return gate
 
 
-def loop(norm: str = 'i-lvbn', num_loops: int = 3, gate: nn.Module | None = None, **kwargs) -> RecursiveBlock:
+def loop(norm: str = 'i-lvbn', num_iterations: int = 3, gate: nn.Module | None = None, **kwargs) -> LoopBlock:
     torch.manual_seed(0)
-    block = RecursiveBlock(Bottleneck(8, 4, 8), num_loops, gate or random_gate(8), norm, **kwargs)
+    block = LoopBlock(Bottleneck(8, 4, 8), num_iterations, gate or random_gate(8), norm, **kwargs)
     randomise_norms(block)
     return block.double()
 
@@ -78,7 +77,7 @@ def test_gate_has_the_gradient_of_the_softmax_of_noisy_scores() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_gate_in_evaluation_is_the_larger_score_without_noise() -> None:
+def test_gate_takes_the_larger_score_in_evaluation() -> None:
     gate = random_gate(8).double().eval()
     expected = gate.scores(maps()).argmax(1).bool()
     assert 0 < expected.sum() < 6
@@ -94,7 +93,7 @@ def test_gate_in_evaluation_is_the_larger_score_without_noise() -> None:
         (dict(channels=8, temperature=0), 'temperature=0, allowed: a positive number'),
     ],
 )
-def test_gates_name_wrong_arguments(arguments: dict, message: str) -> None:
+def test_gates_reject_wrong_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GumbelGate(**arguments)
 
@@ -104,7 +103,7 @@ def test_gates_name_wrong_arguments(arguments: dict, message: str) -> None:
 
 @pytest.mark.parametrize('momentum', [0.1, None])
 @pytest.mark.parametrize('affine', [True, False])
-def test_masked_norm_is_the_norm_of_the_samples_that_pass(momentum: float | None, affine: bool) -> None:
+def test_masked_norm_equals_the_norm_of_the_samples_that_pass(momentum: float | None, affine: bool) -> None:
     x, passed = maps(), torch.tensor([1.0, 0, 1, 1, 0, 0])
     norm = nn.BatchNorm2d(8, momentum=momentum, affine=affine).double()
     reference = copy.deepcopy(norm)
@@ -123,19 +122,19 @@ def test_masked_norm_is_the_norm_of_the_samples_that_pass(momentum: float | None
         torch.testing.assert_close(a, b)
 
 
-def test_masked_norm_of_nobody_normalises_by_running_statistics_and_keeps_them() -> None:
+def test_masked_norm_without_samples_uses_running_statistics_and_keeps_them() -> None:
     norm = nn.BatchNorm2d(8).double()
     randomise_norms(norm)
     before = copy.deepcopy(norm.state_dict())
     y = masked_batch_norm(maps(), norm, torch.zeros(6))
     assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
     torch.testing.assert_close(y, norm.eval()(maps()))
-    y.sum().backward()  # a gradient for every process, whatever its samples do
+    y.sum().backward()  # every process needs a gradient, even if none of its samples pass
     assert norm.weight.grad is not None and torch.isfinite(norm.weight.grad).all()
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_masked_norm_computes_half_precision_in_single(dtype: torch.dtype) -> None:
+def test_masked_norm_computes_half_precision_maps_in_float32(dtype: torch.dtype) -> None:
     norm, x = nn.BatchNorm2d(8), (maps() * 30 + 200).to(dtype)
     y = masked_batch_norm(x, norm, torch.ones(6))
     assert y.dtype == dtype
@@ -144,7 +143,7 @@ def test_masked_norm_computes_half_precision_in_single(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_masked_norm_takes_its_statistics_in_single_under_autocast(dtype: torch.dtype) -> None:
+def test_masked_norm_takes_its_statistics_in_float32_under_autocast(dtype: torch.dtype) -> None:
     x, passed, results = maps().float() + 50, torch.tensor([1.0, 0, 1, 1, 0, 0]), []
     for enabled in (False, True):
         norm = nn.BatchNorm2d(8)
@@ -153,7 +152,7 @@ def test_masked_norm_takes_its_statistics_in_single_under_autocast(dtype: torch.
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
-def test_masked_norm_of_a_single_value_normalises_by_running_statistics_and_keeps_them() -> None:
+def test_masked_norm_of_a_single_value_uses_running_statistics_and_keeps_them() -> None:
     norm, x = nn.BatchNorm2d(8).double(), maps()[..., :1, :1]
     randomise_norms(norm)
     before = copy.deepcopy(norm.state_dict())
@@ -162,7 +161,7 @@ def test_masked_norm_of_a_single_value_normalises_by_running_statistics_and_keep
     torch.testing.assert_close(y, norm.eval()(x))
 
 
-def test_iterations_have_norms_of_their_own() -> None:
+def test_each_iteration_has_its_own_norm() -> None:
     position = LoopPosition()
     norm = LoopNorm(nn.BatchNorm2d(8).double(), 3, position)
     assert [*norm.state_dict()][0] == '0.weight'
@@ -185,7 +184,7 @@ def _norm_in_a_process(rank: int, path: str) -> None:
 
 
 @pytest.mark.slow
-def test_synchronised_norms_take_the_samples_of_all_processes(tmp_path: Path) -> None:
+def test_sync_norms_count_the_samples_of_all_processes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_norm_in_a_process, (str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     x, passed = maps().requires_grad_(), torch.tensor([1.0, 0, 1, 1, 0, 0])
@@ -202,11 +201,11 @@ def test_synchronised_norms_take_the_samples_of_all_processes(tmp_path: Path) ->
 # loops
 
 
-def by_hand(block: RecursiveBlock, x: Tensor, table: Tensor | None = None) -> Tensor:
-    """Each sample on its own through plain blocks, in evaluation."""
+def by_hand(block: LoopBlock, x: Tensor, table: Tensor | None = None) -> Tensor:
+    """Run each sample alone through plain blocks, in evaluation."""
     results = []
     for n, sample in enumerate(x.split(1)):
-        for k in range(block.num_loops):
+        for k in range(block.num_iterations):
             decide = block.gate(sample).item if table is None else lambda k=k, n=n: table[k][n]
             stays = k < block.first_gated or decide()
             if not stays:
@@ -214,7 +213,7 @@ def by_hand(block: RecursiveBlock, x: Tensor, table: Tensor | None = None) -> Te
             plain = copy.deepcopy(block.block)
             for name in ('bn1', 'bn2', 'bn3'):
                 norm = getattr(plain, name)
-                setattr(plain, name, norm[k] if block.norm != 'shared' else norm)
+                setattr(plain, name, norm[k] if block.loop_norm != 'shared' else norm)
             sample = plain(sample)
         results.append(sample)
     return torch.cat(results)
@@ -224,7 +223,7 @@ def by_hand(block: RecursiveBlock, x: Tensor, table: Tensor | None = None) -> Te
 @pytest.mark.parametrize('skip', [True, False])
 @pytest.mark.parametrize('deploy', [False, True])
 @pytest.mark.parametrize('gate_position', ['before', 'after'])
-def test_evaluation_takes_each_sample_as_far_as_its_gates_say(
+def test_evaluation_runs_each_sample_until_its_gate_stops_it(
     norm: str, skip: bool, deploy: bool, gate_position: str
 ) -> None:
     block, x = loop(norm, skip=skip, gate_position=gate_position).eval(), maps()
@@ -257,15 +256,15 @@ def test_samples_that_left_are_not_computed() -> None:
         block.gate.fc2.weight.zero_()
         sizes.clear()
         x = maps(1)
-        assert block(x) is x and sizes == []  # a tie is no
+        assert block(x) is x and sizes == []  # equal scores mean leaving
 
 
 @pytest.mark.parametrize('norm', ['lvbn', 'i-lvbn'])
 @pytest.mark.parametrize('gate_position', ['before', 'after'])
-def test_training_computes_all_and_keeps_the_maps_of_those_that_left(norm: str, gate_position: str) -> None:
+def test_training_computes_all_samples_and_keeps_maps_after_leaving(norm: str, gate_position: str) -> None:
     table = [[1, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]]
     if gate_position == 'after':
-        table[0] = [1] * 6  # nobody decides
+        table[0] = [1] * 6  # no gate decides here
     block = loop(norm, gate=Preset(table), gate_position=gate_position).train()
     block.gate.table = block.gate.table[block.first_gated :]
     reference, x = copy.deepcopy(block), maps()
@@ -278,7 +277,7 @@ def test_training_computes_all_and_keeps_the_maps_of_those_that_left(norm: str, 
         for name in ('bn1', 'bn2', 'bn3'):
             setattr(plain, name, getattr(plain, name)[k])
         out = x.clone()
-        # statistics of those that pass, or of all
+        # statistics of the samples that pass, or of all
         out[keep] = plain(x[keep]) if norm == 'i-lvbn' else plain(x)[keep]
         x = out
         for name in ('bn1', 'bn2', 'bn3'):
@@ -294,7 +293,7 @@ def test_training_computes_all_and_keeps_the_maps_of_those_that_left(norm: str, 
     assert [d.rate().item() for d in block.decisions] == pytest.approx([rate for _, rate in expected])
 
 
-def test_a_loop_that_nobody_enters_changes_nothing_and_still_has_gradients() -> None:
+def test_a_loop_that_no_sample_enters_changes_nothing_and_still_has_gradients() -> None:
     gate = GumbelGate(8)
     with torch.no_grad():
         gate.fc2.bias[0] = 1e3
@@ -305,7 +304,7 @@ def test_a_loop_that_nobody_enters_changes_nothing_and_still_has_gradients() -> 
     assert torch.equal(y, x)
     assert all(torch.equal(value, before[key]) for key, value in block.named_buffers())
     loss = GateRateLoss()(block.decisions)
-    assert loss.item() == pytest.approx(0.7**2)  # the first gate; nobody reaches the others
+    assert loss.item() == pytest.approx(0.7**2)  # only the first gate is reached
     (y.square().mean() + loss).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in block.parameters())
 
@@ -327,7 +326,7 @@ def test_recomputation_uses_the_same_noise(norm: str, gate_position: str) -> Non
 @pytest.mark.parametrize('make', [lambda: BasicBlock(8, 8), lambda: InvertedResidual(8, 16, 8)])
 def test_any_residual_block_can_be_wrapped(make) -> None:
     torch.manual_seed(0)
-    block = RecursiveBlock(make(), 2, random_gate(8), 'i-lvbn').double()
+    block = LoopBlock(make(), 2, random_gate(8), 'i-lvbn').double()
     block(maps()).sum().backward()
     assert all(p.grad is not None for p in block.parameters())
     with torch.no_grad():
@@ -337,7 +336,7 @@ def test_any_residual_block_can_be_wrapped(make) -> None:
 
 
 class Foreign(nn.Module):
-    """A residual block of somebody else's, which knows no inference form."""
+    """A residual block of another library, without an inference form."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -349,7 +348,7 @@ class Foreign(nn.Module):
 
 def test_a_block_without_an_inference_form_stays_as_it_is() -> None:
     torch.manual_seed(0)
-    block, x = RecursiveBlock(Foreign(), 3, random_gate(8)), maps().float()
+    block, x = LoopBlock(Foreign(), 3, random_gate(8)), maps().float()
     randomise_norms(block)
     with torch.no_grad():
         expected = block.eval()(x)
@@ -359,7 +358,7 @@ def test_a_block_without_an_inference_form_stays_as_it_is() -> None:
 
 
 class FixedNorm(nn.Module):
-    """A frozen batch norm, as other libraries have: no kin of torch's."""
+    """A frozen batch norm as in other libraries, no subclass of torch's."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -369,17 +368,17 @@ class FixedNorm(nn.Module):
         return x - self.running_mean
 
 
-def test_norms_of_other_libraries_are_norms_too() -> None:
-    block = RecursiveBlock(Bottleneck(8, 4, 8, norm_layer=FixedNorm), 3, random_gate(8))
+def test_norms_of_other_libraries_are_recognised() -> None:
+    block = LoopBlock(Bottleneck(8, 4, 8, norm_layer=FixedNorm), 3, random_gate(8))
     assert isinstance(block.block.bn2, LoopNorm)
     assert {'block.bn3.0.running_mean', 'block.bn3.2.running_mean'} <= block.state_dict().keys()
     block(maps().float())
 
 
 @pytest.mark.parametrize('norm, gated', [('lvbn', False), ('shared', True), ('lvbn', True), ('i-lvbn', True)])
-def test_autocast_changes_no_dtype_on_the_way(norm: str, gated: bool) -> None:
+def test_maps_keep_their_dtype_under_autocast(norm: str, gated: bool) -> None:
     torch.manual_seed(0)
-    block = RecursiveBlock(Bottleneck(8, 4, 8), 3, random_gate(8) if gated else None, norm)
+    block = LoopBlock(Bottleneck(8, 4, 8), 3, random_gate(8) if gated else None, norm)
     x, outputs = maps(16).float(), []
     with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
         for training, skip in ((True, True), (False, True), (False, False)):
@@ -389,8 +388,8 @@ def test_autocast_changes_no_dtype_on_the_way(norm: str, gated: bool) -> None:
     torch.testing.assert_close(outputs[1], outputs[2], rtol=0.02, atol=0.02)
 
 
-def test_group_norms_have_parameters_of_their_own() -> None:
-    block = RecursiveBlock(
+def test_each_iteration_has_its_own_group_norm() -> None:
+    block = LoopBlock(
         Bottleneck(8, 4, 8, norm_layer=lambda c: nn.GroupNorm(2, c)), 2, random_gate(8), 'i-lvbn'
     )
     assert 'block.bn3.1.weight' in block.state_dict()
@@ -398,10 +397,10 @@ def test_group_norms_have_parameters_of_their_own() -> None:
     assert all(p.grad is not None for p in block.parameters())
 
 
-def test_a_fixed_loop_is_the_block_again_and_again() -> None:
+def test_a_loop_without_gate_repeats_the_block() -> None:
     torch.manual_seed(0)
     plain = Bottleneck(8, 4, 8).double().eval()
-    block = RecursiveBlock(copy.deepcopy(plain), 3, norm='shared').eval()
+    block = LoopBlock(copy.deepcopy(plain), 3, loop_norm='shared').eval()
     with torch.no_grad():
         assert torch.equal(block(maps()), plain(plain(plain(maps()))))
 
@@ -411,7 +410,7 @@ def test_copies_during_training_work() -> None:
     block(maps()).sum().backward()
     clone = copy.deepcopy(block)
     assert clone.decisions == [] and len(block.decisions) == 3
-    # its norms look at its own loop
+    # the norms of the clone refer to its own loop
     clone.position.iteration = 7
     assert block.block.bn1.position.iteration != 7 and clone.block.bn1.position.iteration == 7
 
@@ -419,21 +418,21 @@ def test_copies_during_training_work() -> None:
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(num_loops=0), 'num_loops=0, allowed'),
-        (dict(norm='bn'), "norm='bn', allowed: 'shared', 'lvbn', 'i-lvbn'"),
-        (dict(norm='i-lvbn', gate=None), "norm='i-lvbn' without a gate, allowed: 'shared', 'lvbn'"),
+        (dict(num_iterations=0), 'num_iterations=0, allowed'),
+        (dict(loop_norm='bn'), "loop_norm='bn', allowed: 'shared', 'lvbn', 'i-lvbn'"),
+        (dict(loop_norm='i-lvbn', gate=None), "loop_norm='i-lvbn' without a gate, allowed: 'shared', 'lvbn'"),
         (dict(skip=1), 'skip=1'),
     ],
 )
-def test_loops_name_wrong_arguments(arguments: dict, message: str) -> None:
+def test_loops_reject_wrong_arguments(arguments: dict, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        RecursiveBlock(**{**dict(block=Bottleneck(8, 4, 8), num_loops=2), **arguments})
+        LoopBlock(**{**dict(block=Bottleneck(8, 4, 8), num_iterations=2), **arguments})
 
 
 # the objective
 
 
-def test_rate_loss_is_the_squared_distance_over_samples_that_reached() -> None:
+def test_rate_loss_is_the_squared_distance_over_samples_that_reach_the_gate() -> None:
     ones = torch.ones(4)
     decisions = [
         GateDecision(torch.tensor([1.0, 1, 1, 0], requires_grad=True), ones),
@@ -457,6 +456,6 @@ def test_rate_loss_is_the_squared_distance_over_samples_that_reached() -> None:
         (dict(average=None), 'average=None'),
     ],
 )
-def test_rate_loss_names_wrong_arguments(arguments: dict, message: str) -> None:
+def test_rate_loss_rejects_wrong_arguments(arguments: dict, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         GateRateLoss(**arguments)
