@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from mmrecur.analysis.complexity import count_parameters
-from mmrecur.analysis.loop_complexity import LoopComplexity, measure_loops
-
-from .test_configs import CONFIGS, build_model, load, optimizer_of, scope  # noqa: F401
+from .test_configs import CONFIGS, load, optimizer_of
 
 ROOT = Path(__file__).parents[1]
 DR = [name for name in CONFIGS if '/dr_resnet/' in name]
@@ -147,38 +143,18 @@ def index() -> dict[str, Any]:
     return {model.config: model for model in models.models if '/dr_resnet/' in model.config}
 
 
-def test_the_model_index_has_the_papers_results_and_our_counts(monkeypatch: Any, scope: Any) -> None:  # noqa: F811
+def test_the_model_index_has_the_papers_results(monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)
     models = index()
     assert sorted(models) == DR
-    readme = Path('configs/dr_resnet/README.md').read_text()
     for name, model in models.items():
         assert model.name == Path(name).stem and model.in_collection == 'DR-ResNet'
         assert {k: v for result in model.results for k, v in result.metrics.items()} == reported(name)
-        cfg = scope(load(name))
-        assert model.metadata.data['Epochs'] == cfg.train_cfg.max_epochs
-        with torch.device('meta'):
-            count = count_parameters(build_model(cfg))[0]
-        assert model.metadata.parameters == count
-        if reported(name) and model.name.startswith('dr-') and '-lvbn' not in model.name:
-            assert f' {count:,} ' in readme
+        assert model.metadata.data['Epochs'] == load(name).train_cfg.max_epochs
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', IMAGENET + CIFAR)
-def test_the_model_index_has_the_average_multiply_adds(name: str, monkeypatch: Any, scope: Any) -> None:  # noqa: F811
+@pytest.mark.parametrize('name', [name for name in IMAGENET if RESULTS.get(Path(name).stem, (0, 0, None))[2]])
+def test_average_multiply_adds_are_the_papers(name: str, monkeypatch: Any) -> None:
+    """The metafile's counts, which tests/apis/test_model_zoo.py compares with the configs."""
     monkeypatch.chdir(ROOT)
-    model = build_model(scope(load(name)))
-    side = 224 if name in IMAGENET else 32
-    work = measure_loops(model, torch.zeros(1, 3, side, side))
-    average = work.average(model.backbone.loss_gate.target_rate if model.backbone.has_gates else 1.0)
-    assert index()[name].metadata.flops == round(average)
-    paper = RESULTS.get(Path(name).stem, (None, None, None))[2]
-    assert paper is None or average / 1e9 == pytest.approx(paper, rel=0.03)
-    if reported(name) and Path(name).stem.startswith('dr-'):
-        behind = LoopComplexity(
-            work.fixed, {k: replace(own, first_gated=1) for k, own in work.loops.items()}
-        ).average(model.backbone.loss_gate.target_rate)
-        count, readme = f' {count_parameters(model)[0]:,} ', ROOT / 'configs' / 'dr_resnet' / 'README.md'
-        rows = [line for line in readme.read_text().splitlines() if count in line]
-        assert any(f' {average / 1e9:.3f} ' in row and f' {behind / 1e9:.3f} ' in row for row in rows)
+    assert index()[name].metadata.flops / 1e9 == pytest.approx(RESULTS[Path(name).stem][2], rel=0.03)

@@ -173,7 +173,7 @@ def test_detectors_do_the_papers_work(name: str, scope: Any) -> None:  # noqa: F
     assert work / 1e9 == pytest.approx(TABLE_4[Path(name).stem][1], rel=1e-3)
 
 
-def test_the_model_index_lists_every_config_with_its_counts(monkeypatch: Any, scope: Any) -> None:  # noqa: F811
+def test_the_model_index_and_the_readme_list_every_config(monkeypatch: Any) -> None:
     from modelindex.load_model_index import load as load_index
 
     monkeypatch.chdir(Path(__file__).parents[1])
@@ -187,8 +187,4 @@ def test_the_model_index_lists_every_config_with_its_counts(monkeypatch: Any, sc
         for result in model.results:
             # nothing here was measured with this package
             assert all('(reported by the paper)' in metric for metric in result.metrics)
-        count = count_parameters(on_meta(scope(load(name))))[0]
-        assert model.metadata.parameters == count
-        row = [line for line in readme.splitlines() if f'(./{Path(name).name})' in line]
-        assert all(f' {count:,} ' in line for line in row)
-        assert row or name.endswith('s16u1-double-no-ortho_1xb128_cifar10.py')
+        assert f'(./{Path(name).name})' in readme or name.endswith('s16u1-double-no-ortho_1xb128_cifar10.py')

@@ -17,7 +17,7 @@ def code_blocks(text: str) -> list[str]:
     return re.findall(r'```python\n(.*?)```', text, flags=re.S)
 
 
-CONFIG, CLASSIFIER, NEEDS, SCRIPT = code_blocks(README)
+SCRIPT, CONFIG, CLASSIFIER, NEEDS = code_blocks(README)
 
 
 def test_config_builds_a_detector(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_layers_in_other_networks() -> None:
 @pytest.mark.parametrize(
     'page',
     [p.relative_to(ROOT).as_posix() for p in (ROOT / 'docs').glob('*.md')]
-    + ['README.md', *(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').rglob('*.md'))],
+    + ['README.md', 'CONTRIBUTING.md', *(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').rglob('*.md'))],
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()

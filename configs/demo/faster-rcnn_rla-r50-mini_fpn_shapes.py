@@ -5,8 +5,8 @@ _base_ = [
     '../_base_/datasets/shapes_detection.py',
     '../_base_/schedules/shapes_9e.py',
     'mmdet::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(
     # A quarter of the usual width, of the recurrent state too, with the stem of ResNet-D, which

@@ -4,8 +4,8 @@ _base_ = [
     '../_base_/datasets/cifar10_folders.py',
     'mmpretrain::_base_/schedules/cifar10_bs128.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(depth=20, rla_channels=4, base_channels=8),

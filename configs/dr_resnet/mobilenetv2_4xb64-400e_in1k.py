@@ -3,8 +3,8 @@ _base_ = [
     '../_base_/datasets/imagenet_bs64_photometric.py',
     '../_base_/schedules/imagenet_bs256_400e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 # No loops: the paper's counterpart.
 model = dict(backbone=dict(blocks=(1, 2, 3, 4, 3, 3, 1), loops=(1,) * 7, gated=False))

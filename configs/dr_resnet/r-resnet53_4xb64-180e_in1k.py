@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/datasets/imagenet_bs64_photometric.py',
     '../_base_/schedules/imagenet_bs256_180e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(backbone=dict(gated=False))

@@ -3,8 +3,8 @@ _base_ = [
     '../_base_/datasets/cifar10_bs256.py',
     '../_base_/schedules/cifar_bs256_350e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 # No loops: the paper's counterpart.
 model = dict(backbone=dict(depth=None, blocks=(3, 3, 3), loops=(1, 1, 1), stem='cifar'))

@@ -3,5 +3,6 @@ _base_ = [
     '../_base_/datasets/cifar10_bs64.py',
     '../_base_/schedules/cifar_bs64_200e_restarts.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
 default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=1))

@@ -1,16 +1,13 @@
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_1x_bs8.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/detectors/recnet-medium.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(
-    # No weights are published, so nothing is frozen. README.md says how to start from a classifier.
-    backbone=dict(_delete_=True, type='mmrecur.RecNet', arch='medium'),
+    backbone=dict(_delete_=True, **_base_.pop('backbone')),
     neck=dict(in_channels=[160, 320, 640, 640]),
 )
-# MMDetection's rate for RetinaNet is half of the other detectors'. From scratch a detector of this depth
-# wants its gradients bounded.
+# MMDetection trains RetinaNet at half the other detectors' learning rate. A detector of this depth that
+# trains from scratch needs its gradients clipped.
 optim_wrapper = dict(optimizer=dict(lr=0.005), clip_grad=dict(max_norm=35, norm_type=2))

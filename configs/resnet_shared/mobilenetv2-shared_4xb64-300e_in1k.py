@@ -3,6 +3,7 @@ _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64.py',
     '../_base_/schedules/imagenet_bs256_300e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
 
 model = dict(

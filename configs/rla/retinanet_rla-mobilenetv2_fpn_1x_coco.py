@@ -3,8 +3,8 @@ _base_ = [
     'mmdet::_base_/datasets/coco_detection.py',
     '../_base_/schedules/coco_1x_bs8.py',
     'mmdet::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(

@@ -3,7 +3,7 @@ _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64.py',
     '../_base_/schedules/imagenet_bs96_400e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 train_dataloader = dict(batch_size=48)

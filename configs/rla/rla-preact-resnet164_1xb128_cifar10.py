@@ -3,8 +3,8 @@ _base_ = [
     '../_base_/datasets/cifar10_bs128_45k.py',
     '../_base_/schedules/cifar_bs128_300e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 # The paper reports the network of the epoch with the best validation accuracy.
 default_hooks = dict(checkpoint=dict(save_best='accuracy/top1', max_keep_ckpts=2))

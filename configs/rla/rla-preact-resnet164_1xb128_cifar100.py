@@ -3,8 +3,8 @@ _base_ = [
     '../_base_/datasets/cifar100_bs128_45k.py',
     '../_base_/schedules/cifar_bs128_300e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(head=dict(num_classes=100))
 

@@ -5,8 +5,8 @@ _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64.py',
     'mmpretrain::_base_/schedules/imagenet_bs256_200e_coslr_warmup.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(deep_stem=True, avg_down=True),

@@ -3,5 +3,5 @@ _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64.py',
     '../_base_/schedules/imagenet_bs256_120e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)

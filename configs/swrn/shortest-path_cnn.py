@@ -1,8 +1,11 @@
 """Section 4.4 of the paper: the plain CNN."""
 
-_base_ = ['../_base_/datasets/shortest_paths.py', '../_base_/schedules/shortest_paths_5x50e.py']
+_base_ = [
+    '../_base_/datasets/shortest_paths.py',
+    '../_base_/schedules/shortest_paths_5x50e.py',
+    '../_base_/mmrecur.py',
+]
 default_scope = 'mmengine'
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(type='mmrecur.ShortestPathNet')
 custom_hooks = [dict(type='mmrecur.CurriculumHook', epochs_per_phase=50)]

@@ -3,5 +3,5 @@ _base_ = [
     '../_base_/datasets/cifar10_bs128.py',
     '../_base_/schedules/swrn_cifar_bs128_200e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/datasets/cifar100_bs128.py',
     '../_base_/schedules/swrn_cifar_bs128_200e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(head=dict(num_classes=100, topk=(1, 5)))

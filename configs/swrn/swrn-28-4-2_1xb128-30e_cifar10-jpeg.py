@@ -5,8 +5,8 @@ _base_ = [
     '../_base_/datasets/cifar10_folders.py',
     '../_base_/schedules/swrn_cifar_bs128_200e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(backbone=dict(width=4, num_templates=2), head=dict(in_channels=256))
 train_cfg = dict(max_epochs=30)

@@ -1,4 +1,3 @@
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmrecur.DenseNetBC', out_indices=(2,), depth=100, growth_rate=12),

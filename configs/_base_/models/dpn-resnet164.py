@@ -1,4 +1,3 @@
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 model = dict(
     type='ImageClassifier',
     # Of 256 channels on the residual path and (2 + 18) x 12 on the dense one.

@@ -1,4 +1,3 @@
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmrecur.RecNet', arch='60-1280', out_indices=(2,)),

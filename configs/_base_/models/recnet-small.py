@@ -1,4 +1,3 @@
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmrecur.RecNet', arch='small', out_indices=(3,)),

@@ -1,4 +1,3 @@
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 custom_hooks = [dict(type='mmrecur.AuxiliaryLossHook')]
 model = dict(
     type='ImageClassifier',

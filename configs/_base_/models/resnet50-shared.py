@@ -1,4 +1,3 @@
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 # The backbone's objective, which keeps its filter bases orthonormal, becomes part of the loss.
 custom_hooks = [dict(type='mmrecur.AuxiliaryLossHook')]
 model = dict(

@@ -1,4 +1,3 @@
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 model = dict(
     type='ImageClassifier',
     # with_hidden appends the final recurrent state to the features: 512 + 12 channels.

@@ -4,6 +4,7 @@ _base_ = [
     '../../_base_/datasets/cifar10_folders_16px.py',
     '../../_base_/schedules/cifar_demo_4e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../../_base_/mmrecur.py',
 ]
 
 model = dict(backbone=dict(segments=(4, 8, 16), steps=(4, 4, 4)), head=dict(in_channels=64))

@@ -4,5 +4,6 @@ _base_ = [
     '../../_base_/datasets/cifar10_folders_16px.py',
     '../../_base_/schedules/cifar_demo_4e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../../_base_/mmrecur.py',
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))

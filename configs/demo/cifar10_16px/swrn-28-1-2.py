@@ -4,8 +4,8 @@ _base_ = [
     '../../_base_/datasets/cifar10_folders_16px.py',
     '../../_base_/schedules/cifar_demo_4e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../../_base_/mmrecur.py',
 ]
-custom_imports = dict(imports=['mmrecur'], allow_failed_imports=False)
 
 model = dict(backbone=dict(depth=28, width=1, num_templates=2), head=dict(in_channels=64))
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(coefficients=dict(decay_mult=0.0))))
