@@ -46,7 +46,7 @@ def test_folding_writes_a_checkpoint_a_config_and_a_diagram(
     assert 'layer2: 1 2 (3 4) x 2   [4 layers in 6 steps]' in text
     assert (tmp_path / 'folded.png').read_bytes().startswith(b'\x89PNG')
     cfg = Config.fromfile(tmp_path / 'folded.py')
-    assert cfg.model.folding == dict(layer2=dict(bank=[0, 1, 0, 1]))
+    assert cfg.model.tied_layers == dict(layer2=dict(bank=[0, 1, 0, 1]))
     assert Path(cfg.load_from) == out
     folded = MODELS.build(cfg.model).eval()
     folded.load_state_dict(torch.load(out)['state_dict'])
@@ -98,7 +98,7 @@ def test_metrics_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture,
     before, after = (part.split()[0] for part in line.removeprefix('f1: ').split(', '))
     assert before == after
     cfg = Config.fromfile(tmp_path / 'folded.py')
-    assert cfg.model.folding == dict(bank=[0] * 20)
+    assert cfg.model.tied_layers == dict(bank=[0] * 20)
     assert cfg.test_dataloader.dataset.num_examples == 4
 
 

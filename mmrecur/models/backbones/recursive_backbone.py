@@ -22,7 +22,7 @@ from mmrecur.models.layers.loop.recursive_block import (
     gated_blocks,
     recursive_blocks,
 )
-from mmrecur.models.losses.objective import OwnObjective
+from mmrecur.models.losses.auxiliary import AuxiliaryObjective
 
 #: The objective of the gates unless another is given; its target rate is that of the architecture.
 GATE_RATE = MappingProxyType(dict(type='mmrecur.GateRateLoss', loss_weight=1.0))
@@ -63,7 +63,7 @@ class LoopStage(Stage):
             block.switch_to_deploy()
 
 
-class RecursiveBackbone(OwnObjective, Backbone):
+class RecursiveBackbone(AuxiliaryObjective, Backbone):
     """Base of the backbones some of whose blocks run in loops.
 
     A subclass passes those blocks through :meth:`_loop` and calls :meth:`_finish` when all is built.
@@ -88,8 +88,8 @@ class RecursiveBackbone(OwnObjective, Backbone):
         **kwargs: See :class:`Backbone`.
     """
 
-    objective = 'loss_gate'
-    objective_aim = 'the target rate of its gates'
+    loss_name = 'loss_gate'
+    loss_purpose = 'the target rate of its gates'
 
     stages: list[str]
 
@@ -140,7 +140,7 @@ class RecursiveBackbone(OwnObjective, Backbone):
     def _finish(self) -> None:
         """Freeze what is to be frozen; drop an objective that has nothing to act on."""
         self._freeze()
-        self._finish_objective(acts=self.has_gates)
+        self._finish_objective(is_active=self.has_gates)
 
     def stage_modules(self, stage: int) -> list[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
@@ -161,7 +161,7 @@ class RecursiveBackbone(OwnObjective, Backbone):
         return (*super().required_hooks, *([dict(type='mmrecur.GateRateHook')] if self.has_gates else []))
 
     def objective_input(self) -> list[GateDecision]:
-        """See :class:`OwnObjective`.
+        """See :class:`AuxiliaryObjective`.
 
         Returns:
             list[GateDecision]: Of every block and iteration of the last training pass; empty if no gate took
