@@ -58,7 +58,8 @@ class SWRN(AuxiliaryObjective, Backbone):
             ``custom_hooks=[dict(type='mmrecur.AuxiliaryLossHook')]``. Defaults to None.
         tied_layers (dict, optional): Layers that are tied (the paper calls this folding): by stage and bank,
             the row of coefficients that each layer uses, such as
-            ``dict(layer2=dict(bank=[0, 1, 0, 1, 0, 1]))``. ``tools/model_converters/tie_layers.py`` writes this option. Defaults to None.
+            ``dict(layer2=dict(bank=[0, 1, 0, 1, 0, 1]))``. ``tools/model_converters/tie_layers.py`` writes
+            this option. Defaults to None.
         base_channels (int, optional): Number of stem channels. Defaults to None: 16, or 64 with bottlenecks.
         in_channels (int): Number of image channels. Defaults to 3.
         out_indices (Sequence[int], optional): Stages to return, 0 for the first. Later stages are not built.
