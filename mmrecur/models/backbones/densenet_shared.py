@@ -101,9 +101,8 @@ class DenseNetShared(SharedBasisBackbone):
         self.basis_of = {name: name for name in self.stages} if shared_rank else {}
         if last_basis == 'third' and 'layer4' in self.basis_of:
             self.basis_of['layer4'] = 'layer3'
-        self.unique_rank = unique_rank
-
         self.shared_rank = shared_rank
+        self.unique_rank = unique_rank
         self.growth_rate = growth_rate
 
         channels, widths = stem_channels, []
@@ -122,7 +121,8 @@ class DenseNetShared(SharedBasisBackbone):
 
     def _make_stage(self, name: str, num_layers: int, in_channels: int, norm_layer: NormLayer) -> BasisStage:
         owner = self.basis_of.get(name)
-        bases, basis = {}, None
+        bases: dict[str, FilterBasis] = {}
+        basis = None
         if owner == name:
             basis = bases['conv2'] = FilterBasis(self.shared_rank, 4 * self.growth_rate)
         elif owner is not None:
@@ -143,10 +143,12 @@ class DenseNetShared(SharedBasisBackbone):
         if stage > 1:
             modules.append(getattr(self, f'transition{stage - 1}'))
         # a basis belongs to the last stage that reads it, so that freezing an earlier one does not freeze it
-        for owner in {self.basis_of.get(name)} - {None}:
+        owner = self.basis_of.get(name)
+        if owner is not None:
             readers = [reader for reader, read in self.basis_of.items() if read == owner]
-            if readers[-1] == name and getattr(self, owner).basis is not None:
-                modules.append(getattr(self, owner).basis)
+            basis = getattr(self, owner).basis
+            if readers[-1] == name and basis is not None:
+                modules.append(basis)
         if stage == 4:
             modules.append(self.norm)
         return modules
