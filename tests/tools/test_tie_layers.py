@@ -40,7 +40,7 @@ def test_folding_writes_a_checkpoint_a_config_and_a_diagram(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / 'folded.pth'
-    load_tool('model_converters/fold.py').main([MODULE, checkpoint, str(out), '--threshold', '0.95'])
+    load_tool('model_converters/tie_layers.py').main([MODULE, checkpoint, str(out), '--threshold', '0.95'])
     text = capsys.readouterr().out
     assert 'layer1: 1 2 3 4 5 6   [6 layers in 6 steps]' in text
     assert 'layer2: 1 2 (3 4) x 2   [4 layers in 6 steps]' in text
@@ -61,7 +61,7 @@ def test_folding_writes_a_checkpoint_a_config_and_a_diagram(
 
 
 def test_wrong_uses_are_named(checkpoint: str, tmp_path: Path) -> None:
-    main = load_tool('model_converters/fold.py').main
+    main = load_tool('model_converters/tie_layers.py').main
     out = str(tmp_path / 'out.pth')
     with pytest.raises(ToolError, match='no two layers are that similar, the highest is 0.7'):
         model = SWRN(depth=22, width=1, num_templates=2, base_channels=8)
@@ -89,7 +89,7 @@ def test_metrics_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture,
     options = ['model.num_templates=1', 'test_dataloader.dataset.num_examples=4']
     out = tmp_path / 'folded.pth'
     config = str(ROOT / 'configs/swrn/shortest-path_scnn.py')
-    load_tool('model_converters/fold.py').main(
+    load_tool('model_converters/tie_layers.py').main(
         [config, save(model, tmp_path / 'a.pth'), str(out), '--test', '--cfg-options', *options]
     )
     text = capsys.readouterr().out
