@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.layers.template_bank.bank import layer_similarity
-from mmrecur.models.layers.template_bank.share_convs import check_banks, template_banks
+from mmrecur.models.layers.template_bank.bank import check_banks, template_banks
+from mmrecur.models.layers.template_bank.coefficients import layer_similarity
 
 
 @torch.no_grad()

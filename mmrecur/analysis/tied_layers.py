@@ -8,7 +8,7 @@ from functools import cache
 from torch import nn
 
 from mmrecur.models.backbones.swrn import SWRN
-from mmrecur.models.layers.template_bank.share_convs import template_banks
+from mmrecur.models.layers.template_bank.bank import template_banks
 
 #: A layer's number, or a number of passes with what they run through.
 Loop = int | tuple[int, tuple['Loop', ...]]

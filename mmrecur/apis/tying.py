@@ -84,7 +84,7 @@ def folded_config(cfg: Config, folding: TiedLayers, checkpoint: Path) -> Config:
         Config: A config of its own, without bases.
 
     Raises:
-        ToolError: If the model has no ``folding`` argument to put it into.
+        ToolError: If the model has no ``tied_layers`` argument to put it into.
     """
     new = Config(cfg.to_dict())
     new.pop('filename', None)
@@ -92,9 +92,9 @@ def folded_config(cfg: Config, folding: TiedLayers, checkpoint: Path) -> Config:
     holder = new.model.backbone if has_backbone else new.model
     if not str(holder.type).endswith(('SWRN', 'ShortestPathNet')):
         raise ToolError(
-            f'a model of type {holder.type} has no folding argument, allowed: SWRN, ShortestPathNet'
+            f'a model of type {holder.type} has no tied_layers argument, allowed: SWRN, ShortestPathNet'
         )
-    holder.folding = folding.arguments('backbone.' if has_backbone else '')
+    holder.tied_layers = folding.arguments('backbone.' if has_backbone else '')
     holder.pop('init_cfg', None)  # a checkpoint of the network that was folded does not fit
     new.load_from = str(checkpoint.resolve())
     new.resume = False

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.layers.template_bank.bank import TemplateBank, layer_similarity
-from mmrecur.models.layers.template_bank.share_convs import check_banks, template_banks
+from mmrecur.models.layers.template_bank import TemplateBank, check_banks, layer_similarity, template_banks
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class TiedLayers:
     parameters: tuple[int, int]
 
     def arguments(self, prefix: str = '') -> dict[str, Any]:
-        """The ``folding`` argument of the model that the folded state dict is for.
+        """The ``tied_layers`` argument of the model that the folded state dict is for.
 
         Args:
             prefix (str): What the names of the banks start with in the model, ``'backbone.'``.
@@ -73,7 +72,7 @@ class TiedLayers:
         return arguments
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Tie the layers of a model in place, also of one without a ``folding`` argument.
+        """Tie the layers of a model in place, also of one without a ``tied_layers`` argument.
 
         Args:
             model (nn.Module): The model that was folded, or one built like it.
@@ -106,7 +105,7 @@ def fold(
 
     Returns:
         tuple[dict[str, Tensor], TiedLayers]: A state dict for the model built with
-        ``folding=result.arguments()`` (or for ``result.apply(model)``), and what was tied.
+        ``tied_layers=result.arguments()`` (or for ``result.apply(model)``), and what was tied.
 
     Raises:
         ValueError: If the threshold is out of range, the model has no bank, or the state dict lacks the
@@ -118,7 +117,7 @@ def fold(
         >>> state, folding = fold(model.state_dict(), model, 0.9)  # one template: all do the same
         >>> folding.arguments()['layer2']
         {'bank': [0, 0]}
-        >>> smaller = SWRN(16, 2, num_templates=1, folding=folding.arguments())
+        >>> smaller = SWRN(16, 2, num_templates=1, tied_layers=folding.arguments())
         >>> smaller.load_state_dict(state)
         <All keys matched successfully>
     """

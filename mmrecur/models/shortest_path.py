@@ -1,4 +1,4 @@
-"""The networks that learn shortest paths."""
+"""Networks that learn to find shortest paths in grids."""
 
 from __future__ import annotations
 
@@ -12,38 +12,34 @@ from torch import Tensor, nn
 from mmrecur.models.deployable import Deployable
 from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.template_bank.bank import (
-    COEFFICIENT_INITS,
-    TemplateBank,
-    TemplateConv2d,
-    check_rows,
-)
-from mmrecur.models.layers.template_bank.blocks import convolve, materialised
-from mmrecur.models.losses.objective import OwnObjective
+from mmrecur.models.layers.template_bank import COEFFICIENT_INITS, TemplateBank, TemplateConv2d, check_rows
+from mmrecur.models.layers.template_bank.conv import convolve, materialised
+from mmrecur.models.losses.auxiliary import AuxiliaryObjective
 from mmrecur.models.losses.recurrence import RECURRENCE
 from mmrecur.registry import MODELS
 
 
 @MODELS.register_module()
-class ShortestPathNet(OwnObjective, Deployable, BaseModel):
-    """CNN, SCNN and SCNN-R of Savarese and Maire 2019, Section 4.4.
+class ShortestPathNet(AuxiliaryObjective, Deployable, BaseModel):
+    """CNN, SCNN and SCNN-R of Savarese and Maire 2019 (https://arxiv.org/abs/1902.09701), Section 4.4.
 
-    A 1x1 convolution to 32 channels, 20 times ``x + relu(BN(conv3x3(x)))``, a 1x1 convolution to one: the
-    logit of each point of the grid to be on a shortest path. In the SCNN the 3x3 convolutions draw their
-    weights from one bank.
+    The network marks the grid points that lie on a shortest path. It consists of a 1x1 convolution to 32
+    channels, 20 layers ``x + relu(BN(conv3x3(x)))``, and a 1x1 convolution to one logit per grid point. In
+    the SCNN, the 3x3 convolutions share one template bank. The SCNN-R is the SCNN with the recurrence loss.
 
     Args:
-        num_templates (int, optional): Templates of the bank; the paper's SCNN has 20, one per layer.
-            Defaults to None: no bank, the plain CNN.
-        num_layers (int): 3x3 convolutions. Defaults to 20.
-        channels (int): Their channels. Defaults to 32.
+        num_templates (int, optional): Number of templates of the bank; the paper's SCNN has 20, one per
+            layer. Defaults to None: no bank, the plain CNN.
+        num_layers (int): Number of 3x3 convolutions. Defaults to 20.
+        channels (int): Number of channels of the 3x3 convolutions. Defaults to 32.
         coefficient_init (str): See :func:`initial_coefficients`. Defaults to 'orthogonal'.
-        loss_recurrence (dict, optional): Recurrence regulariser, for the paper's SCNN-R
+        loss_recurrence (dict, optional): Auxiliary loss that makes layers alike; for the SCNN-R
             ``dict(type='mmrecur.RecurrenceLoss', loss_weight=0.01)``. It needs
-            ``dict(type='mmrecur.AuxiliaryLossHook')`` among the config's hooks. Defaults to None.
-        folding (dict, optional): ``dict(bank=ROWS)`` of a folded network. Defaults to None.
-        data_preprocessor (dict, optional): As in MMEngine. Defaults to None.
-        init_cfg (dict, optional): As in MMEngine. Defaults to None.
+            ``custom_hooks=[dict(type='mmrecur.AuxiliaryLossHook')]``. Defaults to None.
+        tied_layers (dict, optional): ``dict(bank=ROWS)`` ties layers; ROWS holds the row of coefficients that
+            each layer uses, see :class:`TemplateBank`. Defaults to None.
+        data_preprocessor (dict, optional): See MMEngine's ``BaseModel``. Defaults to None.
+        init_cfg (dict, optional): See MMEngine's ``BaseModule``. Defaults to None.
 
     Raises:
         ValueError: If an argument is wrong.
@@ -54,8 +50,8 @@ class ShortestPathNet(OwnObjective, Deployable, BaseModel):
         (1, 32, 32)
     """
 
-    objective = 'loss_recurrence'
-    objective_aim = 'the recurrence of its layers'
+    loss_name = 'loss_recurrence'
+    loss_purpose = 'the recurrence of its layers'
     required_paramwise_cfg: dict = dict(
         custom_keys={'coefficients': dict(decay_mult=0.0), 'row_scales': dict(decay_mult=0.0)}
     )
@@ -67,7 +63,7 @@ class ShortestPathNet(OwnObjective, Deployable, BaseModel):
         channels: int = 32,
         coefficient_init: str = 'orthogonal',
         loss_recurrence: dict | None = None,
-        folding: Mapping[str, Sequence[int]] | None = None,
+        tied_layers: Mapping[str, Sequence[int]] | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -76,20 +72,23 @@ class ShortestPathNet(OwnObjective, Deployable, BaseModel):
         check_int('channels', channels, 1)
         if num_templates is not None:
             check_int('num_templates', num_templates, 1, num_layers)
-        if num_templates is None and (loss_recurrence is not None or folding is not None):
-            raise ValueError('num_templates=None with loss_recurrence or folding, allowed: with templates')
+        if num_templates is None and (loss_recurrence is not None or tied_layers is not None):
+            raise ValueError(
+                'num_templates=None with loss_recurrence or tied_layers, allowed: None for both, or a number '
+                'of templates'
+            )
         check_choice('coefficient_init', coefficient_init, COEFFICIENT_INITS)
-        if folding is not None:
-            if not isinstance(folding, Mapping) or set(folding) != {'bank'}:
-                raise ValueError(f'folding={folding!r}, allowed: None or dict(bank=ROWS)')
-            check_rows('folding: bank', folding['bank'], num_layers)
+        if tied_layers is not None:
+            if not isinstance(tied_layers, Mapping) or set(tied_layers) != {'bank'}:
+                raise ValueError(f'tied_layers={tied_layers!r}, allowed: None or dict(bank=ROWS)')
+            check_rows('tied_layers: bank', tied_layers['bank'], num_layers)
         self._build_objective(loss_recurrence, RECURRENCE)
         self.conv1 = nn.Conv2d(2, channels, 1)
         if num_templates is None:
             self.bank = None
             convs = [nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(num_layers)]
         else:
-            rows = None if folding is None else folding['bank']
+            rows = None if tied_layers is None else tied_layers['bank']
             most = num_templates if rows is None else min(num_templates, max(rows) + 1)
             shape = (channels, channels, 3, 3)
             self.bank = TemplateBank(num_layers, most, shape, coefficient_init, rows)
@@ -99,11 +98,11 @@ class ShortestPathNet(OwnObjective, Deployable, BaseModel):
         self.conv2 = nn.Conv2d(channels, 1, 1)
         self._finish_objective()
         for conv in self.convs:
-            if isinstance(conv, nn.Conv2d):  # as the templates start
+            if isinstance(conv, nn.Conv2d):  # the initialisation of the templates
                 nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
 
     def objective_input(self) -> list[TemplateBank]:
-        """See :class:`OwnObjective`."""
+        """Return the bank, in a list."""
         return [self.bank]
 
     def _switch_to_deploy(self) -> None:
@@ -115,19 +114,21 @@ class ShortestPathNet(OwnObjective, Deployable, BaseModel):
     def forward(
         self, inputs: Tensor, targets: Tensor | None = None, mode: str = 'tensor'
     ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Compute logits, the loss or predictions.
+        """Compute logits, the loss or predictions, depending on ``mode``.
 
         Args:
-            inputs (Tensor): Query points and obstacles, shape (N, 2, H, W).
-            targets (Tensor, optional): Points on shortest paths, shape (N, H, W). Defaults to None.
+            inputs (Tensor): A channel with the end points and one with the obstacles, shape (N, 2, H, W).
+            targets (Tensor, optional): 1 for points on a shortest path, else 0, shape (N, H, W). Defaults to
+                None.
             mode (str): ``'tensor'``, ``'loss'`` or ``'predict'``. Defaults to 'tensor'.
 
         Returns:
-            Tensor, dict or list: Logits, shape (N, H, W); ``loss_path``, the mean binary cross-entropy; of
-            each example ``prediction`` and, if given, ``target``.
+            Tensor, dict or list: For ``'tensor'`` the logits, shape (N, H, W). For ``'loss'`` a dict with
+            ``loss_path``, the mean binary cross-entropy. For ``'predict'`` a dict for each example with
+            ``prediction`` and, if ``targets`` is given, ``target``, each of shape (H, W).
 
         Raises:
-            ValueError: If ``mode`` is another one, or ``'loss'`` without targets.
+            ValueError: If ``mode`` is unknown, or it is ``'loss'`` and ``targets`` is None.
         """
         check_choice('mode', mode, ('tensor', 'loss', 'predict'))
         if mode == 'loss' and targets is None:

@@ -90,7 +90,7 @@ def test_the_tool_shows_every_basis_also_without_coefficients(capsys: Any) -> No
     tool.main(['mmrecur.ResNetShared(depth=50, base_channels=8)'])
     assert capsys.readouterr().out.count('group ') == 4
     # the fourth dense block reads the third one's basis
-    tool.main(["mmrecur.DenseNetShared(growth=4, stem_channels=8, last_basis='third')"])
+    tool.main(["mmrecur.DenseNetShared(growth_rate=4, stem_channels=8, last_basis='third')"])
     assert 'layer4' in capsys.readouterr().out
     with pytest.raises(ToolError, match='has no factorised convolutions'):
         tool.main(['mmrecur.ResNetShared(depth=50, base_channels=8, share=None)'])

@@ -60,8 +60,8 @@ FULL_RANK = {
     'more than needed': (ResNetShared, dict(bases=1, shared_rank=9, unique_rank=2, **SMALL), SMALL),
     'densenet': (
         DenseNetShared,
-        dict(shared_rank=72, unique_rank=1, growth=2, stem_channels=8, out_indices=(0, 1)),
-        dict(growth=2, stem_channels=8, out_indices=(0, 1)),
+        dict(shared_rank=72, unique_rank=1, growth_rate=2, stem_channels=8, out_indices=(0, 1)),
+        dict(growth_rate=2, stem_channels=8, out_indices=(0, 1)),
     ),
 }
 
@@ -218,7 +218,7 @@ def test_weights_of_a_shared_network_are_taken_as_they_are() -> None:
     for kind, arguments in (
         (ResNetShared, dict(shared_rank=3, **SMALL)),
         (ResNeXtShared, dict(shared_rank=8, base_channels=8, groups=4)),
-        (DenseNetShared, dict(growth=2, stem_channels=8)),
+        (DenseNetShared, dict(growth_rate=2, stem_channels=8)),
     ):
         source, model = plain(kind, **arguments), kind(**arguments)
         state, report = graft(source.state_dict(), model)

@@ -55,7 +55,7 @@ def test_layers_of_similarity_1_fold_without_a_change(num_templates) -> None:
     rows = [0, 0, 0, 0, 0, 0] if num_templates == 1 else [0, 1, 0, 1, 0, 1]
     assert folding.arguments() == {f'layer{i}': {'bank': rows} for i in (1, 2, 3)}
     assert all(bank.error < 1e-6 for bank in folding.banks.values())
-    folded = swrn(num_templates=num_templates, folding=folding.arguments())
+    folded = swrn(num_templates=num_templates, tied_layers=folding.arguments())
     folded.load_state_dict(state)
     with torch.no_grad():
         expected = model(image())
@@ -92,7 +92,7 @@ def test_folded_models_train_on_and_fold_again() -> None:
     folded.eval()
     state, again = fold(folded.state_dict(), folded, 0.001)
     assert again.arguments()['layer1'] == {'bank': [0] * 6}
-    smaller = swrn(folding=again.arguments())
+    smaller = swrn(tied_layers=again.arguments())
     smaller.load_state_dict(state)
 
 
@@ -154,7 +154,7 @@ def test_other_networks_fold_too() -> None:
 
     net = alike(ShortestPathNet(num_templates=4, num_layers=6, channels=4))
     state, folding = fold(net.state_dict(), net, 1.0)
-    folded = ShortestPathNet(4, num_layers=6, channels=4, folding=folding.arguments()).eval()
+    folded = ShortestPathNet(4, num_layers=6, channels=4, tied_layers=folding.arguments()).eval()
     folded.load_state_dict(state)
     x = torch.rand(1, 2, 8, 8)
     assert_close([folded(x)], [net(x)])
@@ -213,13 +213,13 @@ def test_far_arrows_are_drawn_whole() -> None:
 
 def test_stages_run_their_own_layers_first() -> None:
     folding = dict(layer2=dict(bank=[0, 1, 0, 1, 0, 1]))
-    sequences = layer_sequences(nn.ModuleDict(dict(backbone=swrn(folding=folding))))
+    sequences = layer_sequences(nn.ModuleDict(dict(backbone=swrn(tied_layers=folding))))
     assert sequences['backbone.layer1'] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert sequences['backbone.layer2'] == [1, 2, 3, 4, 3, 4, 3, 4]
     # three kinds of layers take turns in a bottleneck; the first one of a stage is on its own
     folding = dict(layer1=dict(bank1=[0, 0], bank2=[0, 0, 0], bank3=[0, 1, 1]))
     with torch.device('meta'):
-        bottleneck = SWRN(50, 2, folding=folding)
+        bottleneck = SWRN(50, 2, tied_layers=folding)
     assert layer_sequences(bottleneck)['layer1'] == [1, 2, 3, 4, 2, 6, 4, 2, 6]
 
 
@@ -235,14 +235,14 @@ def test_weights_of_another_model_are_named() -> None:
 def test_what_is_tied_stays_tied_when_it_lost_its_say() -> None:
     model = alike(swrn())
     state, folding = fold(model.state_dict(), model, 1)
-    tied = swrn(folding=folding.arguments())
+    tied = swrn(tied_layers=folding.arguments())
     tied.load_state_dict(state)
     with torch.no_grad():
         tied.layer1.bank.row_scales.zero_()
         tied.layer2.bank.row_scales[2] = 0
     again, refolded = fold(tied.state_dict(), tied, 1)
     assert refolded.arguments() == folding.arguments()
-    twice = swrn(folding=refolded.arguments()).eval()
+    twice = swrn(tied_layers=refolded.arguments()).eval()
     twice.load_state_dict(again)
     with torch.no_grad():
         assert_close(twice(image()), tied.eval()(image()))

@@ -280,7 +280,7 @@ def test_every_family_warns_once_where_nothing_collects(aim: str, fused: bool, w
 @pytest.mark.parametrize('aim', ON_THEIR_OWN)
 def test_an_objective_without_weight_is_none(aim: str, warned: Warnings) -> None:
     cfg = ON_THEIR_OWN[aim]
-    name = MODELS.get(cfg['type']).objective
+    name = MODELS.get(cfg['type']).loss_name
     loss = getattr(MODELS.build(cfg), name)
     without = {'type': f'mmrecur.{type(loss).__name__}', 'loss_weight': 0}
     model = train_bare({**cfg, name: without})

@@ -82,7 +82,7 @@ def test_export_computes_the_same_for_other_batches_and_sizes(
 ) -> None:
     # two stages have all of a family's mechanisms, but for loops and ties, which begin in the third
     cfg = BACKBONES[name]
-    shortens = not whole and cfg['type'] != 'mmrecur.DRResNet' and 'folding' not in cfg
+    shortens = not whole and cfg['type'] != 'mmrecur.DRResNet' and 'tied_layers' not in cfg
     model = build(name, **(dict(out_indices=(1,)) if shortens else {})).eval()
     if deploy:
         model.switch_to_deploy()

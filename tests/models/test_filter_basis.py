@@ -1,4 +1,4 @@
-"""Filter bases against the paper's equations, written out; counts; what is shared and what is not."""
+"""Filter bases: the equations of the paper, parameter counts, and sharing."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def count(kind: str, classes: int, **arguments) -> int:
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_parameters_are_the_authors(name: str) -> None:
+def test_parameter_counts_equal_the_authors(name: str) -> None:
     expected = json.loads(COUNTS.read_text())['resnet_shared (author implementation)'][name]
     kind, classes, arguments = NETWORKS[name]
     assert count(kind, classes, **arguments) == expected
 
 
-def test_shared_all_has_the_papers_parameters() -> None:
+def test_sharing_all_convolutions_gives_the_parameters_of_the_paper() -> None:
     assert round(count('ResNetShared', 1000, depth=50, share='all') / 1e6, 2) == 16.02
 
 
@@ -74,10 +74,10 @@ def basis_and_conv(unique_rank: int = 2, **options) -> tuple[FilterBasis, Factor
 @pytest.mark.parametrize('unique_rank', [0, 2])
 @pytest.mark.parametrize('stride, dilation', [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize('mode', ['train', 'eval', 'no norm'])
-def test_factorised_convolution_is_the_papers(
+def test_factorised_convolution_follows_the_paper(
     unique_rank: int, stride: int, dilation: int, mode: str
 ) -> None:
-    """Output, gradients and running statistics equal those of maps that are joined, as equation 8 says."""
+    """Compare output, gradients and running statistics with concatenated maps (equation 8)."""
     options = dict(norm_layer=None) if mode == 'no norm' else {}
     basis, conv = basis_and_conv(unique_rank, stride=stride, dilation=dilation, **options)
     model = nn.ModuleList([basis, conv]).double().train(mode != 'eval')
@@ -102,7 +102,7 @@ def test_factorised_convolution_is_the_papers(
         torch.testing.assert_close(results[0][key], value, rtol=1e-9, atol=1e-9)
 
 
-def test_two_layers_add_up_their_gradients_of_the_basis() -> None:
+def test_basis_accumulates_the_gradients_of_all_layers() -> None:
     basis, first = basis_and_conv()
     second = FactorizedConv2d(basis, 6, 1)
     x = torch.randn(2, 6, 8, 8)
@@ -121,11 +121,11 @@ def test_inference_forms_are_exact_and_auto_counts(form: str) -> None:
         conv = FactorizedConv2d(FilterBasis(rank, 16), 32, 1)
         randomise_norms(conv)
         conv.eval()
-        deployed = conv.deployed(form)
+        plain = conv.materialise(form)
         x = torch.randn(2, 16, 7, 9)
         with torch.no_grad():
-            torch.testing.assert_close(deployed(x), conv(x), rtol=1e-4, atol=1e-5)
-        is_dense = isinstance(deployed, nn.Conv2d)
+            torch.testing.assert_close(plain(x), conv(x), rtol=1e-4, atol=1e-5)
+        is_dense = isinstance(plain, nn.Conv2d)
         assert is_dense == ((cheaper if form == 'auto' else form) == 'dense')
         # 16 * 9 entries of a filter, 32 outputs
         assert conv.multiply_adds() == dict(dense=32 * 144, factorized=(rank + 1) * (144 + 32))
@@ -166,12 +166,12 @@ def test_hooks_on_the_gradients_of_norm_and_coefficients_are_called() -> None:
     [
         lambda: ResNetShared(18, base_channels=8, shared_rank=4),
         lambda: MobileNetV2Shared(width_mult=0.25),
-        lambda: DenseNetShared(growth=4, stem_channels=8, shared_rank=4),
+        lambda: DenseNetShared(growth_rate=4, stem_channels=8, shared_rank=4),
         lambda: ResNeXtShared(50, base_channels=8, groups=4, shared_rank=8),
     ],
 )
-def test_every_part_can_be_asked_for_its_inference_form_twice(build) -> None:
-    """As tools of other libraries do, which go through all modules."""
+def test_switch_to_deploy_works_twice_on_every_module(build) -> None:
+    """Tools of other libraries call ``switch_to_deploy`` on every module."""
     torch.manual_seed(0)
     model = build()
     randomise_norms(model)
@@ -185,7 +185,7 @@ def test_every_part_can_be_asked_for_its_inference_form_twice(build) -> None:
         torch.testing.assert_close(model(x)[-1], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-def test_loss_divides_by_all_inner_products() -> None:
+def test_loss_is_the_mean_over_all_inner_products() -> None:
     shared, other = torch.randn(3, 8), torch.randn(2, 8)
     unique = torch.randn(1, 8)
     groups = [BasisGroup([shared, other], [unique]), BasisGroup([shared], [])]
@@ -202,7 +202,7 @@ def test_loss_divides_by_all_inner_products() -> None:
     )
 
 
-def test_bases_start_orthonormal_whatever_initialises_the_rest() -> None:
+def test_initialisers_keep_the_bases_orthonormal() -> None:
     model = ResNetShared(34, base_channels=16, shared_rank=12)
     model.init_weights()
     assert len(model.basis_groups()) == 4 and len(model.basis_groups()[0].shared) == 2
@@ -212,8 +212,8 @@ def test_bases_start_orthonormal_whatever_initialises_the_rest() -> None:
     assert weight.std().item() == pytest.approx((2 / (9 * len(weight))) ** 0.5, rel=0.1)
 
 
-def test_groups_hold_what_can_be_compared() -> None:
-    """The two bases of basic blocks are one matrix, filters of different sizes are not."""
+def test_groups_contain_filters_of_one_size() -> None:
+    """Both bases of basic blocks form one group; filters of different sizes form several."""
     groups = ResNetShared(20, base_channels=8, shared_rank=4, unique_rank=2).basis_groups()
     assert [[tuple(m.shape) for m in group.shared] for group in groups] == [
         [(4, 72)] * 2, [(8, 144)] * 2, [(16, 288)] * 2
@@ -225,8 +225,8 @@ def test_groups_hold_what_can_be_compared() -> None:
     groups = ResNetShared(50, base_channels=8, share='double', out_indices=(0,)).basis_groups()
     assert [tuple(m.shape) for group in groups for m in group.shared] == [(8, 72), (32, 8)]
     assert not ResNetShared(50, base_channels=8, share=None).basis_groups()
-    # the fourth dense block adds its filters to the third one's basis
-    groups = DenseNetShared(growth=4, stem_channels=8, shared_rank=4, last_basis='third').basis_groups()
+    # the fourth dense block reads the basis of the third
+    groups = DenseNetShared(growth_rate=4, stem_channels=8, shared_rank=4, last_basis='third').basis_groups()
     assert [len(group.unique) for group in groups] == [6, 12, 24 + 16]
 
 
@@ -240,7 +240,7 @@ def test_groups_hold_what_can_be_compared() -> None:
     ],
     ids=lambda model: type(model).__name__ + str(getattr(model, 'share', '')),
 )
-def test_a_basis_stands_once_in_the_state_and_is_shared_by_copies(model) -> None:
+def test_state_dict_has_each_basis_once_and_copies_share_it(model) -> None:
     names = [name for name in model.state_dict() if '.basis.' in name]
     assert len(names) == sum(len(stage.basis) for stage in model.shared_stages()) > 0
     assert all(name.split('.')[1] == 'basis' for name in names)
@@ -251,13 +251,13 @@ def test_a_basis_stands_once_in_the_state_and_is_shared_by_copies(model) -> None
         for name in names:
             twin.get_parameter(name).zero_()
         assert not torch.equal(twin(x)[-1], before)
-        # the original's are its own
+        # the original is unchanged
         assert all(model.get_parameter(name).abs().sum() > 0 for name in names)
         twin.load_state_dict(model.state_dict())
         assert torch.equal(twin(x)[-1], before)
 
 
-def test_without_sharing_it_is_the_plain_network() -> None:
+def test_network_without_sharing_equals_torchvision() -> None:
     models = pytest.importorskip('torchvision.models')
     for depth in (18, 50):
         theirs = getattr(models, f'resnet{depth}')().eval()
@@ -271,15 +271,15 @@ def test_without_sharing_it_is_the_plain_network() -> None:
             torch.testing.assert_close(ours(x)[-1], y, rtol=1e-4, atol=1e-4 * y.abs().max().item())
 
 
-def test_a_basis_that_a_later_block_reads_is_frozen_with_that_one() -> None:
-    small = dict(growth=4, stem_channels=8, shared_rank=4)
+def test_basis_is_frozen_with_the_last_block_that_reads_it() -> None:
+    small = dict(growth_rate=4, stem_channels=8, shared_rank=4)
     for last_basis, frozen in (('own', True), ('third', False)):
         model = DenseNetShared(last_basis=last_basis, frozen_stages=3, **small)
         assert model.layer3.basis['conv2'].weight.requires_grad != frozen
         assert not getattr(model.layer3, '0').conv1.weight.requires_grad
     model = DenseNetShared(last_basis='third', frozen_stages=4, **small)
     assert not any(p.requires_grad for p in model.parameters())
-    # without the fourth block nobody else reads it
+    # without the fourth block, the third is its only reader
     model = DenseNetShared(last_basis='third', frozen_stages=3, out_indices=(2,), **small)
     assert not any(p.requires_grad for p in model.parameters())
 
@@ -319,7 +319,7 @@ def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
         ResNetShared(**{'depth': 34, **arguments})
 
 
-def test_wrong_arguments_of_the_others_are_named() -> None:
+def test_wrong_arguments_of_other_classes_are_named() -> None:
     for rank in (6, 96):  # 24 groups would not divide the 128 channels
         with pytest.raises(ValueError, match=f'shared_rank={rank}, allowed: a multiple of base_width=4'):
             ResNeXtShared(shared_rank=rank)

@@ -1,4 +1,4 @@
-"""SWRN beyond what every backbone is checked for."""
+"""Checks of SWRN besides those that every backbone gets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build(**kwargs) -> SWRN:
 
 
 def reference_forward(model: SWRN, x: Tensor) -> list[Tensor]:
-    """Section 3 and Figure 1 layer by layer: each layer makes its own weight, and norms as configured."""
+    """Compute the network of Section 3 and Figure 1 layer by layer, without a bank."""
     x, outputs = F.conv2d(x, model.conv1.weight, padding=1), []
     for name in model.stages:
         stage, layer = getattr(model, name), 0
@@ -52,7 +52,7 @@ def reference_forward(model: SWRN, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize('with_cp', [False, True])
-def test_network_and_gradients_are_those_of_the_paper(with_cp: bool) -> None:
+def test_network_and_gradients_follow_the_paper(with_cp: bool) -> None:
     model = build(with_cp=with_cp).double().train()
     x = image(2, 3, 16, 16).double()
     ours = gradients(model, x)
@@ -64,7 +64,7 @@ def test_network_and_gradients_are_those_of_the_paper(with_cp: bool) -> None:
         torch.testing.assert_close(ours[name], parameter.grad, msg=name)
 
 
-def test_weights_are_generated_once_in_every_pass(monkeypatch) -> None:
+def test_weights_are_generated_once_per_pass(monkeypatch) -> None:
     counts = []
     product = TemplateBank._product
     monkeypatch.setattr(TemplateBank, '_product', lambda *args: counts.append(1) or product(*args))
@@ -72,7 +72,7 @@ def test_weights_are_generated_once_in_every_pass(monkeypatch) -> None:
         model = build(with_cp=with_cp).train()
         counts.clear()
         gradients(model, image(2, 3, 16, 16))
-        assert len(counts) == 3  # a product for each stage, none for what is recomputed
+        assert len(counts) == 3  # a product for each stage, none for recomputed blocks
     model.eval()
     with torch.no_grad():
         for _ in range(2):
@@ -94,7 +94,7 @@ def test_accumulated_gradients_are_those_of_both_batches() -> None:
         torch.testing.assert_close(together[name], grad, rtol=1e-3, atol=1e-5)
 
 
-def test_dropout_is_between_the_convolutions_and_for_training_only() -> None:
+def test_dropout_acts_between_the_convolutions_in_training_only() -> None:
     model, x = build(dropout=0.5), image(2, 3, 16, 16)
     expected = build().eval()(x)
     assert_close(model.eval()(x), expected, 1e-6)
@@ -125,19 +125,19 @@ def test_recurrence_loss_is_minus_the_sum_of_similarities() -> None:
         optimiser.zero_grad()
         model.auxiliary_losses()['loss_recurrence'].backward()
         optimiser.step()
-    # at the extreme all layers are one
+    # the minimum has all layers equal up to a factor
     assert all(bank.similarity().min() > 0.99 for bank in template_banks(model).values())
     assert build().auxiliary_losses() == {}
     model.switch_to_deploy()
     assert model.auxiliary_losses() == {}
     net = ShortestPathNet(5, num_layers=5, channels=4, loss_recurrence=cfg)
-    # orthonormal coefficients: each layer is like itself only
+    # with orthonormal coefficients, the only non-zero similarities are those of a layer with itself
     assert net.auxiliary_losses()['loss_recurrence'].item() == pytest.approx(-0.25 * 5, abs=1e-4)
 
 
-def test_what_configs_need_is_declared() -> None:
+def test_required_config_options_are_declared() -> None:
     keys = SWRN.required_paramwise_cfg['custom_keys']
-    model = build(folding=dict(layer1=dict(bank=[0, 1, 0, 1])))
+    model = build(tied_layers=dict(layer1=dict(bank=[0, 1, 0, 1])))
     for key in keys:
         assert any(key in name for name, _ in model.named_parameters())
     assert model.required_hooks == ()
@@ -145,7 +145,7 @@ def test_what_configs_need_is_declared() -> None:
     assert regularised.required_hooks == (dict(type='mmrecur.AuxiliaryLossHook'),)
 
 
-def test_a_compiled_model_follows_its_weights() -> None:
+def test_compiled_model_follows_its_weights() -> None:
     model, x = build(out_indices=(0,)).eval(), image(1, 3, 16, 16)
     compiled = torch.compile(model, backend='aot_eager')
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_a_compiled_model_follows_its_weights() -> None:
             model.layer1.bank.coefficients.data.mul_(2)
 
 
-def test_a_train_step_after_an_evaluation_uses_the_new_weights() -> None:
+def test_evaluation_uses_the_weights_of_the_last_step() -> None:
     model, x = build().eval(), image(2, 3, 16, 16)
     optimiser = torch.optim.SGD(model.parameters(), 0.1)
     with torch.no_grad():
@@ -169,8 +169,8 @@ def test_a_train_step_after_an_evaluation_uses_the_new_weights() -> None:
 
 
 @pytest.mark.parametrize('with_cp', [False, True])
-def test_distributed_steps_of_a_fused_optimizer_are_those_of_a_plain_one(with_cp: bool) -> None:
-    """With accumulated gradients, and evaluations before each step."""
+def test_fused_optimizer_steps_equal_distributed_plain_ones(with_cp: bool) -> None:
+    """Gradients are accumulated, and an evaluation precedes each step."""
     dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     try:
         alone, shared = build(norm_eval=True).train(), build(norm_eval=True, with_cp=with_cp).train()
@@ -208,12 +208,15 @@ WRONG = [
     (dict(coefficient_init='ones'), "coefficient_init='ones', allowed"),
     (dict(coefficient_init='identity'), 'with 4 layers and 2 templates'),
     (dict(base_channels=0), 'base_channels=0, allowed'),
-    (dict(folding=[1]), r'folding=\[1\], allowed: a dict of layer1, layer2, layer3'),
-    (dict(folding=dict(layer4=dict(bank=[0]))), 'folding=.*allowed: a dict of layer1'),
-    (dict(folding=dict(layer1=dict(bank1=[0]))), 'folding of bank1, allowed: bank'),
-    (dict(folding=dict(layer1=dict(bank=[0, 1]))), r'folding: bank=\[0, 1\], allowed: None or 4 integers'),
-    (dict(folding=dict(layer1=dict(bank=[]))), r'folding: bank=\[\], allowed: None or 4 integers'),
-    (dict(folding=dict(layer1=dict(bank=5))), 'folding: bank=5, allowed: None or 4 integers'),
+    (dict(tied_layers=[1]), r'tied_layers=\[1\], allowed: a dict of layer1, layer2, layer3'),
+    (dict(tied_layers=dict(layer4=dict(bank=[0]))), 'tied_layers=.*allowed: a dict of layer1'),
+    (dict(tied_layers=dict(layer1=dict(bank1=[0]))), 'tied_layers of bank1, allowed: bank'),
+    (
+        dict(tied_layers=dict(layer1=dict(bank=[0, 1]))),
+        r'tied_layers: bank=\[0, 1\], allowed: None or 4 integers',
+    ),
+    (dict(tied_layers=dict(layer1=dict(bank=[]))), r'tied_layers: bank=\[\], allowed: None or 4 integers'),
+    (dict(tied_layers=dict(layer1=dict(bank=5))), 'tied_layers: bank=5, allowed: None or 4 integers'),
     (dict(out_indices=(3,)), r'out_indices=\(3,\), allowed: .* from 0 to 2'),
     (dict(frozen_stages=4), 'frozen_stages=4, allowed: an integer from -1 to 3'),
     (dict(num_templates=None, loss_recurrence=dict(type='mmrecur.RecurrenceLoss')), 'loss_recurrence with'),
@@ -228,7 +231,7 @@ def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
         MODELS.build({'type': 'mmrecur.SWRN', **SMALL, 'num_templates': 2, **arguments})
 
 
-def test_shortest_path_network_is_the_papers() -> None:
+def test_shortest_path_network_follows_the_paper() -> None:
     plain, shared = ShortestPathNet(), ShortestPathNet(num_templates=20)
     convolutions, norms = 20 * 32 * 32 * 9, 20 * 64
     ends = (2 * 32 + 32) + (32 + 1)
@@ -256,11 +259,11 @@ def test_shortest_path_network_is_the_papers() -> None:
     assert isinstance(plain.convs[0], nn.Conv2d)
 
 
-@pytest.mark.parametrize('num_templates, folding', [(None, None), (2, None), (2, dict(bank=[0, 1, 0]))])
-def test_shortest_path_network_has_an_inference_form(num_templates, folding) -> None:
+@pytest.mark.parametrize('num_templates, tied_layers', [(None, None), (2, None), (2, dict(bank=[0, 1, 0]))])
+def test_shortest_path_network_has_an_inference_form(num_templates, tied_layers) -> None:
     torch.manual_seed(0)
     loss = None if num_templates is None else dict(type='mmrecur.RecurrenceLoss')
-    model = ShortestPathNet(num_templates, 3, 4, folding=folding, loss_recurrence=loss)
+    model = ShortestPathNet(num_templates, 3, 4, tied_layers=tied_layers, loss_recurrence=loss)
     randomise_norms(model)
     x = torch.rand(2, 2, 9, 9)
     with torch.no_grad():
@@ -276,8 +279,8 @@ def test_shortest_path_network_has_an_inference_form(num_templates, folding) -> 
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(folding=3), 'folding=3, allowed: None or dict'),
-        (dict(folding=dict(bank=[0])), r'folding: bank=\[0\], allowed: None or 20 integers'),
+        (dict(tied_layers=3), 'tied_layers=3, allowed: None or dict'),
+        (dict(tied_layers=dict(bank=[0])), r'tied_layers: bank=\[0\], allowed: None or 20 integers'),
         (dict(num_templates=21), 'num_templates=21, allowed: an integer from 1 to 20'),
         (dict(num_templates=None, coefficient_init='ones'), "coefficient_init='ones', allowed"),
     ],
@@ -287,6 +290,6 @@ def test_wrong_arguments_of_the_shortest_path_network_are_named(arguments: dict,
         ShortestPathNet(**{'num_templates': 2, **arguments})
 
 
-def test_a_loss_without_targets_is_refused() -> None:
+def test_loss_without_targets_is_refused() -> None:
     with pytest.raises(ValueError, match="targets=None with mode='loss', allowed"):
         ShortestPathNet(2, 3, 4)(torch.rand(1, 2, 9, 9), mode='loss')

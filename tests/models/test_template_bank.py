@@ -1,4 +1,4 @@
-"""Template banks against Equation 1 written out."""
+"""Template banks compared with Equation 1 of the paper."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrecur.models.layers import TemplateBank, TemplateConv2d, layer_similarity, share_convs
-from mmrecur.models.layers.template_bank.bank import initial_coefficients
+from mmrecur.models.layers.template_bank.coefficients import initial_coefficients
 from mmrecur.models.layers.template_bank.fit import fit_templates
 
 SHAPE = (6, 4, 3, 3)
@@ -23,7 +23,7 @@ def make(num_layers: int = 5, num_templates: int = 3, **kwargs) -> TemplateBank:
 
 
 def equation_1(bank: TemplateBank, index: int) -> Tensor:
-    """Sum over templates of coefficient times template."""
+    """Return the weight of a layer as the sum of coefficients times templates."""
     coefficients = bank.coefficients[index if bank.rows is None else bank.rows[index]]
     templates = bank.templates.chunk(bank.num_templates)
     weight = sum(a * template for a, template in zip(coefficients, templates, strict=True))
@@ -33,7 +33,7 @@ def equation_1(bank: TemplateBank, index: int) -> Tensor:
 @pytest.mark.parametrize('rows', [None, (0, 1, 0, 2, 1)])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('together', [True, False])
-def test_weights_and_gradients_are_those_of_equation_1(rows, layout, together: bool) -> None:
+def test_weights_and_gradients_follow_equation_1(rows, layout, together: bool) -> None:
     bank = make(rows=rows).double().to(memory_format=layout)
     if rows is not None:
         bank.row_scales.data = torch.tensor([1.0, -1.0, 0.5, 2.0, 1.5]).double()
@@ -68,8 +68,8 @@ def test_convolutions_of_any_dimension_equal_torchs(shape: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize('rows', [None, (0, 1, 0, 2, 1)])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-def test_transforms_of_functions_reach_the_parameters(rows, layout) -> None:
-    """First and second derivatives against Equation 1 written out; batches of parameters."""
+def test_function_transforms_work(rows, layout) -> None:
+    """Compare first and second derivatives and vmap with Equation 1."""
     bank = make(rows=rows).double().to(memory_format=layout)
     parameters = {name: p.detach() for name, p in bank.named_parameters()}
     directions = {name: torch.randn_like(p) for name, p in parameters.items()}
@@ -107,8 +107,8 @@ def test_transforms_of_functions_reach_the_parameters(rows, layout) -> None:
     )
 
 
-def test_a_network_can_be_differentiated_twice() -> None:
-    """Through the convolutions, against weights that are leaves of the graph."""
+def test_second_derivatives_of_a_network() -> None:
+    """Compare Hessian-vector products with those of a network without banks."""
     model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))).double()
     share_convs(model, 2)
     x = torch.randn(1, 3, 4, 4).double()
@@ -131,7 +131,7 @@ def test_a_network_can_be_differentiated_twice() -> None:
     torch.testing.assert_close(ours, expected)
 
 
-def test_inference_mode_leaves_nothing_that_gradients_could_meet() -> None:
+def test_gradients_work_after_inference_mode() -> None:
     bank = make().requires_grad_(False).eval()
     with torch.inference_mode():
         bank()
@@ -141,7 +141,7 @@ def test_inference_mode_leaves_nothing_that_gradients_could_meet() -> None:
     torch.testing.assert_close(x.grad, expected)
 
 
-def test_a_bank_without_values_gets_them_all_from_a_state_dict() -> None:
+def test_meta_bank_loads_a_state_dict() -> None:
     rows = (0, 1, 0, 2, 1)
     with torch.device('meta'):
         empty = make(rows=rows)
@@ -153,7 +153,7 @@ def test_a_bank_without_values_gets_them_all_from_a_state_dict() -> None:
 
 @pytest.mark.parametrize('rows', [None, (0, 1, 0, 2, 1)])
 @pytest.mark.parametrize('training', [True, False])
-def test_autocast_rounds_the_weights_once(rows, training: bool) -> None:
+def test_autocast_rounds_weights_only_once(rows, training: bool) -> None:
     bank = make(rows=rows).train(training)
     x, exact = torch.randn(1, 4, 5, 5), bank()
     with torch.autocast('cpu', torch.bfloat16):
@@ -167,7 +167,7 @@ def test_autocast_rounds_the_weights_once(rows, training: bool) -> None:
             torch.testing.assert_close(own, exact[index], rtol=1e-5, atol=1e-6)  # not rounded to 8 bits
 
 
-def test_similarity_is_the_cosine_without_its_sign() -> None:
+def test_similarity_is_the_absolute_cosine() -> None:
     coefficients = torch.tensor([[1.0, 0.0], [-3.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
     half = 0.5**0.5
     expected = torch.tensor([[1, 1, half, 0], [1, 1, half, 0], [half, half, 1, half], [0, 0, half, 1]])
@@ -178,7 +178,7 @@ def test_similarity_is_the_cosine_without_its_sign() -> None:
     torch.testing.assert_close(bank.similarity(), expected)
 
 
-def test_initialisations_are_those_of_appendix_b() -> None:
+def test_initialisations_follow_appendix_b() -> None:
     torch.manual_seed(0)
     wide = initial_coefficients(3, 5, 'orthogonal')
     torch.testing.assert_close(wide @ wide.t(), torch.eye(3))
@@ -188,13 +188,13 @@ def test_initialisations_are_those_of_appendix_b() -> None:
     sparse = initial_coefficients(1000, 6, 'sparse')
     assert ((sparse == 0).sum(1) == 3).all()
     assert sparse.square().sum(1).mean().item() == pytest.approx(1, abs=0.1)
-    # with orthonormal rows the weights start as Kaiming initialises plain ones
+    # with orthonormal rows, weights have the standard deviation of Kaiming initialisation
     bank = TemplateBank(4, 4, (64, 32, 3, 3))
     assert bank()[1].std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize('num_templates', [1, 2, 3, 4, 6])
-def test_fitted_templates_are_the_nearest(num_templates: int) -> None:
+def test_fit_is_the_best_approximation(num_templates: int) -> None:
     torch.manual_seed(0)
     weights = torch.randn(4, *SHAPE)
     given = initial_coefficients(4, num_templates, 'orthogonal')
@@ -208,7 +208,7 @@ def test_fitted_templates_are_the_nearest(num_templates: int) -> None:
         assert torch.equal(coefficients, given)
     singular = torch.zeros(4, num_templates)
     nearly = torch.ones(4, num_templates) + 1e-5 * torch.randn(4, num_templates)
-    for unfit in (singular, nearly):  # templates for these would be huge and cancel
+    for unfit in (singular, nearly):  # these would need large templates that cancel each other
         coefficients, templates, again = fit_templates(weights, num_templates, unfit)
         assert again == pytest.approx(error, abs=1e-6)
 
@@ -237,14 +237,14 @@ def test_wrong_shapes_are_named(shape: tuple) -> None:
         TemplateBank(2, 2, shape)
 
 
-def test_layers_that_a_bank_does_not_have_are_refused() -> None:
+def test_index_and_weight_shape_are_checked() -> None:
     with pytest.raises(ValueError, match='index=5, allowed: an integer from 0 to 4'):
         TemplateConv2d(make(), 5)
     with pytest.raises(ValueError, match=r'weight_shape=\(3, 4\), allowed: 3, 4 or 5 sizes'):
         TemplateConv2d(TemplateBank(2, 2, (3, 4)), 0)
 
 
-def test_plain_layers_have_full_precision_also_if_made_under_autocast() -> None:
+def test_materialise_keeps_full_precision_under_autocast() -> None:
     conv = TemplateConv2d(make().eval(), 1)
     with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
         conv(torch.zeros(1, 4, 5, 5))
@@ -252,7 +252,7 @@ def test_plain_layers_have_full_precision_also_if_made_under_autocast() -> None:
     torch.testing.assert_close(plain.weight, conv.template_bank.weight(1))
 
 
-def test_double_precision_stays_under_autocast() -> None:
+def test_autocast_keeps_double_precision() -> None:
     conv = TemplateConv2d(make().double(), 0)
     with torch.autocast('cpu', torch.bfloat16):
         assert conv(torch.zeros(1, 4, 5, 5).double()).dtype is torch.float64  # as of a plain convolution

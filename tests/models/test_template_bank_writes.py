@@ -1,4 +1,4 @@
-"""Weights from template banks after anything has written to the parameters."""
+"""Generated weights follow every way of changing the parameters of a bank."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ BUILDERS = [build_bank, build_tied_bank, build_stages, build_path_net, build_any
 
 
 def compute(model: nn.Module) -> tuple[Tensor, ...]:
-    """Its weights, if it is a bank, or its outputs."""
+    """Return the weights of a bank, or the outputs of a network."""
     if isinstance(model, TemplateBank):
         return model()
     channels = 2 if isinstance(model, ShortestPathNet) else 3
@@ -57,7 +57,7 @@ def compute(model: nn.Module) -> tuple[Tensor, ...]:
 
 
 def assert_up_to_date(model: nn.Module, build: Callable[[], nn.Module]) -> None:
-    """What a model computes is what a new one does that was given its parameters and never ran."""
+    """Compare the model with a new one that has the same parameters and has never run."""
     fresh = build()
     fresh.load_state_dict(model.state_dict())
     fresh.train(model.training)
@@ -71,7 +71,7 @@ def backward(model: nn.Module) -> None:
 
 
 def fused_step(model: nn.Module) -> None:
-    """Fused optimizers write without a new version; here after an evaluation since the backward pass."""
+    """Step a fused optimizer, which does not increase version counters, after an evaluation."""
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, fused=True)
     model.train()
     backward(model)
@@ -127,7 +127,7 @@ def load_and_assign(model: nn.Module) -> None:
 
 
 def swap(model: nn.Module) -> None:
-    """As MMEngine's hook does before a validation and after it."""
+    """Swap in averaged parameters, like MMEngine's EMA hook before a validation."""
     runner = SimpleNamespace(model=model, iter=0)
     hook = EMAHook(momentum=0.5)
     hook.before_run(runner)
@@ -172,7 +172,7 @@ def test_weights_follow_every_change_of_the_parameters(build, write, mode) -> No
 @pytest.mark.parametrize('build', BUILDERS)
 @pytest.mark.parametrize('average', [ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage])
 @pytest.mark.parametrize('training', [True, False])
-def test_averaged_models_compute_with_their_averages(build, average, training: bool) -> None:
+def test_averaged_models_use_their_averages(build, average, training: bool) -> None:
     model = build().train(training)
     averaged = average(model)
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_averaged_models_compute_with_their_averages(build, average, training: b
 
 
 @pytest.mark.parametrize('build', BUILDERS)
-def test_copies_are_their_own(build) -> None:
+def test_copies_are_independent(build) -> None:
     model = build().eval()
     with torch.no_grad():
         expected = compute(model)
@@ -197,7 +197,7 @@ def test_copies_are_their_own(build) -> None:
 
 
 @pytest.mark.parametrize('build', BUILDERS)
-def test_parameters_can_be_given_for_one_call(build) -> None:
+def test_functional_call_uses_the_given_parameters(build) -> None:
     model, other = build().eval(), build().eval()
     with torch.no_grad():
         write_data(other)

@@ -160,10 +160,10 @@ BACKBONES: dict[str, dict] = {
         type='mmrecur.MobileNetV2Shared', share='double', attention='eca', width_mult=0.25
     ),
     'shared-densenet': dict(
-        type='mmrecur.DenseNetShared', growth=4, stem_channels=8, shared_rank=4, out_indices=(0, 3)
+        type='mmrecur.DenseNetShared', growth_rate=4, stem_channels=8, shared_rank=4, out_indices=(0, 3)
     ),
     'shared-densenet-third': dict(
-        type='mmrecur.DenseNetShared', growth=4, stem_channels=8, shared_rank=4, last_basis='third'
+        type='mmrecur.DenseNetShared', growth_rate=4, stem_channels=8, shared_rank=4, last_basis='third'
     ),
     'shared-x50': dict(
         type='mmrecur.ResNeXtShared', depth=50, base_channels=8, groups=4, base_width=4, shared_rank=8
@@ -176,7 +176,7 @@ BACKBONES: dict[str, dict] = {
         width=2,
         num_templates=2,
         base_channels=8,
-        folding=dict(layer2=dict(bank=(0, 1, 0, 1)), layer3=dict(bank=(0, 0, 0, 0))),
+        tied_layers=dict(layer2=dict(bank=(0, 1, 0, 1)), layer3=dict(bank=(0, 0, 0, 0))),
     ),
     'swrn-16-2-c2': dict(
         type='mmrecur.SWRN', depth=16, width=2, num_templates=1, base_channels=8, out_indices=(0, 1)

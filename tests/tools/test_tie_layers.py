@@ -40,13 +40,13 @@ def test_folding_writes_a_checkpoint_a_config_and_a_diagram(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / 'folded.pth'
-    load_tool('model_converters/fold.py').main([MODULE, checkpoint, str(out), '--threshold', '0.95'])
+    load_tool('model_converters/tie_layers.py').main([MODULE, checkpoint, str(out), '--threshold', '0.95'])
     text = capsys.readouterr().out
     assert 'layer1: 1 2 3 4 5 6   [6 layers in 6 steps]' in text
     assert 'layer2: 1 2 (3 4) x 2   [4 layers in 6 steps]' in text
     assert (tmp_path / 'folded.png').read_bytes().startswith(b'\x89PNG')
     cfg = Config.fromfile(tmp_path / 'folded.py')
-    assert cfg.model.folding == dict(layer2=dict(bank=[0, 1, 0, 1]))
+    assert cfg.model.tied_layers == dict(layer2=dict(bank=[0, 1, 0, 1]))
     assert Path(cfg.load_from) == out
     folded = MODELS.build(cfg.model).eval()
     folded.load_state_dict(torch.load(out)['state_dict'])
@@ -61,7 +61,7 @@ def test_folding_writes_a_checkpoint_a_config_and_a_diagram(
 
 
 def test_wrong_uses_are_named(checkpoint: str, tmp_path: Path) -> None:
-    main = load_tool('model_converters/fold.py').main
+    main = load_tool('model_converters/tie_layers.py').main
     out = str(tmp_path / 'out.pth')
     with pytest.raises(ToolError, match='no two layers are that similar, the highest is 0.7'):
         model = SWRN(depth=22, width=1, num_templates=2, base_channels=8)
@@ -89,7 +89,7 @@ def test_metrics_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture,
     options = ['model.num_templates=1', 'test_dataloader.dataset.num_examples=4']
     out = tmp_path / 'folded.pth'
     config = str(ROOT / 'configs/swrn/shortest-path_scnn.py')
-    load_tool('model_converters/fold.py').main(
+    load_tool('model_converters/tie_layers.py').main(
         [config, save(model, tmp_path / 'a.pth'), str(out), '--test', '--cfg-options', *options]
     )
     text = capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_metrics_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture,
     before, after = (part.split()[0] for part in line.removeprefix('f1: ').split(', '))
     assert before == after
     cfg = Config.fromfile(tmp_path / 'folded.py')
-    assert cfg.model.folding == dict(bank=[0] * 20)
+    assert cfg.model.tied_layers == dict(bank=[0] * 20)
     assert cfg.test_dataloader.dataset.num_examples == 4
 
 

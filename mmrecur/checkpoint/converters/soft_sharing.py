@@ -81,7 +81,7 @@ def fill_bank(transfer: Transfer, name: str, bank: TemplateBank, keys: list[str]
         TransferError: If the bank is folded.
     """
     if bank.rows is not None:
-        raise TransferError(f'{name} is folded, allowed: a model without folding')
+        raise TransferError(f'{name} is folded, allowed: a model without tied_layers')
     prefix = f'{transfer.prefix}{name}.'
     if wrong := [key for key in keys if transfer.source[key].shape != bank.weight_shape]:
         for key in wrong:

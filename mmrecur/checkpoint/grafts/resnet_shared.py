@@ -13,10 +13,9 @@ from mmrecur.checkpoint.layouts import backbone_prefix
 from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names
 from mmrecur.checkpoint.transfer import TransferError
 from mmrecur.models.backbones.mobilenet_v2_shared import MobileNetV2Shared
-from mmrecur.models.backbones.resnext_shared import GroupedBasisConv2d
-from mmrecur.models.backbones.shared_basis_backbone import BasisStage, SharedBasisBackbone
+from mmrecur.models.backbones.shared_basis_backbone import SharedBasisBackbone
 from mmrecur.models.layers.common.fuse import is_fusible
-from mmrecur.models.layers.filter_basis.basis import BasisConv2d, FactorizedConv2d
+from mmrecur.models.layers.filter_basis import BasisConv2d, BasisStage, FactorizedConv2d, GroupedBasisConv2d
 
 _NORM = re.compile(r'\.(conv\d)\.norm\.(weight|bias|running_mean|running_var|num_batches_tracked)$')
 

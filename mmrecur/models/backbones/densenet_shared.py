@@ -1,121 +1,49 @@
-"""DenseNet-Shared: DenseNets whose layers share filter bases."""
+"""DenseNet-Shared, a DenseNet whose layers share filter bases."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrecur.models.backbones.base import make_norm_layer
-from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY, BasisStage, SharedBasisBackbone
+from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY, SharedBasisBackbone
 from mmrecur.models.layers.common.checks import check_choice, check_int
-from mmrecur.models.layers.common.fuse import is_fusible, norm_affine
 from mmrecur.models.layers.common.residual import NormLayer
-from mmrecur.models.layers.filter_basis.basis import FactorizedConv2d, FilterBasis
-from mmrecur.models.layers.rla.dense_block import DenseLayer
+from mmrecur.models.layers.filter_basis import BasisDenseLayer, BasisStage, FilterBasis, PoolingTransition
 from mmrecur.registry import MODELS
-
-
-class BasisDenseLayer(DenseLayer):
-    """A layer of a dense block that appends its output to its input, its 3x3 convolution factorised.
-
-    Args:
-        in_channels (int): Channels of the input.
-        growth (int): Channels of what it appends; the 1x1 convolution has ``4 * growth``.
-        basis (FilterBasis, optional): Shared filters of the 3x3 convolution; None for a plain one.
-        unique_rank (int): Its own filters. Defaults to 0.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        growth: int,
-        basis: FilterBasis | None = None,
-        unique_rank: int = 0,
-        norm_layer: NormLayer = nn.BatchNorm2d,
-    ) -> None:
-        super().__init__(in_channels, growth, norm_layer=norm_layer)
-        if basis is not None:
-            self.conv2 = FactorizedConv2d(basis, growth, unique_rank, norm_layer=norm_layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the layer.
-
-        Args:
-            x (Tensor): Shape (N, in_channels, H, W).
-
-        Returns:
-            Tensor: Shape (N, in_channels + growth, H, W).
-        """
-        return torch.cat([x, super().forward(x)], 1)
-
-
-class Transition(nn.Module):
-    """What stands between dense blocks: BN, 2x2 average pooling, 1x1 convolution.
-
-    Args:
-        in_channels (int): Channels of the input.
-        out_channels (int): Channels of the output.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.norm = norm_layer(in_channels)
-        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Halve the resolution, sizes rounded up.
-
-        Args:
-            x (Tensor): Shape (N, in_channels, H, W).
-
-        Returns:
-            Tensor: Shape (N, out_channels, H / 2, W / 2).
-        """
-        # everything is affine here, so the convolution may come last: a quarter of the pixels
-        return self.conv(F.avg_pool2d(self.norm(x), 2, 2, ceil_mode=True, count_include_pad=False))
-
-    def switch_to_deploy(self) -> None:
-        """Fold the norm into the convolution behind it, where it can be."""
-        if is_fusible(self.norm):
-            scale, shift = norm_affine(self.norm)
-            matrix = self.conv.weight.flatten(1).double()
-            self.conv.bias = nn.Parameter((matrix @ shift.double()).to(self.conv.weight))
-            self.conv.weight.mul_(scale.view(-1, 1, 1))
-            self.norm = nn.Identity()
 
 
 @MODELS.register_module()
 class DenseNetShared(SharedBasisBackbone):
-    """DenseNet in its CIFAR form whose layers share filter bases.
+    """DenseNet for CIFAR whose layers share filter bases.
 
     Kang and Kim, *Deeply Shared Filter Bases for Parameter-Efficient Convolutional Neural Networks*, NeurIPS
-    2021, https://arxiv.org/abs/2006.05066, Table 2: DenseNet121-S16U1. All 3x3 convolutions of a dense
-    block are factorised over ``shared_rank`` filters that they share and ``unique_rank`` of their own. As in
-    the authors' network, transitions have no ReLU.
+    2021, https://arxiv.org/abs/2006.05066, Table 2: DenseNet121-S16U1. All 3x3 convolutions of a dense block
+    are factorised into ``shared_rank`` filters that they share, ``unique_rank`` filters of their own, and
+    coefficients. As in the authors' network, transitions have no ReLU.
 
     Args:
-        depth (int): 121, 169, 201 or 161. Defaults to 121.
-        shared_rank (int): Shared filters of a dense block; 0 for a plain network. Defaults to 16.
-        unique_rank (int): Filters of its own of each 3x3 convolution. Defaults to 1.
-        last_basis (str): Whose filters the fourth dense block reads: its ``'own'``, or the third
-            block's, ``'third'``, which the authors' code does by accident. Defaults to 'own'.
-        growth (int): Channels that a layer appends. Defaults to 32.
-        stem_channels (int): Channels of the first convolution, 3x3 of stride 1. Defaults to 64.
+        depth (int): 121, 161, 169 or 201. Defaults to 121.
+        shared_rank (int): Number of filters that a dense block shares. 0 gives a plain network. Defaults to
+            16.
+        unique_rank (int): Number of filters that belong to a single 3x3 convolution. Defaults to 1.
+        last_basis (str): Basis of the fourth dense block: its ``'own'``, or that of the ``'third'`` block,
+            which the authors' code uses by mistake. Defaults to 'own'.
+        growth_rate (int): Number of channels that a layer appends. Defaults to 32.
+        stem_channels (int): Number of channels of the stem, a 3x3 convolution of stride 1. Defaults to 64.
         loss_ortho (Mapping, optional): See :class:`ResNetShared`. Defaults to
             ``dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0)``.
-        in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int]): Dense blocks to return; the fourth with the last norm and ReLU.
-            Defaults to (3,).
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i blocks. A basis that a
-            later block reads is frozen with that one. Defaults to -1.
-        norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
-        norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
-        with_cp (bool): Recompute activations in the backward pass. Defaults to False.
+        in_channels (int): Number of image channels. Defaults to 3.
+        out_indices (Sequence[int]): Dense blocks to return, 0 for the first. A final norm and ReLU follow the
+            fourth. Later blocks are not built. Defaults to (3,).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i dense blocks. A basis
+            is frozen only if all blocks that read it are. Defaults to -1.
+        norm_cfg (dict, optional): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
+        norm_eval (bool): Keep batch norms in evaluation mode during training. Defaults to False.
+        with_cp (bool): Recompute activations in the backward pass to save memory. Defaults to False.
         init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
 
     Raises:
@@ -129,7 +57,7 @@ class DenseNetShared(SharedBasisBackbone):
         [(1, 1024, 4, 4)]
     """
 
-    #: Layers in each dense block.
+    #: Number of layers in each dense block.
     arch_settings = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32), 161: (6, 12, 36, 24)}
 
     def __init__(
@@ -138,7 +66,7 @@ class DenseNetShared(SharedBasisBackbone):
         shared_rank: int = 16,
         unique_rank: int = 1,
         last_basis: str = 'own',
-        growth: int = 32,
+        growth_rate: int = 32,
         stem_channels: int = 64,
         loss_ortho: Mapping | None = ORTHOGONALITY,
         in_channels: int = 3,
@@ -164,38 +92,47 @@ class DenseNetShared(SharedBasisBackbone):
         check_int('shared_rank', shared_rank, 0)
         check_int('unique_rank', unique_rank, 0)
         check_choice('last_basis', last_basis, ['own', 'third'])
-        check_int('growth', growth, 1)
+        check_int('growth_rate', growth_rate, 1)
         check_int('stem_channels', stem_channels, 1)
         norm_layer = make_norm_layer(self.norm_cfg)
         self.conv1 = nn.Conv2d(self.in_channels, stem_channels, 3, padding=1, bias=False)
         self.stages = [f'layer{i + 1}' for i in range(self.num_stages)]
-        #: Which stage owns the basis that a stage reads.
+        #: For each stage, the stage that owns the basis it reads.
         self.basis_of = {name: name for name in self.stages} if shared_rank else {}
         if last_basis == 'third' and 'layer4' in self.basis_of:
             self.basis_of['layer4'] = 'layer3'
+        self.shared_rank = shared_rank
         self.unique_rank = unique_rank
+        self.growth_rate = growth_rate
 
         channels, widths = stem_channels, []
         for i, name in enumerate(self.stages):
             if i:
-                self.add_module(f'transition{i}', Transition(channels, channels // 2, norm_layer))
+                self.add_module(f'transition{i}', PoolingTransition(channels, channels // 2, norm_layer))
                 channels //= 2
-            basis, own = None, {}
-            if owner := self.basis_of.get(name):
-                if owner == name:
-                    own['conv2'] = FilterBasis(shared_rank, 4 * growth)
-                basis = own['conv2'] if own else getattr(self, owner).basis['conv2']
-            layers = [
-                BasisDenseLayer(channels + j * growth, growth, basis, unique_rank, norm_layer)
-                for j in range(self.arch_settings[depth][i])
-            ]
-            self.add_module(name, BasisStage(layers, own, self.with_cp))
-            channels += len(layers) * growth
+            num_layers = self.arch_settings[depth][i]
+            self.add_module(name, self._make_stage(name, num_layers, channels, norm_layer))
+            channels += num_layers * growth_rate
             widths.append(channels)
         self.norm = norm_layer(channels) if self.num_stages == 4 else None
         self.out_channels = tuple(widths[i] for i in self.out_indices)
         self.out_strides = tuple(2**i for i in self.out_indices)
         self._finish()
+
+    def _make_stage(self, name: str, num_layers: int, in_channels: int, norm_layer: NormLayer) -> BasisStage:
+        owner = self.basis_of.get(name)
+        bases: dict[str, FilterBasis] = {}
+        basis = None
+        if owner == name:
+            basis = bases['conv2'] = FilterBasis(self.shared_rank, 4 * self.growth_rate)
+        elif owner is not None:
+            basis = getattr(self, owner).basis['conv2']
+        rate = self.growth_rate
+        layers = [
+            BasisDenseLayer(in_channels + i * rate, rate, basis, self.unique_rank, norm_layer)
+            for i in range(num_layers)
+        ]
+        return BasisStage(layers, bases, self.with_cp)
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
@@ -205,11 +142,13 @@ class DenseNetShared(SharedBasisBackbone):
         modules = [*getattr(self, name).blocks]
         if stage > 1:
             modules.append(getattr(self, f'transition{stage - 1}'))
-        # a basis belongs to the last stage that reads it
-        for owner in {self.basis_of.get(name)} - {None}:
+        # a basis belongs to the last stage that reads it, so that freezing an earlier one does not freeze it
+        owner = self.basis_of.get(name)
+        if owner is not None:
             readers = [reader for reader, read in self.basis_of.items() if read == owner]
-            if readers[-1] == name and getattr(self, owner).basis is not None:
-                modules.append(getattr(self, owner).basis)
+            basis = getattr(self, owner).basis
+            if readers[-1] == name and basis is not None:
+                modules.append(basis)
         if stage == 4:
             modules.append(self.norm)
         return modules
@@ -223,26 +162,19 @@ class DenseNetShared(SharedBasisBackbone):
             layers[0].append(getattr(self, f'transition{stage - 1}'))
         return layers
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the features.
+    def _run_stem(self, x: Tensor) -> Tensor:
+        return self.conv1(x)
 
-        Args:
-            x (Tensor): Images, shape (N, in_channels, H, W).
+    def _run_stage(self, index: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if index > 0:
+            x = getattr(self, f'transition{index}')(x)
+        return super()._run_stage(index, x, state)
 
-        Returns:
-            tuple[Tensor]: Of each dense block in ``out_indices`` its map, shape
-            (N, C_i, H / stride_i, W / stride_i), sizes rounded up.
-        """
-        x = self.conv1(x)
-        outputs = []
-        for i, name in enumerate(self.stages):
-            x = getattr(self, name)(getattr(self, f'transition{i}')(x) if i else x)
-            if i == 3:
-                x = F.relu(self.norm(x))
-            if i in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+    def _finish_outputs(self, outputs: list[Tensor], state: Any) -> list[Tensor]:
+        if self.norm is not None:
+            outputs[-1] = F.relu(self.norm(outputs[-1]))
+        return outputs
 
-    def _deploy_rest(self) -> None:
+    def _fuse_outside_stages(self) -> None:
         for i in range(1, self.num_stages):
             getattr(self, f'transition{i}').switch_to_deploy()

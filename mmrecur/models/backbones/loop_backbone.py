@@ -22,7 +22,7 @@ from mmrecur.models.layers.loop.block import (
     loop_blocks,
 )
 from mmrecur.models.layers.loop.gate import GumbelGate, check_rate
-from mmrecur.models.losses.objective import OwnObjective
+from mmrecur.models.losses.auxiliary import AuxiliaryObjective
 
 #: Default objective of the gates. The backbone adds the target rate of its architecture.
 GATE_RATE = MappingProxyType(dict(type='mmrecur.GateRateLoss', loss_weight=1.0))
@@ -60,7 +60,7 @@ class LoopStage(Stage):
             block.switch_to_deploy()
 
 
-class LoopBackbone(OwnObjective, Backbone):
+class LoopBackbone(AuxiliaryObjective, Backbone):
     """Base of the backbones of which some blocks run in loops.
 
     A subclass builds ``conv1``, ``bn1`` and ``relu``, passes blocks through :meth:`_loop`, adds stages with
@@ -90,8 +90,8 @@ class LoopBackbone(OwnObjective, Backbone):
         stages (list[str]): Names of the stages that contain blocks.
     """
 
-    objective = 'loss_gate'
-    objective_aim = 'the target rate of its gates'
+    loss_name = 'loss_gate'
+    loss_purpose = 'the target rate of its gates'
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class LoopBackbone(OwnObjective, Backbone):
     def _finish(self) -> None:
         """Freeze the frozen stages; drop the objective if there are no gates."""
         self._freeze()
-        self._finish_objective(acts=self.has_gates)
+        self._finish_objective(is_active=self.has_gates)
 
     def stage_modules(self, stage: int) -> list[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
@@ -169,7 +169,7 @@ class LoopBackbone(OwnObjective, Backbone):
         return (*super().required_hooks, *([dict(type='mmrecur.GateRateHook')] if self.has_gates else []))
 
     def objective_input(self) -> list[GateDecision]:
-        """Return the decisions of all gates in the last training pass, see :class:`OwnObjective`.
+        """Return the decisions of all gates in the last training pass, see :class:`AuxiliaryObjective`.
 
         Returns:
             list[GateDecision]: One for each gated iteration of each loop. Loops in evaluation mode, such as

@@ -1,19 +1,15 @@
-"""MobileNetV2-Shared: MobileNetV2 whose blocks share 1x1 convolutions."""
+"""MobileNetV2-Shared, a MobileNetV2 whose blocks share 1x1 convolutions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from mmrecur.models.backbones.base import make_norm_layer
-from mmrecur.models.backbones.shared_basis_backbone import (
-    ORTHOGONALITY,
-    BasisStage,
-    SharedBasisBackbone,
-    share_convolutions,
-)
+from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY, SharedBasisBackbone
 from mmrecur.models.layers.common.attention import ECA, ChannelGate
 from mmrecur.models.layers.common.checks import check_choice
 from mmrecur.models.layers.common.fuse import fuse_norm
@@ -24,24 +20,26 @@ from mmrecur.models.layers.common.inverted_residual import (
     round_channels,
 )
 from mmrecur.models.layers.common.residual import NormLayer
+from mmrecur.models.layers.filter_basis import BasisStage, share_convolutions
 from mmrecur.registry import MODELS
 
-#: What blocks share: 1x1 convolutions of each block but a stage's first.
+#: Convolutions that blocks share, for each value of ``share``. The first block of a stage never shares.
 SHARES = {None: (), 'single': ('conv1',), 'double': ('conv1', 'conv3')}
 
 
 class BasisInvertedResidual(InvertedResidual):
-    """Inverted residual block without a recurrent state, as the authors of the shared bases have it.
+    """Inverted residual block of the authors' MobileNetV2.
 
-    It begins with a 1x1 convolution whatever its ratio.
+    It differs from :class:`InvertedResidual` in two ways: its activation is ReLU instead of ReLU6, and it has
+    an expansion convolution even if the expansion ratio is 1.
 
     Args:
-        in_channels (int): Channels of the input.
-        out_channels (int): Channels of the output.
+        in_channels (int): Number of input channels.
+        out_channels (int): Number of output channels.
         stride (int): Stride of the depthwise convolution.
-        expansion (int): The hidden maps have ``expansion * in_channels`` channels.
+        expansion (int): Ratio of hidden channels to input channels.
         attention (ChannelGate, optional): Channel attention on the residual. Defaults to None.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
     """
 
     def __init__(
@@ -68,29 +66,30 @@ class MobileNetV2Shared(SharedBasisBackbone):
     """MobileNetV2 whose blocks share 1x1 convolutions.
 
     Kang and Kim, *Deeply Shared Filter Bases for Parameter-Efficient Convolutional Neural Networks*, NeurIPS
-    2021, https://arxiv.org/abs/2006.05066. In the stages 3 to 6 all blocks but the first share the
-    expansion (``share='single'``) or the expansion and the projection (``'double'``, marked with a double
-    dagger in the paper). As in the authors' network, stem and head have biases and ReLU6, blocks ReLU, and
-    the first stage has an expansion convolution too, of ratio 1. Their network with the double dagger also
-    has channel attention: it is ``share='double', attention='eca'``.
+    2021, https://arxiv.org/abs/2006.05066. In stages 3 to 6, all blocks except the first share the expansion
+    convolution (``share='single'``) or the expansion and the projection (``'double'``, marked with a double
+    dagger in the paper).
+
+    Like the authors' network it differs from other MobileNetV2s in details: stem and head have biases and
+    ReLU6, blocks have ReLU, and the block of the first stage has an expansion convolution of ratio 1. The
+    authors' double-dagger network also has channel attention: ``share='double', attention='eca'``.
 
     Args:
-        share (str, optional): See above; None for a plain network. Defaults to 'single'.
-        attention (str, optional): ``'eca'`` for efficient channel attention on the residuals of the blocks
-            that share, before the sum, with a kernel of 1 for fewer than 96 channels, else 3; it needs blocks
-            that share. None for none. Defaults to None.
-        width_mult (float): Factor of all widths; the products are rounded to multiples of 8. Defaults
-            to 1.0.
+        share (str, optional): What the blocks share, see above. None gives a plain network. Defaults to
+            'single'.
+        attention (str, optional): ``'eca'`` adds efficient channel attention to the residuals of the blocks
+            that share, with kernel size 1 below 96 channels, else 3. It requires ``share``. Defaults to None.
+        width_mult (float): Factor of all widths. Products are rounded to multiples of 8. Defaults to 1.0.
         loss_ortho (Mapping, optional): See :class:`ResNetShared`. Defaults to
             ``dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0)``.
-        in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return, from 0 to 6, and 7 for the last 1x1 convolution.
-            Defaults to (7,).
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their bases.
-            Defaults to -1.
-        norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
-        norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
-        with_cp (bool): Recompute activations in the backward pass. Defaults to False.
+        in_channels (int): Number of image channels. Defaults to 3.
+        out_indices (Sequence[int]): Stages to return: 0 to 6 for the stages of blocks, 7 for the last 1x1
+            convolution. Later stages are not built. Defaults to (7,).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i stages with their
+            bases. Defaults to -1.
+        norm_cfg (dict, optional): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
+        norm_eval (bool): Keep batch norms in evaluation mode during training. Defaults to False.
+        with_cp (bool): Recompute activations in the backward pass to save memory. Defaults to False.
         init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
 
     Raises:
@@ -104,7 +103,7 @@ class MobileNetV2Shared(SharedBasisBackbone):
         [(1, 24, 16, 16), (1, 32, 8, 8), (1, 96, 4, 4), (1, 320, 2, 2)]
     """
 
-    #: Expansion, channels, blocks, stride of each stage (Sandler et al., Table 2).
+    #: Expansion ratio, channels, number of blocks and stride of each stage (Sandler et al. 2018, Table 2).
     arch_settings = (
         (1, 16, 1, 1),
         (6, 24, 2, 2),
@@ -114,6 +113,7 @@ class MobileNetV2Shared(SharedBasisBackbone):
         (6, 160, 3, 2),
         (6, 320, 1, 1),
     )
+    #: Indices of the stages whose blocks share.
     sharing_stages = (2, 3, 4, 5)
     architectures = {
         'mobilenetv2-shared': {},
@@ -190,27 +190,15 @@ class MobileNetV2Shared(SharedBasisBackbone):
             return [self.conv1, self.bn1] if stage == 0 else [self.conv2, self.bn2]
         return [getattr(self, self.stages[stage - 1])]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the features.
+    def _run_stem(self, x: Tensor) -> Tensor:
+        return self.relu6(self.bn1(self.conv1(x)))
 
-        Args:
-            x (Tensor): Images, shape (N, in_channels, H, W).
+    def _run_stage(self, index: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if index < len(self.stages):
+            return super()._run_stage(index, x, state)
+        return self.relu6(self.bn2(self.conv2(x))), state
 
-        Returns:
-            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
-            (N, C_i, H / stride_i, W / stride_i), sizes rounded up.
-        """
-        x = self.relu6(self.bn1(self.conv1(x)))
-        outputs = []
-        for i, name in enumerate(self.stages):
-            x = getattr(self, name)(x)
-            if i in self.out_indices:
-                outputs.append(x)
-        if self.has_head:
-            outputs.append(self.relu6(self.bn2(self.conv2(x))))
-        return tuple(outputs)
-
-    def _deploy_rest(self) -> None:
+    def _fuse_outside_stages(self) -> None:
         self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         if self.has_head:
             self.conv2, self.bn2 = fuse_norm(self.conv2, self.bn2)

@@ -1,4 +1,4 @@
-"""ResNet-Shared: ResNets whose blocks share filter bases."""
+"""ResNet-Shared, a ResNet whose blocks share filter bases."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ from functools import partial
 from torch import Tensor, nn
 
 from mmrecur.models.backbones.base import make_norm_layer
-from mmrecur.models.backbones.shared_basis_backbone import (
-    ORTHOGONALITY,
-    BasisStage,
-    SharedBasisBackbone,
-    share_convolutions,
-)
+from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY, SharedBasisBackbone
 from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.residual import Bottleneck, NormLayer
 from mmrecur.models.layers.common.residual_basic import BasicBlock, conv3x3
-from mmrecur.models.layers.filter_basis.basis import FactorizedConv2d, FilterBasis
+from mmrecur.models.layers.filter_basis import BasisStage, FactorizedConv2d, FilterBasis, share_convolutions
 from mmrecur.registry import MODELS
 
-#: What bottlenecks share: convolutions of each block but a stage's first.
+#: Convolutions that bottlenecks share, for each value of ``share``. The first block of a stage never shares.
 SHARES = {None: (), 'single': ('conv2',), 'double': ('conv2', 'conv3'), 'all': ('conv1', 'conv2', 'conv3')}
 
 
@@ -31,55 +26,61 @@ class ResNetShared(SharedBasisBackbone):
     """ResNet whose blocks share filter bases.
 
     Kang and Kim, *Deeply Shared Filter Bases for Parameter-Efficient Convolutional Neural Networks*, NeurIPS
-    2021, https://arxiv.org/abs/2006.05066. The first block of each stage is a plain one. In the others
+    2021, https://arxiv.org/abs/2006.05066. The first block of each stage is that of the plain ResNet. The
+    other blocks share as follows:
 
-    - basic blocks (depth 18, 34 and the CIFAR-10 depths) have factorised convolutions
-      (:class:`FactorizedConv2d`) over ``shared_rank * 2**i`` filters that the blocks of stage i share and
-      ``unique_rank * 2**i`` of their own: ResNet34-S48U1 has 48 and 1;
-    - bottlenecks (depth 50, 101, 152) share whole convolutions: the 3x3 (``share='single'``), also the
-      last 1x1 (``'double'``) or all three (``'all'``). Norms are never shared.
+    - Basic blocks (depths 18 and 34 and the CIFAR-10 depths) have factorised convolutions
+      (:class:`FactorizedConv2d`). In stage i, counted from 0, all blocks share ``shared_rank * 2**i``
+      filters, and each convolution adds ``unique_rank * 2**i`` filters of its own. The paper's ResNet34-S48U1
+      has ``shared_rank=48`` and ``unique_rank=1``.
+    - Bottlenecks (depths 50, 101 and 152) share whole convolutions: the 3x3 one (``share='single'``), the 3x3
+      and the last 1x1 one (``'double'``), or all three (``'all'``). Norms are never shared.
 
-    Parameters are named as in torchvision's ResNet; bases are ``layer1.basis.conv2.weight`` and the like,
-    in a basic block ``layer1.1.conv1.unique``, ``.norm`` and ``.coefficients``. Without sharing
-    (``share=None``) it is the plain ResNet.
+    Parameters have the names of torchvision's ResNet. The bases are named like ``layer1.basis.conv2.weight``,
+    and the parts of a factorised convolution ``layer1.1.conv1.unique``, ``.norm`` and ``.coefficients``. With
+    ``share=None`` the network is the plain ResNet.
 
     Args:
-        depth (int): 18, 34, 50, 101, 152, or a CIFAR-10 network of three stages of 16, 32, 64 channels
-            with parameter-free shortcuts: 20, 32, 44, 56, 110.
-        shared_rank (int, optional): Shared filters of a basic block's basis in the first stage; 0 for a
-            plain network. Defaults to None, what the paper has: 48; 32 for depth 18 and 34 with the
-            CIFAR stem, 16 for the CIFAR-10 networks.
-        unique_rank (int, optional): Filters of its own of each basic block's convolution in the first
-            stage. Defaults to None, the paper's 1.
-        bases (int, optional): 1 for one basis a stage, 2 for one of the blocks' first and one of their
-            second convolutions (marked with a double dagger in the paper). Defaults to None, what the
-            paper has: 1 for depth 18 and 34 with the CIFAR stem, else 2.
-        share (str, optional): What bottlenecks share, see above; ``'single'`` for basic blocks. None for
-            a plain network. Defaults to 'single'.
-        stem (str): ``'imagenet'``, a 7x7 convolution and pooling, both of stride 2, or ``'cifar'``, a 3x3
-            convolution of stride 1. Defaults to None, 'cifar' for the CIFAR-10 depths, else 'imagenet'.
-        basis_norm (bool): Norms between basis and coefficients of basic blocks. Defaults to True.
-        loss_ortho (Mapping, optional): Objective that keeps the bases orthonormal; it needs
-            ``custom_hooks=[dict(type='mmrecur.AuxiliaryLossHook')]``. None for none. Defaults to
+        depth (int): 18, 34, 50, 101 or 152; or 20, 32, 44, 56 or 110 for a CIFAR-10 network of three stages
+            with 16, 32 and 64 channels and parameter-free shortcuts.
+        shared_rank (int, optional): Number of shared filters in the first stage, for basic blocks only. 0
+            gives a plain network. Defaults to None, the paper's value: 48; 32 for depths 18 and 34 with
+            ``stem='cifar'``; 16 for the CIFAR-10 depths.
+        unique_rank (int, optional): Number of filters in the first stage that belong to a single convolution,
+            for basic blocks only. Defaults to None, the paper's 1.
+        bases (int, optional): Number of bases per stage, for basic blocks only. With 2, the first
+            convolutions of the blocks share one basis and the second ones another (marked with a double
+            dagger in the paper). Defaults to None, the paper's value: 1 for depths 18 and 34 with
+            ``stem='cifar'``, else 2.
+        share (str, optional): What the blocks share, see above; basic blocks allow only ``'single'`` and
+            None. None gives a plain network. Defaults to 'single'.
+        stem (str, optional): ``'imagenet'``: a 7x7 convolution and max pooling, both of stride 2.
+            ``'cifar'``: a 3x3 convolution of stride 1. Defaults to None: 'cifar' for the CIFAR-10 depths,
+            else 'imagenet'.
+        basis_norm (bool): Use a norm between basis and coefficients of factorised convolutions. Defaults to
+            True.
+        loss_ortho (Mapping, optional): Auxiliary loss that keeps the bases orthonormal. It needs
+            ``custom_hooks=[dict(type='mmrecur.AuxiliaryLossHook')]``. None disables it. Defaults to
             ``dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0)``.
-        base_channels (int, optional): Channels of the stem; stage i has ``base_channels * 2**i``, four
-            times as many with bottlenecks. Defaults to None, 16 for the CIFAR-10 depths, else 64.
-        strides (Sequence[int], optional): Stride of each stage's first block. Defaults to None, 1 for the
-            first stage and 2 for the others.
-        in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int], optional): Stages to return. Stages behind the last are not built.
-            Defaults to None, all.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their bases.
-            Defaults to -1.
-        norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
-        norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
-        with_cp (bool): Recompute activations in the backward pass. Defaults to False.
-        init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. They leave the bases
-            alone, which start orthonormal. Defaults to None.
+        base_channels (int, optional): Number of stem channels. Stage i has ``base_channels * 2**i`` output
+            channels, or four times as many with bottlenecks. Defaults to None: 16 for the CIFAR-10 depths,
+            else 64.
+        strides (Sequence[int], optional): Stride of each stage. Defaults to None: 1 for the first stage, 2
+            for the others.
+        in_channels (int): Number of image channels. Defaults to 3.
+        out_indices (Sequence[int], optional): Stages to return, 0 for the first. Later stages are not built.
+            Defaults to None, all stages.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i stages with their
+            bases. Defaults to -1.
+        norm_cfg (dict, optional): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
+        norm_eval (bool): Keep batch norms in evaluation mode during training. Defaults to False.
+        with_cp (bool): Recompute activations in the backward pass to save memory. Defaults to False.
+        init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. They do not affect the
+            bases, which start orthonormal. Defaults to None.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
-            allowed.
+        TypeError, ValueError: If an argument is wrong. The message names the argument, its value and the
+            allowed values.
 
     Example:
         >>> import torch
@@ -93,7 +94,7 @@ class ResNetShared(SharedBasisBackbone):
         (1, 512, 2, 2)
     """
 
-    #: Blocks in each stage.
+    #: Number of blocks in each stage.
     arch_settings = {
         18: (2, 2, 2, 2),
         34: (3, 4, 6, 3),
@@ -171,30 +172,29 @@ class ResNetShared(SharedBasisBackbone):
         self._finish()
 
     def _choose_stem(self, stem: str | None, base_channels: int | None) -> None:
-        is_small = len(self.arch_settings[self.depth]) == 3
-        stem = stem or ('cifar' if is_small else 'imagenet')
+        stem = stem or ('cifar' if self.has_three_stages else 'imagenet')
         check_choice('stem', stem, ['imagenet', 'cifar'])
         self.stem_kind = stem
-        self.base_channels = (16 if is_small else 64) if base_channels is None else base_channels
+        self.base_channels = (16 if self.has_three_stages else 64) if base_channels is None else base_channels
         check_int('base_channels', self.base_channels, 1)
 
     def _choose_sharing(
         self, share: str | None, shared_rank: int | None, unique_rank: int | None, bases: int | None
     ) -> None:
-        """Check what is shared and fill in the paper's choice."""
+        """Check the options of sharing and replace None by the paper's values."""
         check_choice('share', share, SHARES)
         given = dict(shared_rank=shared_rank, unique_rank=unique_rank, bases=bases)
         if not self.is_basic:
             for name, value in given.items():
                 if value is not None:
                     raise ValueError(
-                        f'{name}={value!r} with depth={self.depth}, allowed: None; bottlenecks share whole '
-                        'convolutions, see share'
+                        f'{name}={value!r} with depth={self.depth}, allowed: None, because bottlenecks share '
+                        'whole convolutions (see share)'
                     )
             if not self.basis_norm:
                 raise ValueError(
-                    f'basis_norm=False with depth={self.depth}, allowed: True; the norms of bottlenecks are '
-                    'those of the plain network'
+                    f'basis_norm=False with depth={self.depth}, allowed: True, because bottlenecks have '
+                    'no norm besides those of the plain network'
                 )
             self.share = share
             return
@@ -235,7 +235,7 @@ class ResNetShared(SharedBasisBackbone):
         num_blocks = self.arch_settings[self.depth][index]
         names = [] if not self.share or num_blocks == 1 else ['conv1', 'conv2'][: self.bases]
         if len(names) == 1:
-            names = ['conv']  # of both convolutions
+            names = ['conv']  # both convolutions read one basis
         bases = {name: FilterBasis(self.shared_rank * 2**index, out_channels) for name in names}
         by_place = [*bases.values()] * (2 // len(bases)) if bases else []
 
@@ -255,7 +255,7 @@ class ResNetShared(SharedBasisBackbone):
 
     @property
     def has_three_stages(self) -> bool:
-        """bool: Whether it is one of the CIFAR-10 networks, with parameter-free shortcuts."""
+        """bool: Whether the depth is one of the CIFAR-10 depths, whose shortcuts have no parameters."""
         return len(self.arch_settings[self.depth]) == 3
 
     def _make_bottleneck(
@@ -278,23 +278,8 @@ class ResNetShared(SharedBasisBackbone):
         """See :meth:`Backbone.stage_modules`."""
         return [self.conv1, self.bn1] if stage == 0 else [getattr(self, self.stages[stage - 1])]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the features.
+    def _run_stem(self, x: Tensor) -> Tensor:
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
-        Args:
-            x (Tensor): Images, shape (N, in_channels, H, W).
-
-        Returns:
-            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
-            (N, C_i, H / stride_i, W / stride_i), sizes rounded up.
-        """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        outputs = []
-        for i, name in enumerate(self.stages):
-            x = getattr(self, name)(x)
-            if i in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
-
-    def _deploy_rest(self) -> None:
+    def _fuse_outside_stages(self) -> None:
         self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)

@@ -1,126 +1,41 @@
-"""What backbones with shared filter bases have in common."""
+"""Base class of the backbones whose blocks share filter bases."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
 
 from mmrecur.models.backbones.base import Backbone
-from mmrecur.models.layers.common.activation_checkpoint import run_step
 from mmrecur.models.layers.common.checks import check_choice
-from mmrecur.models.layers.common.stage import Stage
-from mmrecur.models.layers.filter_basis.basis import (
-    DEPLOY_FORMS,
-    BasisConv2d,
+from mmrecur.models.layers.filter_basis import (
+    INFERENCE_FORMS,
+    BasisStage,
     FactorizedConv2d,
-    FilterBasis,
-    orthogonal_init,
+    group_by_filter_size,
 )
-from mmrecur.models.losses import BasisGroup, OwnObjective
+from mmrecur.models.losses import AuxiliaryObjective, BasisGroup
 
-#: The paper's objective for the bases.
+#: Config of the paper's auxiliary loss.
 ORTHOGONALITY: Mapping = MappingProxyType(dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0))
 
 
-class BasisStage(Stage):
-    """A stage: blocks, named ``0``, ``1``, ..., and under ``basis`` the filters they share.
+class SharedBasisBackbone(AuxiliaryObjective, Backbone):
+    """Base class of the backbones whose blocks share filter bases.
 
-    A basis is named after the convolutions of the blocks that it serves: ``basis.conv2.weight``.
-
-    Args:
-        blocks (Sequence[nn.Module]): The blocks, which run one after the other.
-        bases (Mapping[str, FilterBasis]): The shared filters that the stage owns. Those with filters of
-            one shape start orthonormal to each other.
-        with_cp (bool): Recompute each block in the backward pass. Defaults to False.
-    """
-
-    def __init__(
-        self, blocks: Sequence[nn.Module], bases: Mapping[str, FilterBasis], with_cp: bool = False
-    ) -> None:
-        super().__init__(blocks)
-        self.basis = nn.ModuleDict(bases) if bases else None
-        self.with_cp = with_cp
-        for group in by_length([*bases.values()]):
-            orthogonal_init(group)
-
-    def factorized(self) -> Iterable[tuple[str, FactorizedConv2d]]:
-        """Factorised convolutions of the blocks, with their names in the stage."""
-        for name, module in self.named_modules():
-            if isinstance(module, FactorizedConv2d):
-                yield name, module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the stage.
-
-        Args:
-            x (Tensor): Shape (N, C_in, H, W).
-
-        Returns:
-            Tensor: The last block's output.
-        """
-        for block in self.blocks:
-            x = run_step(block, self.with_cp, block, x)
-        return x
-
-    def switch_to_deploy(self, form: str = 'auto') -> None:
-        """Give the blocks filters of their own, folded.
-
-        Args:
-            form (str): Of factorised convolutions, see :meth:`FactorizedConv2d.deployed`. Defaults to
-                'auto'.
-        """
-        for block in self.blocks:
-            for name, child in list(block.named_children()):
-                if isinstance(child, (BasisConv2d, FactorizedConv2d)):
-                    setattr(block, name, child.deployed(form))
-            block.switch_to_deploy()
-
-
-def share_convolutions(blocks: Sequence[nn.Module], names: Iterable[str]) -> dict[str, FilterBasis]:
-    """Make blocks of one shape share convolutions.
+    A subclass builds its stages, lists their names in ``stages``, and calls :meth:`_finish`.
 
     Args:
-        blocks (Sequence[nn.Module]): The blocks; their convolutions are replaced.
-        names (Iterable[str]): Which, such as ``'conv2'``; all of stride 1.
-
-    Returns:
-        dict[str, FilterBasis]: The shared filters by name, for the blocks' stage to own.
-    """
-    bases = {}
-    for name in names if blocks else ():
-        filters, channels, size, _ = getattr(blocks[0], name).weight.shape
-        bases[name] = FilterBasis(filters, channels, size)
-        for block in blocks:
-            setattr(block, name, BasisConv2d(bases[name]))
-    return bases
-
-
-def by_length(bases: Sequence[FilterBasis]) -> list[list[FilterBasis]]:
-    """Put bases together whose filters have equally many entries and so can be compared."""
-    groups: dict[int, list[FilterBasis]] = {}
-    for basis in bases:
-        groups.setdefault(basis.weight.shape[1:].numel(), []).append(basis)
-    return list(groups.values())
-
-
-class SharedBasisBackbone(OwnObjective, Backbone):
-    """Base of the backbones whose blocks share filter bases.
-
-    A subclass calls :meth:`_finish` when all its stages are built.
-
-    Args:
-        num_stages (int): Stages after the stem that the architecture has.
-        loss_ortho (Mapping, optional): Objective that keeps the bases orthonormal, a loss that takes
-            :class:`BasisGroup` s; it needs :class:`AuxiliaryLossHook`. None for none. Defaults to
+        num_stages (int): Number of stages after the stem.
+        loss_ortho (Mapping, optional): Auxiliary loss that keeps the bases orthonormal, computed from a list
+            of :class:`BasisGroup`. It needs :class:`AuxiliaryLossHook`. None disables it. Defaults to
             ``dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0)``.
         **kwargs: See :class:`Backbone`.
     """
 
-    objective = 'loss_ortho'
-    objective_aim = 'the orthogonality of its filter bases'
+    loss_name = 'loss_ortho'
+    loss_purpose = 'the orthogonality of its filter bases'
 
     stages: list[str]
 
@@ -130,56 +45,55 @@ class SharedBasisBackbone(OwnObjective, Backbone):
         self._form = 'auto'
 
     def _finish(self) -> None:
-        """Freeze what is to be frozen; drop an objective that has nothing to act on."""
+        """Freeze stages, and drop the loss if no basis can be trained."""
         self._freeze()
-        self._finish_objective(acts=self._bases_learn())
+        self._finish_objective(is_active=self._has_trainable_basis())
 
-    def _bases_learn(self) -> bool:
+    def _has_trainable_basis(self) -> bool:
         return any(p.requires_grad for stage in self.shared_stages() for p in stage.basis.parameters())
 
     def shared_stages(self) -> list[BasisStage]:
-        """list[BasisStage]: The stages that own bases."""
+        """Return the stages that own bases."""
         stages = [getattr(self, name) for name in self.stages]
         return [stage for stage in stages if isinstance(stage, BasisStage) and stage.basis is not None]
 
     def basis_groups(self) -> list[BasisGroup]:
-        """Filters that should be orthonormal to each other: for each stage those of one shape.
+        """Return the filters that should be orthonormal to each other.
 
         Returns:
-            list[BasisGroup]: The groups, as views of the weights.
+            list[BasisGroup]: One group for each stage and filter size. The matrices are views of the weights.
         """
         groups = []
-        # a stage may read the basis of another
-        readers = [m for m in self.modules() if isinstance(m, FactorizedConv2d)]
+        # search the whole backbone: a stage may read the basis of another
+        convs = [m for m in self.modules() if isinstance(m, FactorizedConv2d)]
         for stage in self.shared_stages():
-            for bases in by_length([*stage.basis.values()]):
-                convs = [conv for conv in readers if conv.basis in bases]
-                unique = [conv.unique.matrix for conv in convs if conv.unique is not None]
+            for bases in group_by_filter_size(stage.basis.values()):
+                readers = [conv for conv in convs if conv.basis in bases]
+                unique = [conv.unique.matrix for conv in readers if conv.unique is not None]
                 groups.append(BasisGroup([basis.matrix for basis in bases], unique))
         return groups
 
     def objective_input(self) -> list[BasisGroup]:
-        """See :class:`OwnObjective`; empty if all bases are frozen, since then perhaps, as a teacher's."""
-        return self.basis_groups() if self._bases_learn() else []
+        """Return :meth:`basis_groups`, or an empty list if all bases have been frozen since construction."""
+        return self.basis_groups() if self._has_trainable_basis() else []
 
     def switch_to_deploy(self, memory_format: torch.memory_format | None = None, form: str = 'auto') -> None:
-        """Rewrite the model in place into its fastest exact form for inference.
+        """Rewrite the model in place into its inference form.
 
         Args:
             memory_format (torch.memory_format, optional): See :meth:`Deployable.switch_to_deploy`.
-            form (str): What a factorised convolution becomes: ``'dense'``, one convolution;
-                ``'factorized'``, basis and coefficients; ``'auto'``, the second where it clearly needs
-                fewer multiply-adds. Defaults to 'auto'.
+            form (str): Inference form of factorised convolutions, ``'dense'``, ``'factorized'`` or
+                ``'auto'``, see :meth:`FactorizedConv2d.materialise`. Defaults to 'auto'.
 
         Raises:
-            ValueError: If ``form`` is another one.
+            ValueError: If ``form`` is unknown.
         """
-        check_choice('form', form, DEPLOY_FORMS)
+        check_choice('form', form, INFERENCE_FORMS)
         self._form = form
         super().switch_to_deploy(memory_format)
 
     def _switch_to_deploy(self) -> None:
-        self._deploy_rest()
+        self._fuse_outside_stages()
         for name in self.stages:
             stage = getattr(self, name)
             if isinstance(stage, BasisStage):
@@ -188,6 +102,6 @@ class SharedBasisBackbone(OwnObjective, Backbone):
             stage.basis = None
         self._drop_objective()
 
-    def _deploy_rest(self) -> None:
-        """Fold the norms outside the stages."""
+    def _fuse_outside_stages(self) -> None:
+        """Fuse the norms of the stem and of other modules outside the stages."""
         raise NotImplementedError

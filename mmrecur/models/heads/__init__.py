@@ -1,1 +1,1 @@
-"""Heads, each imported by the configs that use it: they need the library whose head they build on."""
+"""Heads. A config imports the module of a head that it uses, since each needs the library that it extends."""

@@ -1,6 +1,6 @@
-"""MMDetection's SSD head, able to predict.
+"""An ``SSDHead`` that works in prediction with MMDetection 3.5.1.
 
-Needs MMDetection; a config that uses it has
+It needs MMDetection. A config that uses it sets
 ``custom_imports = dict(imports=['mmrecur', 'mmrecur.models.heads.ssd_head'])``.
 """
 
@@ -13,12 +13,12 @@ from mmrecur.registry import MODELS
 
 @MODELS.register_module()
 class SSDHead(_SSDHead):
-    """MMDetection's ``SSDHead`` with the attribute that its ``predict`` asks for.
+    """MMDetection's ``SSDHead`` with the attribute ``loss_cls``, which prediction reads.
 
-    In its release 3.5.1 (the OneDL fork) dense heads look for a classification loss with class channels of
-    its own when they predict. The SSD head has no such module, as its loss is a function, and prediction
-    ends with an ``AttributeError``. Arguments, parameters and results are those of MMDetection's.
+    MMDetection 3.5.1 (the OneDL fork) asks ``loss_cls`` in prediction whether the loss has class channels of
+    its own. The original head lacks the attribute, because its loss is a function, and fails with an
+    ``AttributeError``. Arguments, parameters and results are the same.
     """
 
-    #: No module: the loss is the cross-entropy with hard negatives of ``loss_by_feat_single``.
+    #: None, because ``loss_by_feat_single`` computes the cross-entropy with hard negatives itself.
     loss_cls = None

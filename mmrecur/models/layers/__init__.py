@@ -13,7 +13,7 @@ from mmrecur.models.layers.common.residual_basic import BasicBlock
 from mmrecur.models.layers.common.separable import SeparableConv, XceptionBlock
 from mmrecur.models.layers.common.stage import BlockSequence, Stage
 from mmrecur.models.layers.common.tap import Tap
-from mmrecur.models.layers.filter_basis.basis import (
+from mmrecur.models.layers.filter_basis import (
     BasisConv2d,
     FactorizedConv2d,
     FilterBasis,
@@ -25,8 +25,14 @@ from mmrecur.models.layers.rla.dense_block import DenseBlock
 from mmrecur.models.layers.rla.dual_path_block import DualPathBlock
 from mmrecur.models.layers.rla.multi_width_cell import MultiWidthRLACell
 from mmrecur.models.layers.rla.other_cells import make_rla_cell
-from mmrecur.models.layers.template_bank.bank import TemplateBank, TemplateConv2d, layer_similarity
-from mmrecur.models.layers.template_bank.share_convs import materialise_convs, share_convs, template_banks
+from mmrecur.models.layers.template_bank import (
+    TemplateBank,
+    TemplateConv2d,
+    layer_similarity,
+    materialise_convs,
+    share_convs,
+    template_banks,
+)
 
 __all__ = [
     'CBAM',

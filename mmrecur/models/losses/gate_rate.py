@@ -1,4 +1,4 @@
-"""The rate at which gates let samples pass as an objective."""
+"""Loss that holds the pass rate of gates at a target."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mmrecur.registry import MODELS
 
 @MODELS.register_module()
 class GateRateLoss(nn.Module):
-    r"""Penalty that draws the rate of each gate to a target.
+    r"""Squared deviation of the pass rate of each gate from a target.
 
     .. math:: L = \lambda \sum_g (r_g - t)^2
 
-    over the gates g of all blocks and iterations, where :math:`r_g` is the share of a batch's samples that
-    reached the gate which it lets pass. A gate that none reached adds nothing. Guo et al., *Dynamic
-    Recursive Neural Network*, CVPR 2019, Section 4; the form is that of Veit and Belongie,
+    The sum runs over the gates g of all blocks and iterations; :math:`r_g` is the fraction of the samples
+    reaching gate g that it lets pass. Gates that no sample reaches do not contribute. Guo et al., *Dynamic
+    Recursive Neural Network*, CVPR 2019, Section 4, in the form of Veit and Belongie,
     https://arxiv.org/abs/1711.11503, equation 6.
 
     Args:
-        target_rate (float): The rate t. Defaults to 0.7.
-        loss_weight (float): The factor lambda. Defaults to 1.0.
+        target_rate (float): Target rate t. Defaults to 0.7.
+        loss_weight (float): Factor lambda. Defaults to 1.0.
         average (bool): Divide by the number of gates. Defaults to False.
 
     Raises:
@@ -49,13 +49,13 @@ class GateRateLoss(nn.Module):
         self.average = average
 
     def forward(self, decisions: Sequence[GateDecision]) -> Tensor:
-        """Compute the penalty.
+        """Compute the loss.
 
         Args:
-            decisions (Sequence[GateDecision]): Of every block and iteration, one or more.
+            decisions (Sequence[GateDecision]): The decisions of all blocks and iterations, at least one.
 
         Returns:
-            Tensor: A scalar.
+            Tensor: Scalar.
         """
         rates = torch.stack([decision.rate() for decision in decisions])
         reached = torch.stack([decision.reached.any() for decision in decisions])

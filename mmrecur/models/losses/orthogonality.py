@@ -1,4 +1,4 @@
-"""The orthogonality of filter bases as an objective."""
+"""Loss that keeps filter bases orthonormal."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.models.layers.common.checks import check_flag, check_weight
-from mmrecur.models.layers.filter_basis.basis import orthogonality_penalty
+from mmrecur.models.layers.filter_basis.penalty import orthogonality_penalty
 from mmrecur.registry import MODELS
 
 
 class BasisGroup(NamedTuple):
-    """Filters that should be orthonormal to each other, as rows.
+    """Filters that should be orthonormal to each other, as the rows of matrices.
 
     Attributes:
-        shared (list[Tensor]): Matrices of shape (R_i, K): the bases that blocks share.
-        unique (list[Tensor]): Matrices of shape (U_i, K): filters that blocks add to them.
+        shared (list[Tensor]): Bases that several layers share, each of shape (R_i, K).
+        unique (list[Tensor]): Filters that belong to single layers, each of shape (U_i, K).
     """
 
     shared: list[Tensor]
@@ -27,24 +27,24 @@ class BasisGroup(NamedTuple):
 
 @MODELS.register_module()
 class OrthogonalityLoss(nn.Module):
-    r"""Penalty that keeps filter bases orthonormal.
+    r"""Mean squared deviation of filter bases from orthonormality.
 
     .. math::
         L = \lambda \frac{\sum_g \|B_g B_g^\top - I\|_F^2}{\sum_g R_g^2}
 
-    with the filters of group g as the R_g rows of B_g. Kang and Kim, *Deeply Shared Filter Bases for
-    Parameter-Efficient Convolutional Neural Networks*, NeurIPS 2021, equation 7, where the sum is not
-    divided; the authors' code divides it.
+    where the R_g rows of B_g are the filters of group g. Kang and Kim, *Deeply Shared Filter Bases for
+    Parameter-Efficient Convolutional Neural Networks*, NeurIPS 2021, https://arxiv.org/abs/2006.05066,
+    equation 7. The equation has no denominator; the authors' code has.
 
     Args:
-        loss_weight (float): The factor lambda. Defaults to 10.0, as in the authors' code.
-        average (bool): Divide by the number of inner products; False is equation 7 as printed. Defaults
+        loss_weight (float): Factor lambda. Defaults to 10.0, as in the authors' code.
+        average (bool): Divide by the number of inner products. False gives equation 7 as printed. Defaults
             to True.
-        with_unique (bool): Put the filters that a block adds to a shared basis into its group too, as the
-            authors do on CIFAR-10. Defaults to False.
+        with_unique (bool): Include the unique filters of each group, as the authors do on CIFAR-10. Defaults
+            to False.
 
     Raises:
-        ValueError: If ``loss_weight`` is no number of at least 0.
+        TypeError, ValueError: If an argument is wrong.
 
     Example:
         >>> import torch
@@ -62,19 +62,19 @@ class OrthogonalityLoss(nn.Module):
         self.with_unique = with_unique
 
     def forward(self, groups: Sequence[BasisGroup]) -> Tensor:
-        """Compute the penalty.
+        """Compute the loss, in single precision or better.
 
         Args:
-            groups (Sequence[BasisGroup]): One or more groups.
+            groups (Sequence[BasisGroup]): At least one group.
 
         Returns:
-            Tensor: A scalar.
+            Tensor: Scalar.
         """
         total, entries = 0, 0
         for group in groups:
             matrices = [*group.shared, *(group.unique if self.with_unique else [])]
             matrix = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
-            single = matrix if matrix.dtype == torch.float64 else matrix.float()
-            total = total + orthogonality_penalty(single)
+            precise = matrix if matrix.dtype == torch.float64 else matrix.float()
+            total = total + orthogonality_penalty(precise)
             entries += len(matrix) ** 2
         return self.loss_weight * (total / entries if self.average else total)

@@ -1,4 +1,4 @@
-"""The regulariser that pushes layers to do the same."""
+"""Loss that makes the layers of a template bank alike, so that they can be tied into loops."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from mmrecur.models.layers.common.checks import check_weight
 from mmrecur.models.layers.template_bank.bank import TemplateBank
 from mmrecur.registry import MODELS
 
-#: The regulariser with the paper's weight (Section 4.4).
+#: The loss with the weight of the paper (Section 4.4).
 RECURRENCE: Mapping = MappingProxyType(dict(type='mmrecur.RecurrenceLoss', loss_weight=0.01))
 
 
 @MODELS.register_module()
 class RecurrenceLoss(nn.Module):
-    """Minus the sum of the layer similarity matrices, Savarese and Maire 2019, Section 3.2.
+    """Negative sum of layer similarities, ``-lambda * sum_ij S_ij``.
 
-    ``L_R = L - lambda * sum_ij S_ij``: the larger lambda, the more layers become one.
+    The recurrence regulariser of Savarese and Maire, *Learning Implicitly Recurrent CNNs Through Parameter
+    Sharing*, ICLR 2019, https://arxiv.org/abs/1902.09701, Section 3.2. The larger lambda is, the more layers
+    become equal up to a factor.
 
     Args:
-        loss_weight (float): Lambda; 0.01 in the paper's shortest paths (Section 4.4). Defaults to 0.01.
+        loss_weight (float): Factor lambda. Defaults to 0.01, the paper's value for shortest paths (Section
+            4.4).
 
     Raises:
-        ValueError: If the weight is negative.
+        ValueError: If ``loss_weight`` is not a number of at least 0.
 
     Example:
         >>> from mmrecur.models.layers import TemplateBank
@@ -43,9 +46,9 @@ class RecurrenceLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            banks (Iterable[TemplateBank]): The groups of layers.
+            banks (Iterable[TemplateBank]): The banks whose similarities are summed.
 
         Returns:
-            Tensor: A scalar.
+            Tensor: Scalar.
         """
         return -self.loss_weight * sum(bank.similarity().sum() for bank in banks)

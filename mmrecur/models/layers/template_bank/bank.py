@@ -1,81 +1,29 @@
-"""Soft parameter sharing: layers whose weights are combinations of templates from one bank.
-
-Savarese and Maire, *Learning Implicitly Recurrent CNNs Through Parameter Sharing*, ICLR 2019,
-https://arxiv.org/abs/1902.09701.
-"""
+"""Template banks, which generate the weights of a group of layers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_choice, check_int
-from mmrecur.models.layers.common.parallel import check_gathered, gathered, refuse_data_parallel
-
-COEFFICIENT_INITS = ('orthogonal', 'identity', 'sparse')
-
-
-def layer_similarity(coefficients: Tensor) -> Tensor:
-    """Layer similarity matrix, Section 3.2: ``S_ij = |<a_i, a_j>| / (|a_i| |a_j|)``.
-
-    Args:
-        coefficients (Tensor): Coefficients of each layer, shape (L, k).
-
-    Returns:
-        Tensor: Shape (L, L), values from 0 to 1.
-    """
-    directions = F.normalize(coefficients, dim=1)
-    return (directions @ directions.t()).abs()
-
-
-def initial_coefficients(num_layers: int, num_templates: int, kind: str) -> Tensor:
-    """Coefficients to start from, Appendix B.
-
-    Args:
-        num_layers (int): Layers L.
-        num_templates (int): Templates k.
-        kind (str): ``'orthogonal'``: of the matrix of all coefficients the rows are orthonormal, or, with
-            fewer templates than layers, the columns. ``'identity'``: each layer its own template.
-            ``'sparse'``: normal, half of a layer's entries zero, in the mean of length 1.
-
-    Returns:
-        Tensor: Shape (L, k).
-
-    Raises:
-        ValueError: For another ``kind``, or for ``'identity'`` if L and k differ.
-    """
-    check_choice('coefficient_init', kind, COEFFICIENT_INITS)
-    if kind == 'identity':
-        if num_layers != num_templates:
-            raise ValueError(
-                f"coefficient_init='identity' with {num_layers} layers and {num_templates} templates, "
-                "allowed: as many templates as layers, or 'orthogonal', 'sparse'"
-            )
-        return torch.eye(num_layers)
-    coefficients = torch.empty(num_layers, num_templates)
-    if kind == 'orthogonal':
-        return nn.init.orthogonal_(coefficients)
-    kept = num_templates - num_templates // 2
-    nn.init.normal_(coefficients, std=1 / math.sqrt(kept))
-    order = torch.rand(num_layers, num_templates).argsort(dim=1)
-    return coefficients * (order < kept)
+from mmrecur.models.layers.common.checks import check_int
+from mmrecur.models.layers.common.parallel import gathered
+from mmrecur.models.layers.template_bank.coefficients import initial_coefficients, layer_similarity
 
 
 def check_rows(name: str, rows: Any, num_layers: int) -> None:
-    """Raise unless rows tie layers as :class:`TemplateBank` wants it.
+    """Raise unless ``rows`` assigns a row of coefficients to each layer, see :class:`TemplateBank`.
 
     Args:
-        name (str): The argument's name, for the message.
-        rows (Any): What was given.
-        num_layers (int): Layers of the bank.
+        name (str): Name of the argument, for the message.
+        rows (Any): Value of the argument.
+        num_layers (int): Number of layers of the bank.
 
     Raises:
-        ValueError: If ``rows`` are not integers that name rows 0, 1, ... without a gap, one a layer.
+        ValueError: If ``rows`` is not one integer per layer, or the integers leave out one of 0, 1, ...
     """
     is_list = isinstance(rows, Sequence) and all(type(row) is int for row in rows)
     if not is_list or len(rows) != num_layers or set(rows) != set(range(max(rows) + 1)):
@@ -85,30 +33,33 @@ def check_rows(name: str, rows: Any, num_layers: int) -> None:
 
 
 class TemplateBank(nn.Module):
-    """Weights of a group of layers of equal shape as combinations of templates, Equation 1.
+    """Templates and coefficients that generate the weights of a group of layers of equal shape.
 
-    ``W_i = sum_j A_ij T_j``. All layers' weights come from one matrix product, made whenever it is asked
-    for: a stage asks once per forward pass and hands the weights to its layers. Nothing is kept for the
-    next pass. Averaged models, fused optimizers and whatever else writes through ``parameter.data`` change
-    parameters without a trace that a kept weight could be checked by. Where that product counts, the
-    inference form has plain convolutions (:meth:`TemplateConv2d.materialise`).
+    Layer i has the weight ``W_i = sum_j A_ij T_j`` (Savarese and Maire 2019, Equation 1). One matrix product
+    generates the weights of all layers. A stage calls its bank once per forward pass and hands the weights to
+    its layers.
 
-    The templates hang together in one tensor of a convolution weight's rank, so that a change of the
-    memory format reaches them.
+    Weights are never cached between passes, because a change of the parameters cannot be detected reliably:
+    averaged models, fused optimizers and other code that writes through ``parameter.data`` leave no trace.
+    Where the matrix product matters, use the inference form, which has plain convolutions
+    (:meth:`TemplateConv2d.materialise`).
+
+    The templates are concatenated into one tensor with as many dimensions as a convolution's weight, so that
+    ``to(memory_format=...)`` applies to them.
 
     Args:
-        num_layers (int): Layers L that draw from the bank.
-        num_templates (int): Templates k.
+        num_layers (int): Number of layers L that share the bank.
+        num_templates (int): Number of templates k.
         weight_shape (Sequence[int]): Shape of a layer's weight, (C_out, C_in / groups, ...).
         coefficient_init (str): See :func:`initial_coefficients`. Defaults to 'orthogonal'.
-        rows (Sequence[int], optional): Row of coefficients that each layer uses, where layers are tied (a
-            folded network): layer i computes with ``row_scales[i]`` times that row's weight, the scale
-            being negative where the sign differs. Defaults to None: a row for each layer.
+        rows (Sequence[int], optional): Ties layers: the index of the row of coefficients that each layer
+            uses. Layer i then has the weight of row ``rows[i]``, multiplied by ``row_scales[i]``. Defaults to
+            None, a row for each layer.
 
     Attributes:
-        templates (Parameter): Shape (k * C_out, C_in / groups, ...), template after template.
-        coefficients (Parameter): Shape (L, k), or (R, k) with R rows.
-        row_scales (Parameter): Shape (L,), only with ``rows``.
+        templates (Parameter): Shape (k * C_out, C_in / groups, ...), one template after the other.
+        coefficients (Parameter): A, shape (L, k), or (R, k) for tied layers with R distinct rows.
+        row_scales (Parameter): Factor of each layer, shape (L,); it exists only if layers are tied.
 
     Raises:
         ValueError: If an argument is wrong.
@@ -142,7 +93,7 @@ class TemplateBank(nn.Module):
             check_rows('rows', rows, num_layers)
         channels, *rest = self.weight_shape
         self.templates = nn.Parameter(torch.empty(num_templates * channels, *rest))
-        # as a plain convolution of the first template's size would start
+        # Kaiming normal (fan out) for the shape of one template, not for the concatenated tensor
         nn.init.normal_(self.templates, std=math.sqrt(2 / (channels * math.prod(rest[1:]))))
         self._set_rows(rows)
         num_rows = num_layers if self.rows is None else max(self.rows) + 1
@@ -150,65 +101,56 @@ class TemplateBank(nn.Module):
         self.coefficients = nn.Parameter(initial)
 
     def _set_rows(self, rows: Sequence[int] | None) -> None:
-        """Tie layers."""
         self.rows = None if rows is None else tuple(rows)
         if self.rows is not None:
             self.row_scales = nn.Parameter(self.templates.new_ones(self.num_layers))
 
     @torch.no_grad()
     def tie(self, rows: Sequence[int], scales: Tensor, coefficients: Tensor, templates: Tensor) -> None:
-        """Make the bank that of a folded network, in place.
+        """Tie layers and replace the parameters, in place. A frozen bank stays frozen.
 
         Args:
-            rows (Sequence[int]): Row of each layer.
+            rows (Sequence[int]): Row of coefficients of each layer.
             scales (Tensor): Factor of each layer, shape (L,).
-            coefficients (Tensor): Shape (R, k).
-            templates (Tensor): Shape (k * C_out, C_in / groups, ...).
+            coefficients (Tensor): New coefficients, shape (R, k).
+            templates (Tensor): New templates, shape (k * C_out, C_in / groups, ...).
 
         Raises:
-            ValueError: If the rows are wrong.
+            ValueError: If ``rows`` is wrong.
         """
         check_rows('rows', rows, self.num_layers)
-        learns = self.templates.requires_grad  # or the bank is frozen
+        requires_grad = self.templates.requires_grad
         self.num_templates = coefficients.size(1)
-        self.coefficients = nn.Parameter(coefficients.to(self.coefficients), learns)
-        self.templates = nn.Parameter(templates.to(self.templates), learns)
+        self.coefficients = nn.Parameter(coefficients.to(self.coefficients), requires_grad)
+        self.templates = nn.Parameter(templates.to(self.templates), requires_grad)
         self._set_rows(rows)
-        self.row_scales.copy_(scales).requires_grad_(learns)
+        self.row_scales.copy_(scales).requires_grad_(requires_grad)
 
     def layer_coefficients(self) -> Tensor:
-        """Coefficients that each layer computes with.
-
-        Returns:
-            Tensor: Shape (L, k).
-        """
+        """Return the coefficients of each layer, including its scale if layers are tied, shape (L, k)."""
         if self.rows is None:
             return self.coefficients
         rows = self.coefficients.unbind()
         return self.row_scales.unsqueeze(1) * torch.stack([rows[row] for row in self.rows])
 
     def similarity(self) -> Tensor:
-        """Layer similarity matrix, see :func:`layer_similarity`.
-
-        Returns:
-            Tensor: Shape (L, L).
-        """
+        """Return the layer similarity matrix, shape (L, L), see :func:`layer_similarity`."""
         return layer_similarity(gathered(self.layer_coefficients()))
 
     def forward(self) -> tuple[Tensor, ...]:
-        """Weights of all layers.
+        """Generate the weights of all layers.
 
         Returns:
-            tuple[Tensor, ...]: For each layer a tensor of shape ``weight_shape``, in the parameters' dtype
-            also under autocast: convolutions round it once, like a weight of their own.
+            tuple[Tensor, ...]: One tensor of shape ``weight_shape`` per layer. They have the dtype of the
+            parameters even under autocast: the convolutions round them once, like any other weight.
         """
         return self._generate(self.layer_coefficients())
 
     def weight(self, index: int) -> Tensor:
-        """Weight of one layer, for layers of a network that does not hand out the weights.
+        """Generate the weight of one layer, for networks that do not hand out the weights of :meth:`forward`.
 
         Args:
-            index (int): The layer.
+            index (int): Index of the layer.
 
         Returns:
             Tensor: Shape ``weight_shape``.
@@ -216,9 +158,9 @@ class TemplateBank(nn.Module):
         return self._generate(self.layer_coefficients()[index : index + 1])[0]
 
     def _generate(self, coefficients: Tensor) -> tuple[Tensor, ...]:
-        """Weights with the given coefficients, in full precision."""
+        """Generate one weight per row of ``coefficients``, outside autocast."""
         templates = self.templates
-        is_tensor = isinstance(templates, Tensor)  # else a tracer's stand-in
+        is_tensor = isinstance(templates, Tensor)  # torch.fx passes proxies
         device = templates.device.type if is_tensor else 'meta'
         if device == 'meta' or not torch.is_autocast_enabled(device):
             return self._product(coefficients, templates)
@@ -228,7 +170,7 @@ class TemplateBank(nn.Module):
     def _product(self, coefficients: Tensor, templates: Tensor) -> tuple[Tensor, ...]:
         channels, *rest = self.weight_shape
         if isinstance(templates, Tensor) and templates.dim() == 4 and not templates.is_contiguous():
-            # in channels last, and so will be the weights; neither is copied
+            # channels last: permuting around the product keeps the layout without a copy
             flat = templates.permute(0, 2, 3, 1).reshape(self.num_templates, -1)
             weights = (coefficients @ flat).view(-1, channels, *rest[1:], rest[0]).permute(0, 1, 4, 2, 3)
         else:
@@ -237,102 +179,31 @@ class TemplateBank(nn.Module):
         return weights.unbind()
 
     def extra_repr(self) -> str:
-        """Layers, templates and shape."""
         tied = '' if self.rows is None else f', rows={self.rows}'
         return f'{self.num_layers}, {self.num_templates}, {self.weight_shape}{tied}'
 
 
-class TemplateConv2d(nn.Module):
-    """Convolution whose weight comes from a bank; stride, padding, dilation and groups are its own.
+def template_banks(module: nn.Module) -> dict[str, TemplateBank]:
+    """Return the template banks of a network by name, in order."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, TemplateBank)}
+
+
+def check_banks(state_dict: Mapping[str, Tensor], banks: Mapping[str, TemplateBank]) -> None:
+    """Raise unless a state dict holds the parameters of all given banks.
 
     Args:
-        bank (TemplateBank): The bank. It belongs to whatever registers it, not to this layer.
-        index (int): Which of the bank's layers this is.
-        stride (int or Sequence[int]): As in ``nn.Conv2d``. Defaults to 1.
-        padding (int, Sequence[int] or str): As in ``nn.Conv2d``. Defaults to 0.
-        dilation (int or Sequence[int]): As in ``nn.Conv2d``. Defaults to 1.
-        groups (int): As in ``nn.Conv2d``. Defaults to 1.
-        padding_mode (str): As in ``nn.Conv2d``. Defaults to 'zeros'.
-        bias (Parameter, optional): The layer's own bias. Defaults to None.
+        state_dict (Mapping[str, Tensor]): Weights of a model.
+        banks (Mapping[str, TemplateBank]): The banks by their names in the model.
 
     Raises:
-        ValueError: If the bank's weights are not those of a 1-, 2- or 3-dimensional convolution, or it has
-            no such layer.
+        ValueError: If a parameter is missing or has another shape.
     """
-
-    _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-
-    def __init__(
-        self,
-        bank: TemplateBank,
-        index: int,
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        padding_mode: str = 'zeros',
-        bias: nn.Parameter | None = None,
-    ) -> None:
-        super().__init__()
-        if len(bank.weight_shape) not in self._CONVOLUTIONS:
-            raise ValueError(
-                f'bank with weight_shape={bank.weight_shape}, allowed: 3, 4 or 5 sizes, as of a convolution'
-            )
-        check_int('index', index, 0, bank.num_layers - 1)
-        self._bank = (bank,)  # in a tuple: no submodule
-        self.index = index
-        channels, in_channels, *self.kernel_size = bank.weight_shape
-        self.in_channels, self.out_channels = in_channels * groups, channels
-        self.options = dict(
-            stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode
-        )
-        with torch.device('meta'):  # without memory: it knows how to convolve
-            kind = self._CONVOLUTIONS[len(bank.weight_shape)]
-            rule = kind(self.in_channels, channels, tuple(self.kernel_size), bias=False, **self.options)
-        rule.weight = None
-        self._rule = (rule,)
-        self.bias = bias
-
-    @property
-    def template_bank(self) -> TemplateBank:
-        """TemplateBank: Where the weight comes from."""
-        return self._bank[0]
-
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Convolve.
-
-        Args:
-            x (Tensor): Shape (N, C_in, ...).
-            weight (Tensor, optional): The layer's weight if it was generated already. Defaults to None.
-
-        Returns:
-            Tensor: Shape (N, C_out, ...).
-        """
-        weight = self.template_bank.weight(self.index) if weight is None else weight
-        check_gathered(weight, x, type(self).__name__, 'the template bank')
-        return self._rule[0]._conv_forward(x, weight, self.bias)
-
-    def _replicate_for_data_parallel(self) -> NoReturn:
-        refuse_data_parallel(type(self).__name__, 'the template bank that it draws its weight from')
-
-    @torch.no_grad()
-    def materialise(self) -> nn.Module:
-        """The plain convolution that computes the same.
-
-        Returns:
-            nn.Module: ``nn.Conv2d``, or the like of another dimension, in the same mode.
-        """
-        weight = self.template_bank.weight(self.index)
-        kind, has_bias = type(self._rule[0]), self.bias is not None
-        with torch.device(weight.device):
-            conv = kind(
-                self.in_channels, self.out_channels, tuple(self.kernel_size), bias=has_bias, **self.options
-            )
-        conv.weight = nn.Parameter(weight.clone(), requires_grad=self.template_bank.templates.requires_grad)
-        conv.bias = self.bias
-        return conv.train(self.training)
-
-    def extra_repr(self) -> str:
-        """As of a convolution."""
-        options = ', '.join(f'{key}={value}' for key, value in self.options.items())
-        return f'{self.in_channels}, {self.out_channels}, kernel_size={tuple(self.kernel_size)}, {options}'
+    for name, bank in banks.items():
+        for parameter_name, parameter in bank.named_parameters():
+            key, expected = f'{name}.{parameter_name}', tuple(parameter.shape)
+            found = tuple(state_dict[key].shape) if key in state_dict else 'nothing'
+            if found != expected:
+                raise ValueError(
+                    f'state_dict has {found} for {key}, allowed: the weights of the model, here of shape '
+                    f'{expected}'
+                )

@@ -1,4 +1,4 @@
-"""Residual blocks whose convolutions may draw from template banks."""
+"""Residual blocks of wide networks whose convolutions can take their weights from template banks."""
 
 from __future__ import annotations
 
@@ -8,38 +8,24 @@ from torch import Tensor, nn
 
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.residual import Bottleneck, NormLayer
-from mmrecur.models.layers.template_bank.bank import TemplateConv2d
-
-#: A layer's weight from its bank; None where the layer has its own.
-Weight = Tensor | None
-
-
-def convolve(conv: nn.Module, x: Tensor, weight: Weight) -> Tensor:
-    """Run a layer with its own weight, or with the one that its bank gave."""
-    # a layer that was made a plain one needs none
-    return conv(x, weight) if isinstance(conv, TemplateConv2d) else conv(x)
-
-
-def materialised(conv: nn.Module) -> nn.Module:
-    """The layer as a plain convolution."""
-    return conv.materialise() if isinstance(conv, TemplateConv2d) else conv
+from mmrecur.models.layers.template_bank.conv import convolve, materialised
 
 
 class WideBasicBlock(nn.Module):
-    """Pre-activated basic block of wide residual networks, norm - ReLU - 3x3, twice.
+    """Pre-activated basic block: norm, ReLU and 3x3 convolution, twice.
 
-    `Zagoruyko and Komodakis 2016 <https://arxiv.org/abs/1605.07146>`_. Where the width changes, the
-    1x1 convolution of the shortcut reads the activated input too.
+    `Zagoruyko and Komodakis 2016 <https://arxiv.org/abs/1605.07146>`_. Where stride or width change, a 1x1
+    convolution of the normalised and activated input replaces the identity shortcut.
 
     Args:
-        in_channels (int): Channels of the input.
-        out_channels (int): Channels of the output.
+        in_channels (int): Number of input channels.
+        out_channels (int): Number of output channels.
         stride (int): Stride of the first convolution. Defaults to 1.
-        dropout (float): Probability of dropout before the second convolution. Defaults to 0.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        dropout (float): Dropout probability between the convolutions. Defaults to 0.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
     """
 
-    #: Layers that may draw from a bank, in the order of their weights.
+    #: Layers that can share a bank, in the order in which ``forward`` takes their weights.
     SHAREABLE = ('conv1', 'conv2')
 
     def __init__(
@@ -64,16 +50,17 @@ class WideBasicBlock(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor, weights: Sequence[Weight] = (None, None)) -> Tensor:
-        """Compute the block.
+    def forward(self, x: Tensor, weights: Sequence[Tensor | None] = (None, None)) -> Tensor:
+        """Run the block.
 
         Args:
             x (Tensor): Shape (N, in_channels, H, W).
-            weights (Sequence[Tensor or None]): Weights of the two convolutions where they come from a
-                bank. Defaults to none.
+            weights (Sequence[Tensor or None]): Generated weights of ``conv1`` and ``conv2``. None for a
+                plain convolution, or for one that asks its bank itself. Defaults to (None, None).
 
         Returns:
-            Tensor: Shape (N, out_channels, H / stride, W / stride), not activated.
+            Tensor: Sum of shortcut and residual without a ReLU, shape
+            (N, out_channels, H / stride, W / stride).
         """
         inner = self.relu(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(inner)
@@ -84,31 +71,30 @@ class WideBasicBlock(nn.Module):
         return residual
 
     def switch_to_deploy(self) -> None:
-        """Give the layers their weights, fold the norm between them; the first one follows a sum."""
+        """Replace shared convolutions by plain ones and fuse ``bn2`` into ``conv1``, in place.
+
+        ``bn1`` stays: it follows a sum, not a convolution.
+        """
         self.conv1, self.bn2 = fuse_norm(materialised(self.conv1), self.bn2)
         self.conv2 = materialised(self.conv2)
         self.dropout = nn.Identity()
 
 
 class WideBottleneck(Bottleneck):
-    """Bottleneck block whose three convolutions may draw from banks.
+    """Bottleneck whose three convolutions can take their weights from template banks.
 
-    Args:
-        in_channels (int): Channels of the input.
-        inner_channels (int): Channels between the 1x1 convolutions.
-        out_channels (int): Channels of the output.
-        **kwargs: See :class:`Bottleneck`.
+    See :class:`Bottleneck` for the arguments.
     """
 
     SHAREABLE = ('conv1', 'conv2', 'conv3')
 
-    def forward(self, x: Tensor, weights: Sequence[Weight] = (None, None, None)) -> Tensor:
-        """Compute the block.
+    def forward(self, x: Tensor, weights: Sequence[Tensor | None] = (None, None, None)) -> Tensor:
+        """Run the block.
 
         Args:
             x (Tensor): Shape (N, in_channels, H, W).
-            weights (Sequence[Tensor or None]): Weights of the three convolutions where they come from a
-                bank. Defaults to none.
+            weights (Sequence[Tensor or None]): Generated weights of the three convolutions, see
+                :meth:`WideBasicBlock.forward`. Defaults to three times None.
 
         Returns:
             Tensor: Shape (N, out_channels, H / stride, W / stride).
@@ -120,7 +106,7 @@ class WideBottleneck(Bottleneck):
         return self.relu(residual)
 
     def switch_to_deploy(self) -> None:
-        """Give the layers their weights and fold the norms."""
+        """Replace shared convolutions by plain ones and fuse the norms, in place."""
         for name in self.SHAREABLE:
             setattr(self, name, materialised(getattr(self, name)))
         super().switch_to_deploy()

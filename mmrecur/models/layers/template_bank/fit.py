@@ -1,31 +1,32 @@
-"""Templates and coefficients that make up given weights."""
+"""Template banks that approximate given weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: Condition number of coefficients from which on they are not used.
-_WORST_CONDITION = 1e3
+#: Largest condition number of given coefficients. Beyond it, the templates would be large and would cancel
+#: each other, which loses precision.
+_MAX_CONDITION = 1e3
 
 
 def fit_templates(
     weights: Tensor, num_templates: int, coefficients: Tensor | None = None
 ) -> tuple[Tensor, Tensor, float]:
-    """Coefficients and templates that come nearest to given weights.
+    """Return the coefficients and templates that best approximate given weights.
 
-    With as many templates as layers the weights are met exactly, with the coefficients given. With fewer,
-    the result is the best approximation of that rank, from a singular value decomposition; its
-    coefficients have orthonormal columns.
+    With k >= L, the fit is exact, with the given coefficients if possible. With k < L, it is the best
+    approximation of rank k, from a singular value decomposition; the coefficients then have orthonormal
+    columns.
 
     Args:
         weights (Tensor): Weights of the layers, shape (L, ...).
-        num_templates (int): Templates k.
-        coefficients (Tensor, optional): Shape (L, k), used if ``k >= L`` and they are well independent
-            (condition number below 1000), else an identity. Defaults to None: the identity.
+        num_templates (int): Number of templates k.
+        coefficients (Tensor, optional): Coefficients to use if k >= L, shape (L, k). An identity replaces
+            them if their condition number is 1000 or more. Defaults to None, the identity.
 
     Returns:
-        tuple[Tensor, Tensor, float]: Coefficients, shape (L, k), templates, shape (k, ...), and the
+        tuple[Tensor, Tensor, float]: Coefficients A, shape (L, k); templates T, shape (k, ...); and the
         relative error ``||W - A T|| / ||W||``.
     """
     flat = weights.detach().double().flatten(1)
@@ -33,12 +34,11 @@ def fit_templates(
     if num_templates >= num_layers:
         chosen = torch.eye(num_layers, num_templates) if coefficients is None else coefficients.detach()
         chosen = chosen.to(flat)
-        # large templates that cancel would lose in single precision what they make up
-        if not torch.linalg.cond(chosen) < _WORST_CONDITION:
+        if not torch.linalg.cond(chosen) < _MAX_CONDITION:
             chosen = torch.eye(num_layers, num_templates).to(flat)
         templates = torch.linalg.pinv(chosen) @ flat
     else:
-        # the left singular vectors are the eigenvectors of the small matrix W W^T
+        # the left singular vectors of W are the eigenvectors of the small matrix W W^T
         vectors = torch.linalg.eigh(flat @ flat.t()).eigenvectors
         chosen = vectors[:, -num_templates:].flip(1)
         templates = chosen.t() @ flat

@@ -1,20 +1,23 @@
-"""Soft parameter sharing for the convolutions of any network."""
+"""Template banks for the convolutions of any network."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmrecur.models.layers.common.checks import check_flag
 from mmrecur.models.layers.common.modes import generators_kept
-from mmrecur.models.layers.template_bank.bank import TemplateBank, TemplateConv2d
+from mmrecur.models.layers.template_bank.bank import TemplateBank
+from mmrecur.models.layers.template_bank.conv import TemplateConv2d
 from mmrecur.models.layers.template_bank.fit import fit_templates
 
+#: Types of convolutions that can share.
 _SHAREABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: For each group a shell pattern over module names, or several.
 Groups = Sequence[str | Sequence[str]]
 
 
@@ -25,34 +28,35 @@ def share_convs(
     from_weights: bool = False,
     coefficient_init: str = 'orthogonal',
 ) -> dict[str, TemplateBank]:
-    """Make convolutions of a network draw their weights from template banks, in place.
+    """Replace convolutions of a network, in place, by convolutions that share template banks.
 
-    Any convolutions of equal shape can share; strides, paddings, dilations, groups and biases stay each
-    layer's own (Savarese and Maire 2019, Section 3). The first layer of a group holds the bank, so that
-    the state dict has ``NAME.bank.templates`` and ``NAME.bank.coefficients`` under that layer's name and
-    no more weights under the others'. Give the coefficients no weight decay.
+    Convolutions can share if their weights have the same shape. Strides, paddings, dilations, groups and
+    biases stay individual (Savarese and Maire 2019, Section 3). The first layer of a group owns the bank, so
+    the state dict contains ``NAME.bank.templates`` and ``NAME.bank.coefficients`` under the name of that
+    layer. Train the coefficients without weight decay.
 
-    Transposed convolutions, subclasses of torch's convolutions, and those whose weight is computed already
-    (weight and spectral norm, pruning) stay as they are. A group that did not learn (``requires_grad``) does
-    not learn afterwards.
+    These convolutions are left alone: transposed convolutions, subclasses of torch's convolutions, and those
+    with a computed weight (weight norm, spectral norm, pruning). A group with frozen weights gets a frozen
+    bank.
 
     Args:
-        module (nn.Module): Any network; it must not be a convolution itself.
-        num_templates (int or str): Templates of each group, in a group of fewer layers one per layer;
-            ``'per_layer'`` for one per layer in every group.
-        groups (Sequence, optional): Layers that share: for each group a shell pattern over module names,
-            ``'layer3.*.conv2'``, or several in a list. Defaults to None: all layers of equal shape, where
-            there are two or more.
-        from_weights (bool): Start from the network's weights, exactly with one template per layer, else by
-            their best approximation; otherwise from new ones, as in the paper. Defaults to False.
+        module (nn.Module): Any network; it must not itself be a convolution.
+        num_templates (int or str): Number of templates of each group, at most one per layer. ``'per_layer'``
+            gives every group one template per layer.
+        groups (Sequence, optional): The groups. Each is a shell pattern over module names, such as
+            ``'layer3.*.conv2'``, or a list of patterns. Defaults to None: all layers of one shape form a
+            group, provided there are at least two.
+        from_weights (bool): Fit templates and coefficients to the present weights, exactly with one template
+            per layer, else approximately (:func:`fit_templates`). False initialises them randomly, as in the
+            paper. Defaults to False.
         coefficient_init (str): See :func:`initial_coefficients`. Defaults to 'orthogonal'.
 
     Returns:
-        dict[str, TemplateBank]: The banks by the name of the layer that holds them.
+        dict[str, TemplateBank]: The banks by the names of the layers that own them.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong, a pattern matches no convolution, one convolution is
-            in two groups, or shapes in a group differ; the network is unchanged then.
+        TypeError, ValueError: If an argument is wrong, a pattern matches no convolution, two groups contain
+            the same convolution, or shapes differ within a group. The network is then unchanged.
 
     Example:
         >>> import torchvision  # doctest: +SKIP
@@ -69,7 +73,7 @@ def share_convs(
     convs = {name: m for name, m in module.named_modules() if _is_shareable(m)}
     found = _by_shape(convs) if groups is None else _by_patterns(convs, groups)
     _check_disjoint(found)
-    # all before the first is put in its place: an error leaves the network as it was
+    # build all banks before replacing any layer, so that an error leaves the network unchanged
     banks = {
         names[0]: _bank_for([convs[name] for name in names], num_templates, from_weights, coefficient_init)
         for names in found
@@ -88,14 +92,14 @@ def share_convs(
 
 
 def _is_shareable(module: nn.Module) -> bool:
-    """Whether a module is a convolution with a weight of its own, none that is made of other tensors."""
+    """Return whether a module is a plain convolution whose weight is a parameter rather than computed."""
     return type(module) in _SHAREABLE and 'weight' in module._parameters
 
 
 def _bank_for(
     layers: Sequence[nn.Module], num_templates: int | str, from_weights: bool, coefficient_init: str
 ) -> TemplateBank:
-    """The bank of a group."""
+    """Build the bank of a group."""
     count = len(layers) if num_templates == 'per_layer' else min(num_templates, len(layers))
     weight = layers[0].weight
     with torch.device(weight.device):
@@ -109,53 +113,21 @@ def _bank_for(
 
 
 def materialise_convs(module: nn.Module) -> nn.Module:
-    """Make every convolution that draws from a bank a plain one with the same weight, in place.
+    """Replace every :class:`TemplateConv2d` of a network, in place, by a plain convolution of equal weight.
 
-    Banks of :func:`share_convs` go with the layers that hold them. Networks that hold their banks
-    themselves, as this package's do, keep them, unused; they have ``switch_to_deploy()``.
+    Banks made by :func:`share_convs` disappear with the layers that own them. The networks of this package
+    own their banks themselves and keep them, unused; use ``switch_to_deploy()`` for those.
 
     Args:
         module (nn.Module): A network, or a part of one.
 
     Returns:
-        nn.Module: The network, for inference.
+        nn.Module: The same network.
     """
     with generators_kept():
         for layer in [m for m in module.modules() if isinstance(m, TemplateConv2d)]:
             _replace(module, layer, layer.materialise())
     return module
-
-
-def template_banks(module: nn.Module) -> dict[str, TemplateBank]:
-    """Banks of a network.
-
-    Args:
-        module (nn.Module): Any network.
-
-    Returns:
-        dict[str, TemplateBank]: The banks by name, in order.
-    """
-    return {name: m for name, m in module.named_modules() if isinstance(m, TemplateBank)}
-
-
-def check_banks(state_dict: Mapping[str, Tensor], banks: Mapping[str, TemplateBank]) -> None:
-    """Raise unless a state dict has the weights of banks.
-
-    Args:
-        state_dict (Mapping[str, Tensor]): Weights of a model.
-        banks (Mapping[str, TemplateBank]): By the bank's name in the model.
-
-    Raises:
-        ValueError: Naming what is missing or has another shape.
-    """
-    for name, bank in banks.items():
-        for own, parameter in bank.named_parameters():
-            key, wanted = f'{name}.{own}', tuple(parameter.shape)
-            given = tuple(state_dict[key].shape) if key in state_dict else 'nothing'
-            if given != wanted:
-                raise ValueError(
-                    f'state_dict has {given} for {key}, allowed: weights of the model, here of shape {wanted}'
-                )
 
 
 def _by_shape(convs: dict[str, nn.Module]) -> list[list[str]]:
@@ -196,12 +168,12 @@ def _check_disjoint(groups: Iterable[Sequence[str]]) -> None:
 
 
 def _some(names: Iterable[str]) -> str:
-    """Names that differ in numbers only, once."""
+    """List names for a message, with numbers replaced by ``*`` and duplicates removed."""
     return ', '.join(dict.fromkeys(re.sub(r'\b\d+\b', '*', name) for name in names))
 
 
 def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module everywhere where another one is."""
+    """Replace a module everywhere it is registered under ``root``."""
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):
             if child is old:
