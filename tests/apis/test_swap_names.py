@@ -1,4 +1,4 @@
-"""Names that the swap accepts, and what importing mmrecur.apis leaves alone."""
+"""Names of the swap equal those of the configs; imports install no warning filters."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_a_cifar_network_keeps_its_stem_where_there_is_one() -> None:
     base = load_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py')
     swap = plan_swap(base, 'resnet-shared', 'none')
     backbone = swap.config.model.backbone
-    assert (backbone.depth, backbone.stem, swap.notes) == (18, 'cifar', [])
+    assert (backbone.depth, backbone.stem, swap.notes) == (18, 'cifar', ())
     # where there is none the map of the same size comes from an early stage
     swap = plan_swap(base, 'rla-resnet50', 'none')
     assert swap.config.model.backbone.out_indices == (1,)
@@ -138,7 +138,7 @@ def test_what_a_detector_loses_is_said() -> None:
     swap = plan_swap('mmdet::ssd/ssd300_coco.py', NARROW, 'none')
     assert 'ends with stage 3 of 4' in swap.notes[0] and '(-99 %)' in swap.notes[0]
     assert swap.notes[1] == 'maps have [64, 128] channels instead of [512, 1024]'
-    assert plan_swap('mmdet::ssd/ssd300_coco.py', {**NARROW, 'base_channels': 64}, 'none').notes != []
+    assert plan_swap('mmdet::ssd/ssd300_coco.py', {**NARROW, 'base_channels': 64}, 'none').notes != ()
 
 
 def test_wide_resnets_of_mmpretrain() -> None:

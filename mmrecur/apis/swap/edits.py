@@ -116,27 +116,27 @@ def _merge(own: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def whole_checkpoint(config: Config, target: Target) -> Edit | None:
-    """Return the edit that drops a checkpoint of the whole model, or None if the config loads none.
+def drop_edits(config: Config, target: Target) -> list[Edit]:
+    """Return the edit that drops a checkpoint of the whole model, if the config loads one.
 
     Such a checkpoint holds weights of the replaced backbone.
     """
     if config.get('load_from'):
-        return Edit(('load_from',), config.load_from, None)
+        return [Edit(('load_from',), config.load_from, None)]
     loaded = pretrained(target.model)
     if loaded is None:
-        return None
+        return []
     key = 'init_cfg' if 'init_cfg' in target.model else 'pretrained'
-    return Edit((*target.path, key), loaded['checkpoint'], DELETED)
+    return [Edit((*target.path, key), loaded['checkpoint'], DELETED)]
 
 
-def load_edit(config: Config, target: Target, checkpoint: str) -> Edit:
+def load_edits(config: Config, target: Target, checkpoint: str) -> list[Edit]:
     """Return the edit that makes a config load a grafted checkpoint of the target."""
     loaded = pretrained(target.model)
     if target.is_nested or loaded:  # load_from would be loaded into the whole model
         before = (loaded or {}).get('checkpoint')
-        return Edit((*target.path, 'init_cfg'), before, dict(type='Pretrained', checkpoint=checkpoint))
-    return Edit(('load_from',), config.get('load_from'), checkpoint)
+        return [Edit((*target.path, 'init_cfg'), before, dict(type='Pretrained', checkpoint=checkpoint))]
+    return [Edit(('load_from',), config.get('load_from'), checkpoint)]
 
 
 def channel_edits(target: Target, old: Sequence[int], new: Sequence[int]) -> list[Edit]:

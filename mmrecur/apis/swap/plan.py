@@ -18,11 +18,11 @@ from mmrecur.apis.swap.edits import (
     Edit,
     apply_edits,
     channel_edits,
+    drop_edits,
     hook_edits,
     import_edits,
-    load_edit,
+    load_edits,
     optimizer_edits,
-    whole_checkpoint,
 )
 from mmrecur.apis.swap.features import build, feature_maps, probe, randomize_norms
 from mmrecur.apis.swap.names import find_backbone, signature
@@ -133,7 +133,7 @@ def _plan(base: Config, target: Target, name: str | dict[str, Any], init: str, l
     family, fixed = find_backbone(name)
     args = _arguments(target, replaced, family, fixed)
     start = Start('model') if load_from else choose_start(init, replaced, args)
-    dropped = None if load_from else _dropped_checkpoint(base, target, init)
+    dropped = [] if load_from else _dropped_checkpoint(base, target, init)
     image, old_maps = probe(replaced.module, args.get('in_channels', 3))
     is_matched = 'out_indices' not in args
     if is_matched:
@@ -146,29 +146,23 @@ def _plan(base: Config, target: Target, name: str | dict[str, Any], init: str, l
 
     old_channels = [m.size(1) for m in old_maps]
     edits = [
-        *([dropped] if dropped else []),
+        *dropped,
         *channel_edits(target, old_channels, backbone.out_channels),
         Edit((*target.path, 'backbone'), target.backbone, new),
         *import_edits(base),
         *hook_edits(base, backbone.required_hooks),
         *optimizer_edits(base, backbone.required_paramwise_cfg),
-        *([load_edit(base, target, load_from)] if load_from else []),
+        *(load_edits(base, target, load_from) if load_from else []),
     ]
     notes = [
-        *(
-            [f'the checkpoint of the whole model, {dropped.before}, is not loaded any more']
-            if dropped
-            else []
-        ),
+        *(f'the checkpoint of the whole model, {edit.before}, is not loaded any more' for edit in dropped),
         *fit.notes,
         *reasons,
         *_needs(base, target, backbone),
         *_losses(replaced.module, backbone, old_channels, is_matched),
         *_lost_options(replaced, family, new),
+        *_untrained_norms(start, new),
     ]
-    if start.kind != 'random' and (new.get('norm_cfg') or {}).get('requires_grad') is False:
-        notes.append('norm_cfg.requires_grad=False: added norms are not trained either')
-    unfrozen = tuple(Edit(('backbone', key), args.get(key), value) for key, value in thawed.items())
     return Swap(
         base=base,
         target=target,
@@ -177,7 +171,7 @@ def _plan(base: Config, target: Target, name: str | dict[str, Any], init: str, l
         start=start,
         fit=fit,
         edits=tuple(edits),
-        unfrozen=unfrozen,
+        unfrozen=tuple(Edit(('backbone', key), args.get(key), value) for key, value in thawed.items()),
         notes=tuple(notes),
     )
 
@@ -207,16 +201,16 @@ def _arguments(
     return args
 
 
-def _dropped_checkpoint(base: Config, target: Target, init: str) -> Edit | None:
+def _dropped_checkpoint(base: Config, target: Target, init: str) -> list[Edit]:
     """Return the edit that drops a checkpoint of the whole model; raise if its weights are wanted."""
-    edit = whole_checkpoint(base, target)
-    if edit is not None and init == 'base':
+    edits = drop_edits(base, target)
+    if edits and init == 'base':
         raise ToolError(
-            f'the base loads the weights of a whole model, {edit.before!r}, which do not fit a new backbone '
-            'as they are. Allowed: tools/swap_backbone.py --checkpoint FILE to graft them; init="none" '
+            f'the base loads the weights of a whole model, {edits[0].before!r}, which do not fit a new '
+            'backbone as they are. Allowed: tools/swap_backbone.py --checkpoint FILE to graft them; init="none" '
             '(--init none) or the checkpoint of a plain network as init to do without them'
         )
-    return edit
+    return edits
 
 
 def _backbone_config(family: type[Backbone], args: Mapping[str, Any], start: Start) -> dict[str, Any]:
@@ -348,6 +342,12 @@ def _lost_options(replaced: Replaced, family: type[Backbone], new: Mapping[str, 
         for key, value in lost.items()
     }
     return [f'dropped, the new backbone has no counterpart: {key}={value}' for key, value in shown.items()]
+
+
+def _untrained_norms(start: Start, new: Mapping[str, Any]) -> list[str]:
+    if start.kind == 'random' or (new.get('norm_cfg') or {}).get('requires_grad') is not False:
+        return []
+    return ['norm_cfg.requires_grad=False: added norms are not trained either']
 
 
 def _main_options(cfg: Mapping[str, Any]) -> str:
