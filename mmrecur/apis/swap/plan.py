@@ -207,8 +207,8 @@ def _dropped_checkpoint(base: Config, target: Target, init: str) -> list[Edit]:
     if edits and init == 'base':
         raise ToolError(
             f'the base loads the weights of a whole model, {edits[0].before!r}, which do not fit a new '
-            'backbone as they are. Allowed: tools/swap_backbone.py --checkpoint FILE to graft them; init="none" '
-            '(--init none) or the checkpoint of a plain network as init to do without them'
+            'backbone as they are. Allowed: tools/swap_backbone.py --checkpoint FILE to graft them; '
+            'init="none" (--init none) or the checkpoint of a plain network as init to do without them'
         )
     return edits
 
