@@ -1,4 +1,4 @@
-"""swap_backbone on mmdet's and mmpretrain's own configs and on a user's."""
+"""swap_backbone on configs of mmdet, mmpretrain and a user."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NARROW = dict(type='mmrecur.RLAResNet', depth=50, base_channels=8, rla_channels=
 FPN = ('neck', [32, 64, 128, 256])
 slow = pytest.mark.slow
 
-#: Family -> config, what reads the maps of a backbone of an eighth of the width, size of the images.
+#: Family -> config, module that reads the feature maps, its in_channels at an eighth of the width.
 FAMILIES = {
     'two stages': ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', *FPN),
     'masks': ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', *FPN),
@@ -60,12 +60,12 @@ FAMILIES = {
     'CSPDarkNet': ('yolox/yolox_tiny_8xb8-300e_coco.py', 'neck', [64, 128, 256]),
     'Swin': ('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', *FPN),
 }  # fmt: skip
-#: What takes more than some seconds.
+#: Families whose test takes longer than a few seconds.
 SLOW = {
     'cascade with masks and semantics', 'panoptic', 'points', 'denoising transformer', 'masks by location',
     'dynamic masks', 'mask transformer, no neck', 'VGG', 'DarkNet', 'Swin',
 }  # fmt: skip
-#: Images as small as the family allows.
+#: Image sizes of families that do not accept the usual small ones.
 SHAPES = {'denoising transformer': (256, 256), 'VGG': (300, 300)}
 CHEAP = {
     'transformer': {'model.num_queries': 10},
@@ -81,7 +81,7 @@ def build(cfg: Config) -> nn.Module:
 
 
 def user_config(folder: Path, base: str, options: dict[str, Any] | None = None) -> Path:
-    """A user's config: one that inherits and changes something."""
+    """Write a user's config, which inherits from a base and changes options."""
     cfg = Config()
     cfg.merge_from_dict(options or {})
     lines = [f'{key} = {source(value)}' for key, value in cfg.to_dict().items()]
@@ -92,7 +92,7 @@ def user_config(folder: Path, base: str, options: dict[str, Any] | None = None) 
 
 
 def swapped_file(base: Path, out: Path, name: Any, **kwargs: Any) -> Config:
-    """Writes a swapped config and reads it back."""
+    """Write a swapped config and read it back."""
     swap = plan_swap(str(base), name, **kwargs)
     write_checked(inheriting_text(str(base), swap.base, swap.config, out, 'Swapped.'), out, swap.config)
     return Config.fromfile(out)
@@ -116,7 +116,7 @@ def check_training_step(cfg: Config, shape: tuple[int, int]) -> None:
 
 @pytest.fixture
 def epoch() -> None:
-    """What a runner tells the models that ask."""
+    """Publish epoch and iteration, as a runner does."""
     from mmengine.logging import MessageHub
 
     for name in ('epoch', 'iter'):
@@ -223,7 +223,7 @@ def test_every_declared_name_builds() -> None:
     with torch.device('meta'):
         for name in list_backbones():
             family, args = find_backbone(name)
-            # what a name leaves open comes from the backbone that is replaced
+            # a swap takes open options from the replaced backbone
             open_depth = signature(family).get('depth') is inspect.Parameter.empty
             assert family(**{**(dict(depth=50) if open_depth else {}), **args}).out_channels
 
@@ -255,7 +255,7 @@ def test_nothing_is_frozen_that_does_not_compute_what_it_did(small: Path) -> Non
     for exact in (plan_swap(base, 'rla-resnet'), plan_swap(base, 'rla-resnet', load_from='grafted.pth')):
         assert exact.fit.is_exact
         assert exact.config.model.backbone.norm_eval and exact.config.model.backbone.frozen_stages == 0
-    # what the user says stays
+    # options that the user fixes are kept
     own = plan_swap(base, 'mmrecur.ResNetShared(depth=50, frozen_stages=1, norm_eval=True)')
     assert (own.config.model.backbone.frozen_stages, own.config.model.backbone.norm_eval) == (1, True)
 
@@ -280,7 +280,7 @@ def test_a_file_to_start_from_is_read_at_once(small: Path, tmp_path: Path) -> No
         and inexact.fit.difference > 1e-3
     )
     assert 'norm_eval' not in inexact.config.model.backbone
-    # also where the base is of another kind, and where it starts from such a file itself
+    # also if the base has another kind of backbone, or itself starts from such a file
     yolo = load_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
     assert plan_swap(yolo, NARROW, file).fit.is_exact
     assert not plan_swap(yolo, 'mmrecur.DRResNet(base_channels=8)', file).fit.is_exact
@@ -345,7 +345,7 @@ def test_options_without_a_counterpart_are_named(small: Path) -> None:
 
 
 class Demanding(RLAResNet):
-    """A backbone with needs."""
+    """A backbone that requires hooks and optimizer rules."""
 
     architectures: ClassVar[dict] = {'demanding-resnet': {}}
     required_hooks = (dict(type='mmrecur.AverageLossesHook'), dict(type='NumClassCheckHook'))
@@ -379,11 +379,11 @@ def test_hooks_and_rules_join_those_of_the_base(small: Path, demanding: None, tm
         custom_keys={'backbone': dict(lr_mult=0.1), 'conv_out': dict(decay_mult=0.0)},
     )
     assert cfg.custom_imports.imports == ['mmdet.models', 'mmrecur']
-    # refers to what it inherits instead of repeating it
+    # the text refers to inherited items instead of repeating them
     text = out.read_text()
     assert '*_base_.custom_hooks' in text and 'EMAHook' not in text and 'bypass' not in text
     assert "_base_ = '../../user.py'" in text
-    # once more: nothing is added twice
+    # a second swap adds nothing twice
     again = plan_swap(cfg, 'demanding-resnet').config
     assert again.custom_hooks == cfg.custom_hooks and again.custom_imports == cfg.custom_imports
 
@@ -400,7 +400,7 @@ def test_a_detector_within_another_model() -> None:
     assert swap.target.name == 'model.detector'
     assert swap.config.model.detector.neck.in_channels == FPN[1]
     loaded = plan_swap(base, 'rla-resnet', load_from='grafted.pth').config
-    # what load_from would load is the student and the teacher
+    # load_from would be loaded into the whole model, the teacher included
     assert loaded.model.detector.init_cfg == dict(type='Pretrained', checkpoint='grafted.pth')
     assert 'init_cfg' not in loaded.model.detector.backbone and loaded.get('load_from') is None
 

@@ -1,4 +1,4 @@
-"""Swaps in models that are peculiar: what is tried, what is refused, what is said."""
+"""Swaps in unusual models: trials, refusals and notes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_crowddet_needs_no_operators_of_torchvision() -> None:
 
 
 class NeedsText(FasterRCNN):
-    """A detector that no made-up inputs suit."""
+    """A detector that fails on made-up inputs."""
 
     def loss(self, inputs: torch.Tensor, samples: list) -> dict:
         """See the class."""
@@ -75,7 +75,7 @@ class NeedsText(FasterRCNN):
 
 
 class DislikesOurs(FasterRCNN):
-    """A detector that only the replaced backbone suits."""
+    """A detector that works with the replaced backbone only."""
 
     def loss(self, inputs: torch.Tensor, samples: list) -> dict:
         """See the class."""
@@ -127,7 +127,7 @@ def test_a_cifar_network_keeps_its_stem_where_there_is_one() -> None:
     swap = plan_swap(base, 'resnet-shared', 'none')
     backbone = swap.config.model.backbone
     assert (backbone.depth, backbone.stem, swap.notes) == (18, 'cifar', ())
-    # where there is none the map of the same size comes from an early stage
+    # without a CIFAR stem, an early stage has the map of that size
     swap = plan_swap(base, 'rla-resnet50', 'none')
     assert swap.config.model.backbone.out_indices == (1,)
     assert 'RLAResNet ends with stage 2 of 4' in swap.notes[0] and '(-86 %)' in swap.notes[0]

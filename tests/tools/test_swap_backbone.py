@@ -1,4 +1,4 @@
-"""tools/swap_backbone.py: files in, files out, and a model that computes what the old one did."""
+"""tools/swap_backbone.py writes files of a model that computes the same function as the old one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def build(path: Path) -> tuple[nn.Module, Config]:
 
 
 def trained(path: Path, config: Path, **extra: Any) -> nn.Module:
-    """A model with random weights and norms as if trained, and its checkpoint."""
+    """Build a model with random weights and norms, and save its checkpoint."""
     model, _ = build(config)
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
@@ -61,7 +61,7 @@ def trained(path: Path, config: Path, **extra: Any) -> nn.Module:
 
 @pytest.fixture(scope='module')
 def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, nn.Module]:
-    """A user's config, a checkpoint of it and the model."""
+    """Return a user's config, a checkpoint of its model, and the model."""
     folder = tmp_path_factory.mktemp('detector')
     config, checkpoint = folder / 'mine.py', folder / 'mine.pth'
     config.write_text(DETECTOR)
