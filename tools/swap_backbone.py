@@ -1,10 +1,11 @@
-"""Replace the backbone of any mmdet or mmpretrain config, or of your own, by one of this package.
+"""Swap the backbone of any mmdet or mmpretrain config, or of your own, for one of this package.
 
     python tools/swap_backbone.py mmdet::atss/atss_r50_fpn_1x_coco.py --backbone rla-resnet \\
         --out configs/atss_rla-r50.py
 
 writes a short config that inherits from the base. With --checkpoint, a trained model of the base is grafted
-as well: the new model computes what the trained one did, wherever mathematics allows, and learns on.
+too. The new model then computes the same function wherever mathematics allows, and training continues from
+there.
 """
 
 from __future__ import annotations
@@ -16,87 +17,81 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmrecur.apis.checkpoints import write_checkpoint
-from mmrecur.apis.inherit import inheriting_text, write_checked
 from mmrecur.apis.runner import ToolError, clean_errors, config_path, load_config
 from mmrecur.apis.summary import print_results
 from mmrecur.apis.swap import list_backbones, plan_swap
 from mmrecur.apis.swap.report import print_swap
 from mmrecur.apis.swap.trial import Trial, try_swap
+from mmrecur.apis.swap.write import write_swap
 from mmrecur.checkpoint.io import load_checkpoint
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f'names: {", ".join(list_backbones())}',
     )
-    parser.add_argument('base', help='a config: its path, or mmdet::PATH, mmpretrain::PATH, mmrecur::PATH')
+    parser.add_argument('base', help='a config: a path, mmdet::PATH, mmpretrain::PATH or mmrecur::PATH')
     parser.add_argument(
-        '--backbone', required=True, metavar='NAME', help='a name from the list below; one without a depth '
-        "keeps the base's; or a module such as 'mmrecur.RLAResNet(depth=50, attention=\"eca\")'",
+        '--backbone', required=True, metavar='NAME', help='a name from the list below (one without a depth '
+        "keeps the base's depth), or a module such as 'mmrecur.RLAResNet(depth=50, attention=\"eca\")'",
     )  # fmt: skip
     parser.add_argument('--out', required=True, metavar='CONFIG', help='config to write')
     parser.add_argument(
-        '--checkpoint', help="a trained checkpoint of the base's model, to be grafted beside CONFIG"
+        '--checkpoint', help="trained checkpoint of the base's model; grafted to a file next to CONFIG"
     )
     parser.add_argument(
-        '--init', default='base', metavar='WEIGHTS', help='what the backbone starts from: "base", what the '
-        'replaced one starts from, grafted (default); "none", random weights; or a checkpoint of a plain '
-        'network, such as torchvision://resnet50',
+        '--init', default='base', metavar='WEIGHTS', help='weights that the backbone starts from: "base" '
+        'grafts the weights that the replaced backbone starts from (default); "none" leaves random weights; '
+        'otherwise a checkpoint of a plain network, such as torchvision://resnet50',
     )  # fmt: skip
     parser.add_argument(
-        '--at', metavar='PLACE', help='which part, if several have a backbone, e.g. model.detector'
+        '--at', metavar='PLACE', help='part of the model if several have a backbone, e.g. model.detector'
     )
     parser.add_argument(
-        '--shape', nargs=2, type=int, metavar=('H', 'W'), help='images of the trial step (default: 128 128)'
+        '--shape', nargs=2, type=int, metavar=('H', 'W'), help='image size of the trial (default: 128 128)'
     )
     return parser.parse_args(argv)
 
 
-def check_places(args: argparse.Namespace) -> Path:
-    """The config to write, which must be no file that is read."""
+def check_files(args: argparse.Namespace) -> Path:
+    """Return the config to write; raise if writing it would overwrite a file that is read."""
     out = Path(args.out)
     if out.suffix != '.py':
-        raise ToolError(f'--out {args.out!r}: a config ends in .py')
+        raise ToolError(f'--out {args.out!r}, allowed: a path that ends in .py')
     read = {'BASE_CONFIG': Path(config_path(args.base)), '--checkpoint': Path(args.checkpoint or '')}
     for written in (out, out.with_suffix('.pth')):
         for name, path in read.items():
             if path.is_file() and written.exists() and written.samefile(path):
                 raise ToolError(f'{written} would overwrite {name}; allowed: another --out')
+    if args.checkpoint and args.init != 'base':
+        raise ToolError(
+            f'--checkpoint includes the weights of the backbone, so --init {args.init} would have no effect; '
+            'allowed: one of the two'
+        )
+    if Config._is_lazy_import(config_path(args.base)):
+        raise ToolError(
+            f'{args.base!r} is a config of the new style (read_base), from which a written config cannot '
+            'inherit; mmrecur.apis.swap_backbone supports it in Python'
+        )
     return out
 
 
 def main(argv: list[str] | None = None) -> Trial:
-    """Runs the tool."""
+    """Run the tool."""
     args = parse_args(argv)
-    out = check_places(args)
-    if args.checkpoint and args.init != 'base':
-        raise ToolError(f'--checkpoint has the weights of the backbone too; --init {args.init} goes without')
-    if Config._is_lazy_import(config_path(args.base)):
-        raise ToolError(
-            f'{args.base!r} is a config of the new style (read_base), which no written one can inherit from; '
-            'in Python, mmrecur.apis.swap_backbone works for it'
-        )
-    base = load_config(args.base)
+    out = check_files(args)
     checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else None
-    weights = out.resolve().with_suffix('.pth') if args.checkpoint else None
-    swap = plan_swap(base, args.backbone, args.init, args.at, weights and weights.as_posix())
+    load_from = out.resolve().with_suffix('.pth').as_posix() if args.checkpoint else None
+    swap = plan_swap(load_config(args.base), args.backbone, args.init, args.at, load_from)
     trial = try_swap(swap, args.shape and tuple(args.shape), checkpoint)
-    header = f'{Path(config_path(args.base)).stem} with {swap.new} instead of {swap.old}.'
-    text = inheriting_text(args.base, swap.base, swap.config, out, header)
-    if trial.report is not None:
-        print(trial.report)
-        dataset_meta = (checkpoint.get('meta') or {}).get('dataset_meta')
-        write_checkpoint(trial.state, trial.report, args.checkpoint, weights, dataset_meta)
-    write_checked(text, out, swap.config)
+    meta = (checkpoint or {}).get('meta') or {}
+    results = write_swap(args.base, swap, out, trial.grafted, args.checkpoint, meta.get('dataset_meta'))
+    if trial.grafted is not None:
+        print(trial.grafted.report)
     print_swap(swap, trial)
-    results = {'config': str(out)}
-    if weights is not None:
-        results['checkpoint'] = str(out.with_suffix('.pth'))
-        results['report'] = str(out.with_suffix('.report.json'))
     print('Wrote:')
     print_results(results)
     print(f'Train it: python tools/train.py {out}')

@@ -12,8 +12,7 @@ import torch
 from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
 from torch import Tensor, nn
 
-from mmrecur.apis.deploy import deploy
-from mmrecur.models.deployable import Deployable
+from mmrecur.models.deployable import Deployable, deploy
 
 
 @dataclass

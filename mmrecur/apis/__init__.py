@@ -1,13 +1,13 @@
-"""What a script or a notebook calls.
+"""Public functions for scripts and notebooks.
 
-Importing this package makes the process load checkpoints as data only, whichever library loads them: see
+Importing this package makes every checkpoint loader in the process read tensors only and refuse code, see
 :func:`mmrecur.checkpoint.io.use_safe_loading`.
 """
 
-from mmrecur.apis.deploy import deploy
 from mmrecur.apis.models import get_model, list_models, register_models
 from mmrecur.apis.swap import list_backbones, swap_backbone
 from mmrecur.checkpoint.io import use_safe_loading
+from mmrecur.models.deployable import deploy
 
 __all__ = [
     'deploy',

@@ -1,4 +1,4 @@
-"""The images of a config, for tools that look at each of them."""
+"""Load the images of a config's data set."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def build_test_loader(
     training: bool = False,
     spread: bool = False,
 ) -> tuple[DataLoader, Any]:
-    """Build the loader of a config's test data, in their order.
+    """Build a loader of a config's test images, in the order of the data set.
 
     Args:
         cfg (Config): The config.
-        num_images (int, optional): Images at most. Defaults to None, all.
-        batch_size (int, optional): Images in a batch. Defaults to None, the config's.
-        training (bool): Take the training data, processed as the test data are. Defaults to False.
-        spread (bool): Take images evenly spaced in the data, which may be in the order of their classes,
-            instead of the first. Defaults to False.
+        num_images (int, optional): Maximum number of images. Defaults to None, all images.
+        batch_size (int, optional): Number of images in a batch. Defaults to None, the config's batch size.
+        training (bool): Load the training images through the test pipeline. Defaults to False.
+        spread (bool): Load evenly spaced images instead of the first ones, so that a data set sorted by
+            class is covered. Defaults to False.
 
     Returns:
-        tuple[DataLoader, Dataset]: The loader, and the data set with ``get_data_info`` of each image.
+        tuple[DataLoader, Dataset]: The loader, and the whole data set, which has ``get_data_info(index)``.
 
     Raises:
-        ToolError: If the config describes no test (or training), or the data set does not hold images.
+        ToolError: If the config has no test (or training) data, or if the data set does not hold images.
     """
     if cfg.get('test_dataloader') is None:
         raise ToolError(f'config {cfg.filename!r} has no test_dataloader: it describes no test')

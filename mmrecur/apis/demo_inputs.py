@@ -1,4 +1,4 @@
-"""Made-up batches of a model's task: enough to try a training step without data."""
+"""Make up batches to try a training step of a model without data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mmrecur.analysis.complexity import is_detector
 
 
 def noise_images(batch_size: int, channels: int, shape: tuple[int, int]) -> list[Tensor]:
-    """Images of noise, the same ones every time.
+    """Return images of random pixels, which are the same in each call.
 
     Args:
         batch_size (int): Number of images.
-        channels (int): Channels.
+        channels (int): Channels of each image.
         shape (tuple[int, int]): Height and width.
 
     Returns:
-        list[Tensor]: uint8, shape (channels, height, width).
+        list[Tensor]: Images of type uint8, shape (channels, height, width).
     """
     rng = np.random.RandomState(0)
     pictures = rng.randint(0, 255, (batch_size, channels, *shape), dtype=np.uint8)
@@ -29,19 +29,19 @@ def noise_images(batch_size: int, channels: int, shape: tuple[int, int]) -> list
 
 
 def _boxes(height: int, width: int) -> Tensor:
-    """Two boxes as x1, y1, x2, y2: an upright one on the left, a flat one on the right."""
+    """Return two boxes (x1, y1, x2, y2): a tall one on the left and a wide one on the right."""
     parts = torch.tensor([[0.05, 0.1, 0.45, 0.8], [0.55, 0.15, 0.95, 0.5]])
     return (parts * torch.tensor([width, height, width, height])).round()
 
 
 def detection_sample(image: Tensor, index: int, labels: tuple[int, int], stuff: int) -> Any:
-    """Annotations of every kind for an image with two objects.
+    """Return all kinds of annotations for an image with two objects.
 
     Args:
-        image (Tensor): Shape (C, H, W).
-        index (int): Its number.
+        image (Tensor): The image, shape (C, H, W).
+        index (int): Index of the image.
         labels (tuple[int, int]): Classes of the objects.
-        stuff (int): Class of the rest in the semantic map.
+        stuff (int): Class of the background in the semantic map.
 
     Returns:
         DetDataSample: Boxes, labels, masks, a semantic map and proposals.
@@ -74,24 +74,24 @@ def detection_sample(image: Tensor, index: int, labels: tuple[int, int], stuff: 
 def demo_inputs(
     model: nn.Module, shape: tuple[int, int] = (128, 128), batch_size: int = 2, channels: int = 3
 ) -> dict[str, Any] | None:
-    """A batch that a model can be trained on, as a data loader would give it.
+    """Return a batch to train a model on, in the form that a data loader returns.
 
     Args:
-        model (nn.Module): A detector or instance or panoptic segmenter of mmdet, or a classifier of
+        model (nn.Module): A detector, instance segmenter or panoptic segmenter of mmdet, or a classifier of
             mmpretrain.
         shape (tuple[int, int]): Height and width of the images. Defaults to (128, 128).
         batch_size (int): Number of images. Defaults to 2.
         channels (int): Channels of the images. Defaults to 3.
 
     Returns:
-        dict, optional: ``inputs`` and ``data_samples`` for the model's data preprocessor; None if the
-        model's task is another.
+        dict, optional: ``inputs`` and ``data_samples`` for the model's data preprocessor. None if the model
+        has another task.
     """
     images = noise_images(batch_size, channels, shape)
     classes = _num_classes(model)
     if is_detector(model):
         last = max(0, min(4, classes - 1))
-        # the first class behind the objects': stuff, where a head knows any
+        # in panoptic heads, the first class after those of objects is a stuff class
         samples = [detection_sample(image, i, (0, last), min(classes, 254)) for i, image in enumerate(images)]
         if _reads_tensor_masks(model):
             for sample in samples:
@@ -109,7 +109,7 @@ def demo_inputs(
 
 
 def _reads_tensor_masks(model: nn.Module) -> bool:
-    """Whether a model takes masks as tensors: RTMDet, whose assigner looks for their centres."""
+    """Return whether a model needs masks as tensors, as the assigner of RTMDet does."""
     from mmdet.models.dense_heads import RTMDetHead, RTMDetInsHead
 
     head = getattr(model, 'bbox_head', None)
@@ -117,14 +117,14 @@ def _reads_tensor_masks(model: nn.Module) -> bool:
 
 
 def _num_classes(model: nn.Module) -> int:
-    """The smallest number of classes that a part of the model tells apart."""
+    """Return the smallest number of classes in any module of the model."""
     names = ('num_things_classes', 'num_classes')
     found = (getattr(module, name, None) for module in model.modules() for name in names)
     return min((value for value in found if isinstance(value, int) and value > 0), default=1)
 
 
 def _is_classifier(model: nn.Module) -> bool:
-    """Whether a model is an image classifier of mmpretrain with one label an image."""
+    """Return whether a model is an image classifier of mmpretrain with one label for each image."""
     try:
         from mmpretrain.models import ImageClassifier
         from mmpretrain.models.heads import MultiLabelClsHead, MultiTaskHead

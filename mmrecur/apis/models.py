@@ -1,27 +1,27 @@
-"""The models that this package has configs for, by name."""
+"""List and build the models that this package has configs for, by name."""
 
 from __future__ import annotations
 
 import tempfile
+import zlib
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
 import mmrecur
-from mmrecur.apis.randomness import FreshSeeds
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.layouts import below
 from mmrecur.checkpoint.unwrap import unwrap
 
-#: Task of the models that mmpretrain can build, as the metafiles name it.
+#: Task of the models that mmpretrain can build, by its name in the metafiles.
 CLASSIFICATION = 'Image Classification'
-_fresh_seed = FreshSeeds()
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class ModelInfo:
     """An entry of the model index.
 
     Attributes:
-        name (str): The model's name, that of its config.
-        config (Path): The config.
-        tasks (tuple[str, ...]): What it is for, such as ``'Object Detection'``.
-        weights (str, optional): Published weights.
+        name (str): Name of the model and of its config.
+        config (Path): Path of the config.
+        tasks (tuple[str, ...]): Tasks such as ``'Object Detection'``.
+        weights (str, optional): Path or URL of published weights.
     """
 
     name: str
@@ -42,12 +42,12 @@ class ModelInfo:
 
 
 def _root() -> Path:
-    """Where ``model-index.yml`` is: in an installed package, or in the source tree."""
+    """Return the folder with ``model-index.yml``, in the installed package or in the source tree."""
     package = Path(mmrecur.__file__).parent
     for root in (package / '.mim', package.parent):
         if (root / 'model-index.yml').is_file():
             return root
-    raise FileNotFoundError('model-index.yml is neither in mmrecur/.mim nor beside the package')
+    raise FileNotFoundError('model-index.yml is neither in mmrecur/.mim nor next to the package')
 
 
 @cache
@@ -66,17 +66,18 @@ def _index() -> dict[str, ModelInfo]:
 
 
 def list_models(pattern: str = '*', task: str | None = None) -> list[str]:
-    """Names of the models.
+    """List the names of the models.
 
     Args:
-        pattern (str): Shell pattern, or a part of the name. Defaults to all.
-        task (str, optional): Only models for it, e.g. ``'Object Detection'``. Defaults to None.
+        pattern (str): Shell pattern or part of a name. Defaults to ``'*'``.
+        task (str, optional): List models for this task only, e.g. ``'Object Detection'``. Defaults to None,
+            all tasks.
 
     Returns:
         list[str]: Names in alphabetical order.
 
     Raises:
-        ValueError: If no model is for ``task``.
+        ValueError: If there is no such task.
 
     Example:
         >>> from mmrecur.apis import list_models
@@ -96,14 +97,14 @@ def list_models(pattern: str = '*', task: str | None = None) -> list[str]:
 
 
 def register_models() -> list[str]:
-    """Make mmpretrain's own hub know the classifiers of this package.
+    """Add the classifiers of this package to mmpretrain's model hub.
 
-    Afterwards ``mmpretrain.get_model``, ``mmpretrain.list_models`` and the inferencers of mmpretrain take
-    their names too. A second call does nothing. (Importing ``mmrecur`` does not do it: it would import all
-    of mmpretrain.)
+    Afterwards ``mmpretrain.get_model``, ``mmpretrain.list_models`` and the inferencers of mmpretrain accept
+    their names. A second call does nothing. Importing ``mmrecur`` does not add them, because that would
+    import all of mmpretrain.
 
     Returns:
-        list[str]: Their names.
+        list[str]: Names of the classifiers.
 
     Raises:
         ImportError: If mmpretrain is not installed.
@@ -119,7 +120,7 @@ def register_models() -> list[str]:
     names = list_models(task=CLASSIFICATION)
     new = [name for name in names if not ModelHub.has(name)]
     if new:
-        # the index has detectors too, which mmpretrain could not build
+        # the index also has detectors, which mmpretrain cannot build
         index = yaml.safe_load((_root() / 'model-index.yml').read_text())['Import']
         files = [yaml.safe_load((_root() / path).read_text()) for path in index]
         models = [entry for file in files for entry in file['Models'] if entry['Name'] in new]
@@ -131,6 +132,27 @@ def register_models() -> list[str]:
     return names
 
 
+class _FreshSeeds:
+    """Callable that derives seeds from the state of torch's global generator without changing it.
+
+    The same program draws the same seeds after ``torch.manual_seed``. Calls in the same state of the
+    generator return different seeds.
+    """
+
+    def __init__(self) -> None:
+        self._state, self._count = 0, 0
+
+    def __call__(self) -> int:
+        """Return a seed from 0 to 2**32 - 1."""
+        state = zlib.crc32(torch.get_rng_state().numpy().tobytes())
+        self._count = self._count + 1 if state == self._state else 0
+        self._state = state
+        return zlib.crc32(self._count.to_bytes(8, 'little'), state)
+
+
+_fresh_seed = _FreshSeeds()
+
+
 def get_model(
     name: str,
     pretrained: bool | str = False,
@@ -140,26 +162,26 @@ def get_model(
 ) -> nn.Module:
     """Build a model by name.
 
-    Random weights depend on the state of torch's global generator, which is read and never moved: no other
-    random number of a program changes because a model is built. Two models built in a row differ.
+    Without a seed, the random weights depend on the state of torch's global generator, which is not
+    changed. Two models built in a row have different weights nevertheless.
 
     Args:
-        name (str): A name that :func:`list_models` gives.
-        pretrained (bool or str): A checkpoint file of the model, read without running anything it
-            carries; True for published weights. Defaults to False, random weights.
-        backbone_only (bool): Build the backbone alone. Defaults to False.
-        options (dict, optional): Changes to the config by dotted key, e.g.
+        name (str): A name from :func:`list_models`.
+        pretrained (bool or str): Path of a checkpoint of the model, from which tensors only are read; True
+            for published weights. Defaults to False, random weights.
+        backbone_only (bool): Build the backbone only. Defaults to False.
+        options (dict, optional): Changes of the config, by dotted key, e.g.
             ``{'model.backbone.variant': 'v3'}``. Defaults to None.
-        seed (int, optional): Of the random weights, the same ones for the same seed. Defaults to None, by
-            the state of torch's generator and the number of models built at it.
+        seed (int, optional): Seed of the random weights. None derives a seed from the state of torch's
+            generator and the number of models built in that state. Defaults to None.
 
     Returns:
         nn.Module: The classifier, the detector or its backbone.
 
     Raises:
-        ValueError: If there is no such model, or no weights are published for it.
-        CheckpointError: If the file is damaged or carries code.
-        RuntimeError: If its weights do not fit.
+        ValueError: If there is no such model, or if no weights are published for it.
+        CheckpointError: If the checkpoint is damaged or contains code.
+        RuntimeError: If the weights do not fit the model.
     """
     if name not in _index():
         raise ValueError(f'name={name!r}, allowed: {", ".join(list_models())}')
@@ -172,7 +194,7 @@ def get_model(
     model = build_model(*read_model(str(_index()[name].config), options, backbone_only), seed)
     if pretrained:
         state = unwrap(load_checkpoint(_index()[name].weights if pretrained is True else pretrained))
-        if backbone_only:  # of a whole model's file its backbone
+        if backbone_only:  # the checkpoint may be of the whole model
             state = below(state, 'backbone.') or state
         model.load_state_dict(state)
     return model

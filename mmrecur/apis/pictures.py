@@ -1,4 +1,4 @@
-"""Pictures of what a detector predicts, beside the ground truth."""
+"""Draw the predictions of a detector next to the ground truth."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmengine.runner import Runner
 from mmrecur.analysis.complexity import is_detector
 from mmrecur.models.layers.common.modes import evaluation_mode
 
-#: Pictures with a shorter side below this are enlarged by a whole factor, to be looked at.
+#: Images whose shorter side is below this number of pixels are enlarged by an integer factor.
 MIN_SIDE = 320
 
 
 def _enlarged(image: np.ndarray, sample: Any, factor: int) -> tuple[np.ndarray, Any]:
-    """Enlarge a picture with its boxes and masks."""
+    """Enlarge an image together with its boxes and masks."""
     sample = sample.cpu().clone()
     height, width = image.shape[:2]
     image = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_NEAREST)
@@ -46,17 +46,17 @@ def draw_predictions(
 ) -> list[Path]:
     """Draw a detector's predictions on the first validation images.
 
-    Each picture shows the ground truth on the left, if the validation pipeline loads it, and the
-    predictions on the right. Small images are enlarged.
+    Each picture shows the predictions on the right and, if the validation pipeline loads it, the ground
+    truth on the left. Small images are enlarged.
 
     Args:
-        runner (Runner): A runner of mmdet, after its training; processes but the first do nothing.
-        directory (str or Path): Where to write ``NAME_OF_IMAGE.png``.
-        number (int): Images to draw. Defaults to 8.
-        score_threshold (float): Boxes of a lower score are left out. Defaults to 0.3.
+        runner (Runner): A runner of mmdet, after training. Only the main process draws.
+        directory (str or Path): Folder for the pictures, ``NAME_OF_IMAGE.png``.
+        number (int): Maximum number of images. Defaults to 8.
+        score_threshold (float): Minimum score of the boxes drawn. Defaults to 0.3.
 
     Returns:
-        list[Path]: The pictures written; none if the model is no detector or nothing validates it.
+        list[Path]: The written pictures. Empty if the model is not a detector or has no validation data.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if not is_main_process() or runner.val_loop is None or not is_detector(model):
@@ -85,7 +85,7 @@ def _draw(visualizer: Any, sample: Any, directory: Path, index: int, threshold: 
     factor = max(1, -(-MIN_SIDE // min(image.shape[:2])))
     image, sample = _enlarged(image, sample, factor)
     path = directory / f'{Path(sample.img_path).stem}.png'
-    # A box that ends at the border is "out of bounds" to the visualizer.
+    # the visualizer warns that a box which ends at the border is out of bounds
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*out of bounds')
         visualizer.add_datasample(

@@ -1,7 +1,7 @@
-"""Models named on a command line.
+"""Read and build models that are named on a command line.
 
-A name is a config file (a path, ``mmdet::PATH``, ``mmpretrain::PATH``, ``mmrecur::PATH``) or a module: its
-registry name with literal arguments, ``mmrecur.RLAResNet(depth=50)``, or its config,
+A name is a config file (a path, ``mmdet::PATH``, ``mmpretrain::PATH`` or ``mmrecur::PATH``) or a module:
+a registry name with literal arguments, ``mmrecur.RLAResNet(depth=50)``, or a module's config,
 ``dict(type='mmrecur.RLAResNet', depth=50)``.
 """
 
@@ -26,7 +26,7 @@ from mmrecur.apis.runner import ToolError, load_config
 
 
 def parse_module(text: str) -> dict[str, Any] | None:
-    """Read ``text`` as the config of a module; None if it names a config file."""
+    """Return the config of a module named by ``text``, or None if ``text`` names a config file."""
     text = text.strip()
     if not re.match(r'\{|[\w.]+\(|[A-Za-z_]\w*(\.\w+)?$', text) or text.endswith('.py'):
         return None
@@ -38,7 +38,7 @@ def parse_module(text: str) -> dict[str, Any] | None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) != 'dict':
             return dict(type=ast.unparse(node.func), **cfg)
     except (SyntaxError, ValueError) as error:
-        raise ToolError(f'CONFIG {text!r} is no module with literal arguments: {error}') from error
+        raise ToolError(f'CONFIG {text!r} is not a module with literal arguments: {error}') from error
     if 'type' not in cfg:
         raise ToolError(f'CONFIG {text!r} has no type')
     return cfg
@@ -47,7 +47,7 @@ def parse_module(text: str) -> dict[str, Any] | None:
 def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Call):
         if node.args or any(keyword.arg is None for keyword in node.keywords):
-            raise ValueError('arguments need names')
+            raise ValueError('positional arguments are not allowed')
         return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
         return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values, strict=True)}
@@ -58,7 +58,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def without_pretrained(cfg: Any) -> Any:
-    """A copy of a model's config that asks for no weights."""
+    """Return a copy of a model's config that loads no weights."""
     if isinstance(cfg, dict):
         return {
             key: without_pretrained(value)
@@ -73,15 +73,16 @@ def without_pretrained(cfg: Any) -> Any:
 def read_model(
     name: str, options: dict[str, Any] | None = None, backbone_only: bool = False
 ) -> tuple[dict[str, Any], str | None]:
-    """Find the model that a command line names.
+    """Return the config of a model that is named on a command line.
 
     Args:
-        name (str): See the top of this file.
-        options (dict, optional): Changes to the config, or arguments of the module. Defaults to None.
-        backbone_only (bool): Of a config's model take the backbone. Defaults to False.
+        name (str): A config file or a module, see the docstring of this file.
+        options (dict, optional): Changes of the config, or arguments of the module, by dotted key.
+            Defaults to None.
+        backbone_only (bool): Return the backbone of a config's model only. Defaults to False.
 
     Returns:
-        tuple[dict, str or None]: The model's config and the scope to build it in.
+        tuple[dict, str or None]: Config of the model, and the registry scope to build it in.
 
     Raises:
         ToolError: If there is no such model.
@@ -106,13 +107,13 @@ def read_model(
 
 @contextmanager
 def registry_scope(scope: str | None) -> Iterator[None]:
-    """Find what a config names without a scope in its own one.
+    """Look up types without a prefix in the registries of a package.
 
     Args:
-        scope (str, optional): Its default scope.
+        scope (str, optional): Default scope of a config, such as ``'mmdet'``.
 
     Raises:
-        ToolError: If that package is not installed.
+        ToolError: If the package is not installed.
     """
     if scope is not None:
         if not is_installed(scope) and scope != 'mmrecur':
@@ -123,18 +124,18 @@ def registry_scope(scope: str | None) -> Iterator[None]:
 
 
 def build_model(cfg: dict[str, Any], scope: str | None, seed: int = 0) -> nn.Module:
-    """Build a model with random weights, the same ones every time; global generators stay as they are.
+    """Build a model with random weights that depend on the seed only, and download nothing.
 
     Args:
-        cfg (dict): The model's config.
-        scope (str, optional): Default scope of its types.
-        seed (int): Of the weights. Defaults to 0.
+        cfg (dict): Config of the model.
+        scope (str, optional): Registry scope of types without a prefix.
+        seed (int): Seed of the weights. Defaults to 0.
 
     Returns:
-        nn.Module: The model; nothing is downloaded.
+        nn.Module: The model, with batch norms in place of synchronized batch norms.
 
     Raises:
-        ToolError: If it cannot be built; the message says why.
+        ToolError: If the model cannot be built; the message gives the reason.
     """
     try:
         with registry_scope(scope), own_randomness(seed):

@@ -1,17 +1,21 @@
-"""What modules with an inference form have in common."""
+"""The inference form of backbones and of whole models."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from mmrecur.models.layers.common.modes import generators_kept
 
+Model = TypeVar('Model', bound=nn.Module)
+
 
 class Deployable(nn.Module):
-    """Base of modules that can be rewritten in place into a form for inference.
+    """Base of modules that can be rewritten in place into their inference form.
 
-    A subclass provides :meth:`_switch_to_deploy`.
+    A subclass implements :meth:`_switch_to_deploy`.
 
     Attributes:
         deployed (bool): Whether the module is in its inference form.
@@ -27,15 +31,15 @@ class Deployable(nn.Module):
     def switch_to_deploy(self, memory_format: torch.memory_format | None = None) -> None:
         """Rewrite the model in place into its fastest exact form for inference.
 
-        Outputs agree with those in evaluation mode to 1e-4 relative in float32. Parameters that only
-        training needs are gone; a second call does nothing. Norms that are no affine map in evaluation
-        (group norms) stay.
+        Outputs agree with those in evaluation mode to a relative error of 1e-4 in float32. Parameters that
+        only training needs are removed. Norms that depend on the input in evaluation mode, such as group
+        norms, are kept. A second call does nothing.
 
         Args:
-            memory_format (torch.memory_format, optional): Layout of the weights, and so of the maps
-                computed from them. Defaults to None: channels last where the weights lie on a CPU,
-                whose convolutions are faster that way, else unchanged. Files that hold tensors in rows
-                only, such as safetensors, need ``torch.contiguous_format``.
+            memory_format (torch.memory_format, optional): Memory layout of the weights, and thereby of the
+                feature maps. None means channels last for weights on a CPU, whose convolutions are faster
+                in that layout, and no change on other devices. File formats that store contiguous tensors
+                only, such as safetensors, need ``torch.contiguous_format``. Defaults to None.
         """
         if self.deployed:
             return
@@ -49,5 +53,38 @@ class Deployable(nn.Module):
             self.to(memory_format=memory_format)
 
     def _switch_to_deploy(self) -> None:
-        """The architecture's part of :meth:`switch_to_deploy`."""
+        """Rewrite the submodules; called by :meth:`switch_to_deploy`."""
         raise NotImplementedError
+
+
+def deploy(model: Model, memory_format: torch.memory_format | None = None) -> Model:
+    """Switch every backbone of this package in a model to its inference form, in place.
+
+    Args:
+        model (nn.Module): A detector, a classifier, a backbone or a :class:`ShortestPathNet`. It is put into
+            evaluation mode.
+        memory_format (torch.memory_format, optional): See :meth:`Deployable.switch_to_deploy`.
+            Defaults to None.
+
+    Returns:
+        nn.Module: The same model.
+
+    Raises:
+        ValueError: If the model has no backbone of this package.
+
+    Example:
+        >>> from mmrecur.apis import deploy
+        >>> from mmrecur.models.backbones import RLAResNet
+        >>> model = deploy(RLAResNet(50))
+        >>> model.deployed
+        True
+    """
+    backbones = [module for module in model.modules() if isinstance(module, Deployable)]
+    if not backbones:
+        raise ValueError(
+            f'model of type {type(model).__name__} has no backbone of mmrecur, allowed: a model with one'
+        )
+    model.eval()
+    for backbone in backbones:
+        backbone.switch_to_deploy(memory_format)
+    return model

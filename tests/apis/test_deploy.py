@@ -1,4 +1,4 @@
-"""Inference form of whole models."""
+"""deploy() on whole models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.models.test_rla import randomise_norms
 
 
 class Detector(nn.Module):
-    """A model with a backbone and something behind it."""
+    """A model with a backbone and a neck."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Functions of this package leave the global state of their libraries as it was."""
+"""Functions of this package do not change global state of the libraries."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from mmrecur.models.backbones import SWRN, DRResNet, ResNetShared, RLAResNet
 from mmrecur.models.layers import ChannelRecurrentConv, fuse_norm, materialise_convs
 from tests import golden
 
-#: Of everything that a function can disturb, what it is now.
+#: Name of a piece of global state -> function that reads it.
 STATE: dict[str, Callable[[], Any]] = {
     'python': random.getstate,
     'numpy': lambda: [np.asarray(part).tolist() for part in np.random.get_state()],
@@ -63,7 +63,7 @@ STATE: dict[str, Callable[[], Any]] = {
 
 @contextmanager
 def unchanged() -> Iterator[None]:
-    """Raise if what is within changes global state."""
+    """Raise if the body of the context changes global state."""
     random.seed(5)
     np.random.seed(5)
     torch.manual_seed(5)
@@ -130,7 +130,7 @@ def authors() -> tuple[dict[str, torch.Tensor], RLAResNet]:
     return golden.load('det_rla_resnet50').state_dict, RLAResNet(50, variant='v3')
 
 
-#: Public function -> what it is called with (made beforehand) and the call.
+#: Public function -> function that prepares its arguments, and the call.
 CASES: dict[str, tuple[Callable[[], tuple], Callable]] = {
     'apis.list_models': (tuple, mmrecur.apis.list_models),
     'apis.list_backbones': (tuple, mmrecur.apis.list_backbones),
@@ -171,7 +171,7 @@ CASES: dict[str, tuple[Callable[[], tuple], Callable]] = {
 @pytest.mark.parametrize('name', CASES)
 def test_global_state_is_as_it_was(name: str, capsys: pytest.CaptureFixture) -> None:
     prepare, call = CASES[name]
-    build_model(BASE['model'], 'mmpretrain')  # imports the libraries, which do as they like
+    build_model(BASE['model'], 'mmpretrain')  # imports the libraries, whose imports change global state
     arguments = prepare()
     with unchanged():
         call(*arguments)
@@ -185,7 +185,7 @@ def test_no_public_function_is_left_out() -> None:
         for name in package.__all__
         if inspect.isfunction(getattr(package, name))
     }
-    # a decorator, and what names a rule
+    # a decorator
     assert public - called == {'checkpoint.register_graft'}
 
 

@@ -1,4 +1,4 @@
-"""The models of this package through the doors of OpenMMLab's libraries."""
+"""Use models of this package through the interfaces of OpenMMLab's libraries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def image() -> np.ndarray:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Of the demo's detector: random weights that find something."""
+    """Checkpoint of the demo detector with random weights."""
     model = build_model(load_config(str(DEMO)).model, 'mmdet')
     path = tmp_path / 'detector.pth'
     meta = dict(dataset_meta=dict(CLASSES=CLASSES, classes=CLASSES))
@@ -39,10 +39,10 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_mmpretrain_finds_the_classifiers() -> None:
     mmpretrain = pytest.importorskip('mmpretrain')
     names = register_models()
-    assert register_models() == names  # a second call is none too many
+    assert register_models() == names  # a second call changes nothing
     assert set(names) == set(list_models(task='Image Classification')) >= {'rla-resnet50_4xb64_in1k'}
     assert set(mmpretrain.list_models('rla-*')) == {name for name in names if name.startswith('rla-')}
-    # its own are still there, detectors are not: it cannot build them
+    # its own models are still listed; our detectors are not, because it cannot build them
     assert 'resnet50_8xb32_in1k' in mmpretrain.list_models('resnet50*')
     assert not mmpretrain.list_models('*rcnn*rla*')
     model = mmpretrain.get_model('rla-resnet50_4xb64_in1k')

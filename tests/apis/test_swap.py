@@ -1,4 +1,4 @@
-"""swap_backbone on mmdet's and mmpretrain's own configs and on a user's."""
+"""swap_backbone on configs of mmdet, mmpretrain and a user."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import nn
 
 from mmrecur.apis import list_backbones, swap_backbone
 from mmrecur.apis.demo_inputs import demo_inputs
-from mmrecur.apis.inherit import changes, inheriting_text, source, without_scopes, write_checked
 from mmrecur.apis.runner import ToolError, load_config
 from mmrecur.apis.specs import build_model
 from mmrecur.apis.swap import plan_swap
+from mmrecur.apis.swap.features import randomize_norms
 from mmrecur.apis.swap.names import find_backbone, signature
-from mmrecur.apis.swap.weights import randomize_norms
+from mmrecur.apis.swap.write import changes, inheriting_text, source, without_scopes, write_checked
 from mmrecur.models.backbones import RLAResNet
 from mmrecur.registry import MODELS as OURS
 
@@ -27,7 +27,7 @@ NARROW = dict(type='mmrecur.RLAResNet', depth=50, base_channels=8, rla_channels=
 FPN = ('neck', [32, 64, 128, 256])
 slow = pytest.mark.slow
 
-#: Family -> config, what reads the maps of a backbone of an eighth of the width, size of the images.
+#: Family -> config, module that reads the feature maps, its in_channels at an eighth of the width.
 FAMILIES = {
     'two stages': ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', *FPN),
     'masks': ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', *FPN),
@@ -60,12 +60,12 @@ FAMILIES = {
     'CSPDarkNet': ('yolox/yolox_tiny_8xb8-300e_coco.py', 'neck', [64, 128, 256]),
     'Swin': ('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', *FPN),
 }  # fmt: skip
-#: What takes more than some seconds.
+#: Families whose test takes longer than a few seconds.
 SLOW = {
     'cascade with masks and semantics', 'panoptic', 'points', 'denoising transformer', 'masks by location',
     'dynamic masks', 'mask transformer, no neck', 'VGG', 'DarkNet', 'Swin',
 }  # fmt: skip
-#: Images as small as the family allows.
+#: Image sizes of families that do not accept the usual small ones.
 SHAPES = {'denoising transformer': (256, 256), 'VGG': (300, 300)}
 CHEAP = {
     'transformer': {'model.num_queries': 10},
@@ -81,7 +81,7 @@ def build(cfg: Config) -> nn.Module:
 
 
 def user_config(folder: Path, base: str, options: dict[str, Any] | None = None) -> Path:
-    """A user's config: one that inherits and changes something."""
+    """Write a user's config, which inherits from a base and changes options."""
     cfg = Config()
     cfg.merge_from_dict(options or {})
     lines = [f'{key} = {source(value)}' for key, value in cfg.to_dict().items()]
@@ -92,7 +92,7 @@ def user_config(folder: Path, base: str, options: dict[str, Any] | None = None) 
 
 
 def swapped_file(base: Path, out: Path, name: Any, **kwargs: Any) -> Config:
-    """Writes a swapped config and reads it back."""
+    """Write a swapped config and read it back."""
     swap = plan_swap(str(base), name, **kwargs)
     write_checked(inheriting_text(str(base), swap.base, swap.config, out, 'Swapped.'), out, swap.config)
     return Config.fromfile(out)
@@ -116,7 +116,7 @@ def check_training_step(cfg: Config, shape: tuple[int, int]) -> None:
 
 @pytest.fixture
 def epoch() -> None:
-    """What a runner tells the models that ask."""
+    """Publish epoch and iteration, as a runner does."""
     from mmengine.logging import MessageHub
 
     for name in ('epoch', 'iter'):
@@ -166,7 +166,7 @@ def test_the_base_and_its_options_are_kept(small: Path) -> None:
         init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://resnet50'),
     )  # fmt: skip
     # a plain network's random weights, grafted, gave the same features
-    assert swap.difference < 1e-6
+    assert swap.fit.difference < 1e-6
     assert swap.config.custom_imports == dict(imports=['mmdet.models', 'mmrecur'], allow_failed_imports=True)
     rest = {k: v for k, v in swap.config.items() if k not in ('model', 'custom_imports')}
     assert rest == {k: v for k, v in base.items() if k not in ('model', 'custom_imports')}
@@ -203,7 +203,7 @@ def test_every_plain_resnet_keeps_its_function(base: str, options: dict, expecte
     backbone = swap.config.model.backbone
     assert {key: backbone[key] for key in expected} == expected
     assert {**cfg.model.backbone.init_cfg, 'type': 'mmrecur.Graft'} == backbone.init_cfg
-    assert swap.difference < 1e-6
+    assert swap.fit.difference < 1e-6
 
 
 def test_a_name_fixes_what_it_says(small: Path) -> None:
@@ -223,7 +223,7 @@ def test_every_declared_name_builds() -> None:
     with torch.device('meta'):
         for name in list_backbones():
             family, args = find_backbone(name)
-            # what a name leaves open comes from the backbone that is replaced
+            # a swap takes open options from the replaced backbone
             open_depth = signature(family).get('depth') is inspect.Parameter.empty
             assert family(**{**(dict(depth=50) if open_depth else {}), **args}).out_channels
 
@@ -233,7 +233,7 @@ def test_random_weights_are_not_frozen(small: Path) -> None:
     swap = plan_swap(base, 'rla-resnet', init='none')
     backbone = swap.config.model.backbone
     assert {'frozen_stages', 'norm_eval', 'init_cfg', 'norm_cfg'}.isdisjoint(backbone)
-    assert [change[0] for change in swap.changes[:3]] == [
+    assert [edit.place for edit in swap.unfrozen] == [
         'backbone.frozen_stages', 'backbone.norm_eval', 'backbone.norm_cfg',
     ]  # fmt: skip
 
@@ -241,21 +241,21 @@ def test_random_weights_are_not_frozen(small: Path) -> None:
 def test_nothing_is_frozen_that_does_not_compute_what_it_did(small: Path) -> None:
     base = small_with(small, model__backbone__norm_cfg=dict(type='BN', requires_grad=False))
     inexact = plan_swap(base, 'resnet50-shared')
-    assert inexact.difference > 1e-3 and not inexact.is_exact
+    assert inexact.fit.difference > 1e-3 and not inexact.fit.is_exact
     backbone = inexact.config.model.backbone
     assert {'frozen_stages', 'norm_eval', 'norm_cfg'}.isdisjoint(backbone)
-    assert [change[0] for change in inexact.changes[:3]] == [
+    assert [edit.place for edit in inexact.unfrozen] == [
         'backbone.frozen_stages', 'backbone.norm_eval', 'backbone.norm_cfg',
     ]  # fmt: skip
-    assert 'grafted weights do not compute what they did' in inexact.notes[0]
-    assert 'frozen_stages, norm_eval, norm_cfg would keep them so' in inexact.notes[0]
+    assert 'the grafted backbone does not compute the same function' in inexact.notes[0]
+    assert 'for frozen_stages, norm_eval, norm_cfg would prevent training' in inexact.notes[0]
     # with a trained checkpoint of the whole model too
     whole = plan_swap(base, 'resnet50-shared', load_from='grafted.pth')
     assert {'frozen_stages', 'norm_eval', 'norm_cfg'}.isdisjoint(whole.config.model.backbone)
     for exact in (plan_swap(base, 'rla-resnet'), plan_swap(base, 'rla-resnet', load_from='grafted.pth')):
-        assert exact.is_exact
+        assert exact.fit.is_exact
         assert exact.config.model.backbone.norm_eval and exact.config.model.backbone.frozen_stages == 0
-    # what the user says stays
+    # options that the user fixes are kept
     own = plan_swap(base, 'mmrecur.ResNetShared(depth=50, frozen_stages=1, norm_eval=True)')
     assert (own.config.model.backbone.frozen_stages, own.config.model.backbone.norm_eval) == (1, True)
 
@@ -271,17 +271,21 @@ def test_a_file_to_start_from_is_read_at_once(small: Path, tmp_path: Path) -> No
     base, file = small_with(small), str(tmp_path / 'plain.pth')
     torch.save({'state_dict_ema': narrow_resnet().state_dict()}, file)
     exact = plan_swap(base, 'rla-eca-resnet', file)
-    assert exact.is_exact and exact.is_checked and exact.config.model.backbone.norm_eval
+    assert exact.fit.is_exact and exact.fit.is_checked and exact.config.model.backbone.norm_eval
     assert exact.config.model.backbone.init_cfg == dict(type='mmrecur.Graft', checkpoint=file)
     inexact = plan_swap(base, 'resnet50-shared', file)
-    assert inexact.is_checked and 0.5 < max(inexact.errors.values()) < 1.5 and inexact.difference > 1e-3
+    assert (
+        inexact.fit.is_checked
+        and 0.5 < max(inexact.fit.errors.values()) < 1.5
+        and inexact.fit.difference > 1e-3
+    )
     assert 'norm_eval' not in inexact.config.model.backbone
-    # also where the base is of another kind, and where it starts from such a file itself
+    # also if the base has another kind of backbone, or itself starts from such a file
     yolo = load_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
-    assert plan_swap(yolo, NARROW, file).is_exact
-    assert not plan_swap(yolo, 'mmrecur.DRResNet(base_channels=8)', file).is_exact
+    assert plan_swap(yolo, NARROW, file).fit.is_exact
+    assert not plan_swap(yolo, 'mmrecur.DRResNet(base_channels=8)', file).fit.is_exact
     own = small_with(small, model__backbone__init_cfg=dict(type='Pretrained', checkpoint=file))
-    assert plan_swap(own, 'rla-resnet').is_checked
+    assert plan_swap(own, 'rla-resnet').fit.is_checked
 
 
 @pytest.mark.parametrize(
@@ -310,16 +314,16 @@ def test_a_file_that_does_not_suit_is_refused_at_once(
 
 def test_what_is_not_read_is_said(small: Path) -> None:
     swap = plan_swap(small_with(small), 'rla-resnet', 'torchvision://resnet50')
-    assert swap.is_exact and not swap.is_checked
-    assert 'torchvision://resnet50 was not downloaded: whether it fits shows' in swap.notes[0]
+    assert swap.fit.is_exact and not swap.fit.is_checked
+    assert 'torchvision://resnet50 was not downloaded: whether it fits will show' in swap.notes[0]
     base = small_with(small, model__backbone__init_cfg=dict(type='Pretrained', checkpoint='absent.pth'))
-    assert 'absent.pth is not there' in plan_swap(base, 'rla-resnet').notes[0]
+    assert 'absent.pth does not exist yet' in plan_swap(base, 'rla-resnet').notes[0]
 
 
 def test_a_mobilenet_keeps_its_width() -> None:
     base = load_config('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py')
     base.model.backbone.widen_factor = 0.5
-    backbone = swap_backbone(base, 'mobilenetv2-shared++').model.backbone
+    backbone = swap_backbone(base, 'mobilenetv2-shared-double').model.backbone
     assert (backbone.width_mult, backbone.share, backbone.attention) == (0.5, 'double', 'eca')
 
 
@@ -336,12 +340,12 @@ def test_options_without_a_counterpart_are_named(small: Path) -> None:
         small, model__backbone__dcn=dcn, model__backbone__stage_with_dcn=(False, False, False, True)
     )
     swap = plan_swap(base, 'rla-resnet')
-    assert swap.notes[1] == f'left out, the new backbone has no counterpart: dcn={dcn}'
-    assert swap.difference < 1e-6  # against the plain network that was pretrained
+    assert swap.notes[1] == f'dropped, the new backbone has no counterpart: dcn={dcn}'
+    assert swap.fit.difference < 1e-6  # against the plain network that was pretrained
 
 
 class Demanding(RLAResNet):
-    """A backbone with needs."""
+    """A backbone that requires hooks and optimizer rules."""
 
     architectures: ClassVar[dict] = {'demanding-resnet': {}}
     required_hooks = (dict(type='mmrecur.AverageLossesHook'), dict(type='NumClassCheckHook'))
@@ -375,11 +379,11 @@ def test_hooks_and_rules_join_those_of_the_base(small: Path, demanding: None, tm
         custom_keys={'backbone': dict(lr_mult=0.1), 'conv_out': dict(decay_mult=0.0)},
     )
     assert cfg.custom_imports.imports == ['mmdet.models', 'mmrecur']
-    # refers to what it inherits instead of repeating it
+    # the text refers to inherited items instead of repeating them
     text = out.read_text()
     assert '*_base_.custom_hooks' in text and 'EMAHook' not in text and 'bypass' not in text
     assert "_base_ = '../../user.py'" in text
-    # once more: nothing is added twice
+    # a second swap adds nothing twice
     again = plan_swap(cfg, 'demanding-resnet').config
     assert again.custom_hooks == cfg.custom_hooks and again.custom_imports == cfg.custom_imports
 
@@ -393,10 +397,10 @@ def test_unknown_optimizer_constructors_are_refused(small: Path, demanding: None
 def test_a_detector_within_another_model() -> None:
     base = load_config('mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py')
     swap = plan_swap(base, NARROW, init='none')
-    assert swap.host.path == 'model.detector'
+    assert swap.target.name == 'model.detector'
     assert swap.config.model.detector.neck.in_channels == FPN[1]
     loaded = plan_swap(base, 'rla-resnet', load_from='grafted.pth').config
-    # what load_from would load is the student and the teacher
+    # load_from would be loaded into the whole model, the teacher included
     assert loaded.model.detector.init_cfg == dict(type='Pretrained', checkpoint='grafted.pth')
     assert 'init_cfg' not in loaded.model.detector.backbone and loaded.get('load_from') is None
 
@@ -413,12 +417,12 @@ MOT = 'mmdet::deepsort/deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-
         (None, {}, 'rla-resnet49', {}, "'rla-resnet49'; allowed: .*rla-resnet50"),
         (None, {}, 'mmrecur.RLAResNet(depth=49)', {}, 'depth=49, allowed: 50, 101, 152'),
         (None, {}, 'mmrecur.RLAResNet(depth=50, deep=1)', {}, 'RLAResNet has no deep; allowed: depth,'),
-        (None, {}, 'mmdet.ResNet(depth=50)', {}, 'none of this package; allowed: .*mmrecur.RLAResNet'),
+        (None, {}, 'mmdet.ResNet(depth=50)', {}, 'not from this package; allowed: .*mmrecur.RLAResNet'),
         (None, {'model.backbone': None}, 'rla-resnet', {}, 'FasterRCNN, has no part with a backbone'),
         (None, {'model': None}, 'rla-resnet', {}, 'the config has no model'),
         (None, {'model.backbone.depth': 18}, 'rla-resnet', {}, 'depth=18, allowed: 50'),
         (None, {'model.backbone.depth': 20}, 'rla-resnet', {}, "base's backbone.*20"),
-        (None, {}, 'rla-resnet', dict(at='model.neck'), "at='model.neck'; allowed.*: model"),
+        (None, {}, 'rla-resnet', dict(at='model.neck'), "at='model.neck', allowed.*: model"),
         (
             None, {'model.backbone.conv_cfg': dict(type='ConvWS')}, 'rla-resnet', {},
             "conv_cfg={'type': 'ConvWS'}.*init=\"none\"",
@@ -469,7 +473,7 @@ def test_classes_as_types(small: Path) -> None:
 
     cfg = small_with(small)
     cfg.model.backbone.type = ResNet
-    assert plan_swap(cfg, 'rla-resnet').difference < 1e-6
+    assert plan_swap(cfg, 'rla-resnet').fit.difference < 1e-6
 
 
 def test_wrong_widths_of_the_base_are_found(small: Path) -> None:

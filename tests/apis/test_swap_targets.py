@@ -1,4 +1,4 @@
-"""Swaps in models that are peculiar: what is tried, what is refused, what is said."""
+"""Swaps in unusual models: trials, refusals and notes."""
 
 from __future__ import annotations
 
@@ -38,36 +38,36 @@ def test_a_tracker_is_tried_on_images() -> None:
     swap = plan_swap(base, NARROW, 'none', 'model.detector')
     assert 'data_preprocessor' not in swap.config.model.detector  # the tracker has it
     trial = try_swap(swap, (64, 96))
-    assert trial.gradients > 200 and {'loss_rpn_cls', 'loss_cls'} <= trial.losses.keys()
+    assert trial.step.gradients > 200 and {'loss_rpn_cls', 'loss_cls'} <= trial.step.losses.keys()
 
 
 def test_the_detector_in_a_trackers_checkpoint() -> None:
     base = load_config(QDTRACK)
     base.merge_from_dict(dict(model=dict(detector=NARROW_DETECTOR)))
-    detector = plan_swap(base, NARROW, 'none').host
+    detector = plan_swap(base, NARROW, 'none').target
     before = base.model.detector
     state = build_model({**before, 'data_preprocessor': detector.data_preprocessor}, 'mmdet').state_dict()
     whole = {f'detector.{key}': value for key, value in state.items()} | {'track_head.w': torch.ones(1)}
     swap = plan_swap(base, 'rla-resnet', at='model.detector', load_from='grafted.pth')
     trial = try_swap(swap, (64, 96), {'state_dict': whole})
-    assert trial.difference < 1e-6 and 'backbone.conv1.weight' in trial.state
-    assert 'of the checkpoint only detector is grafted, not track_head' in swap.notes
+    assert trial.grafted.difference < 1e-6 and 'backbone.conv1.weight' in trial.grafted.state
+    assert 'of the checkpoint only detector is grafted, not track_head' in trial.grafted.notes
 
 
 def test_rtmdet_takes_masks_as_tensors() -> None:
     trial, _ = tried(load_config('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'))
-    assert trial.note is None and {'loss_cls', 'loss_bbox'} <= trial.losses.keys()
+    assert trial.skipped is None and {'loss_cls', 'loss_bbox'} <= trial.step.losses.keys()
 
 
 @pytest.mark.slow
 def test_crowddet_needs_no_operators_of_torchvision() -> None:
     base = load_config('mmdet::crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py')
     trial, _ = tried(base)
-    assert trial.note is None and 'loss_rcnn_emd' in trial.losses
+    assert trial.skipped is None and 'loss_rcnn_emd' in trial.step.losses
 
 
 class NeedsText(FasterRCNN):
-    """A detector that no made-up inputs suit."""
+    """A detector that fails on made-up inputs."""
 
     def loss(self, inputs: torch.Tensor, samples: list) -> dict:
         """See the class."""
@@ -75,7 +75,7 @@ class NeedsText(FasterRCNN):
 
 
 class DislikesOurs(FasterRCNN):
-    """A detector that only the replaced backbone suits."""
+    """A detector that works with the replaced backbone only."""
 
     def loss(self, inputs: torch.Tensor, samples: list) -> dict:
         """See the class."""
@@ -88,8 +88,8 @@ def test_a_trial_is_skipped_where_the_base_fails_too() -> None:
     base.merge_from_dict(dict(model=NARROW_DETECTOR))
     base.model.type = NeedsText
     trial, _ = tried(base)
-    assert trial.losses is None
-    assert trial.note.startswith('The base itself fails on made-up images: ') and 'text' in trial.note
+    assert trial.step is None
+    assert trial.skipped.startswith('The base itself fails on made-up images: ') and 'text' in trial.skipped
     base.model.type = DislikesOurs
     with pytest.raises(ToolError, match='a training step on images of 64x96 fails: AssertionError'):
         tried(base)
@@ -118,7 +118,7 @@ def test_a_resnet_with_other_convolutions_is_one() -> None:
     base.model.backbone.sac.use_deform = False
     base.merge_from_dict(dict(model=dict(backbone=dict(base_channels=8), neck=dict(in_channels=FPN))))
     swap = plan_swap(base, 'rla-resnet')
-    assert swap.config.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50' and swap.is_exact
+    assert swap.config.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50' and swap.fit.is_exact
     assert any('sac=' in note for note in swap.notes)
 
 
@@ -126,8 +126,8 @@ def test_a_cifar_network_keeps_its_stem_where_there_is_one() -> None:
     base = load_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py')
     swap = plan_swap(base, 'resnet-shared', 'none')
     backbone = swap.config.model.backbone
-    assert (backbone.depth, backbone.stem, swap.notes) == (18, 'cifar', [])
-    # where there is none the map of the same size comes from an early stage
+    assert (backbone.depth, backbone.stem, swap.notes) == (18, 'cifar', ())
+    # without a CIFAR stem, an early stage has the map of that size
     swap = plan_swap(base, 'rla-resnet50', 'none')
     assert swap.config.model.backbone.out_indices == (1,)
     assert 'RLAResNet ends with stage 2 of 4' in swap.notes[0] and '(-86 %)' in swap.notes[0]
@@ -138,7 +138,7 @@ def test_what_a_detector_loses_is_said() -> None:
     swap = plan_swap('mmdet::ssd/ssd300_coco.py', NARROW, 'none')
     assert 'ends with stage 3 of 4' in swap.notes[0] and '(-99 %)' in swap.notes[0]
     assert swap.notes[1] == 'maps have [64, 128] channels instead of [512, 1024]'
-    assert plan_swap('mmdet::ssd/ssd300_coco.py', {**NARROW, 'base_channels': 64}, 'none').notes != []
+    assert plan_swap('mmdet::ssd/ssd300_coco.py', {**NARROW, 'base_channels': 64}, 'none').notes != ()
 
 
 def test_wide_resnets_of_mmpretrain() -> None:
@@ -148,7 +148,7 @@ def test_wide_resnets_of_mmpretrain() -> None:
     base.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='https://wide.pth', prefix='backbone')
     swap = plan_swap(base, 'rla-resnet')
     backbone = swap.config.model.backbone
-    assert (backbone.base_channels, backbone.base_width) == (8, 128) and swap.is_exact
+    assert (backbone.base_channels, backbone.base_width) == (8, 128) and swap.fit.is_exact
 
 
 def test_loops_start_from_a_network_that_exists() -> None:
@@ -156,4 +156,4 @@ def test_loops_start_from_a_network_that_exists() -> None:
     base.merge_from_dict(dict(model=NARROW_DETECTOR))
     swap = plan_swap(base, dict(type='mmrecur.DRResNet', depth=53, base_channels=8))
     assert swap.config.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
-    assert not swap.is_exact and 'norm_eval' not in swap.config.model.backbone
+    assert not swap.fit.is_exact and 'norm_eval' not in swap.config.model.backbone

@@ -1,4 +1,4 @@
-"""tools/swap_backbone.py: files in, files out, and a model that computes what the old one did."""
+"""tools/swap_backbone.py writes files of a model that computes the same function as the old one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def build(path: Path) -> tuple[nn.Module, Config]:
 
 
 def trained(path: Path, config: Path, **extra: Any) -> nn.Module:
-    """A model with random weights and norms as if trained, and its checkpoint."""
+    """Build a model with random weights and norms, and save its checkpoint."""
     model, _ = build(config)
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
@@ -61,7 +61,7 @@ def trained(path: Path, config: Path, **extra: Any) -> nn.Module:
 
 @pytest.fixture(scope='module')
 def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, nn.Module]:
-    """A user's config, a checkpoint of it and the model."""
+    """Return a user's config, a checkpoint of its model, and the model."""
     folder = tmp_path_factory.mktemp('detector')
     config, checkpoint = folder / 'mine.py', folder / 'mine.pth'
     config.write_text(DETECTOR)
@@ -78,7 +78,7 @@ def test_a_trained_detector_predicts_the_same(tool: Any, detector: Any, tmp_path
     out = tmp_path / 'new' / 'swapped.py'
     args = [str(config), '--backbone', 'rla-eca-resnet', '--out', str(out), '--checkpoint', str(checkpoint)]
     trial = tool.main(args)
-    assert trial.difference < 1e-6
+    assert trial.grafted.difference < 1e-6
 
     new, cfg = build(out)
     assert cfg.load_from == str(out.with_suffix('.pth')) and 'init_cfg' not in cfg.model.backbone
@@ -182,11 +182,17 @@ def test_the_swapped_config_trains(workshop: Any, detector: Any, tmp_path: Path,
 @pytest.mark.parametrize(
     'change, message',
     [
-        (lambda state: state.pop('neck.fpn_convs.0.conv.bias'), 'none of the base: it lacks neck.fpn_convs'),
-        (lambda state: state.update({'mask.w': torch.ones(1)}), 'is none of the base: it has also mask.w'),
+        (
+            lambda state: state.pop('neck.fpn_convs.0.conv.bias'),
+            "does not match the base's model: it lacks neck.fpn",
+        ),
+        (
+            lambda state: state.update({'mask.w': torch.ones(1)}),
+            "does not match the base's model: it also has mask.w",
+        ),
         (
             lambda state: state.update({'backbone.conv1.weight': torch.ones(1)}),
-            'is none of the base: .*size mismatch for backbone.conv1.weight',
+            "does not match the base's model: .*size mismatch for backbone.conv1.weight",
         ),
         (lambda state: state.clear(), 'no tensors in the checkpoint'),
     ],
@@ -236,9 +242,9 @@ def test_wrong_places_are_named(tool: Any, tmp_path: Path, args: list[str], mess
 def test_wrong_uses_are_named(tool: Any, detector: Any, tmp_path: Path) -> None:
     config, checkpoint, _ = detector
     start = [str(config), '--backbone', 'rla-resnet', '--out']
-    with pytest.raises(ToolError, match='a config ends in .py'):
+    with pytest.raises(ToolError, match='allowed: a path that ends in .py'):
         tool.main([*start, str(tmp_path / 'x.yaml')])
-    with pytest.raises(ToolError, match='--init none goes without'):
+    with pytest.raises(ToolError, match='--init none would have no effect'):
         tool.main([*start, str(tmp_path / 'x.py'), '--checkpoint', str(checkpoint), '--init', 'none'])
     lazy = tmp_path / 'lazy.py'
     lazy.write_text(
@@ -258,8 +264,8 @@ def test_a_file_to_start_from_is_tried_and_its_fit_printed(
     start = [str(config), '--out', str(out), '--shape', '64', '96', '--init']
     tool.main([*start, str(plain), '--backbone', 'resnet50-shared'])
     printed = capsys.readouterr().out
-    assert 'Tried now: not the function from before' in printed
-    assert "Fit error ||W - W'|| / ||W|| from " in printed and 'norm_eval would keep them so' in printed
+    assert 'Tried now: not the same function as before' in printed
+    assert "Fit error ||W - W'|| / ||W|| from " in printed and 'norm_eval would prevent training' in printed
     backbone = Config.fromfile(out).model.backbone
     assert 'norm_eval' not in backbone and 'frozen_stages' not in backbone
     out.unlink()

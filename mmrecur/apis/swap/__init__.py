@@ -1,8 +1,16 @@
-"""A backbone of this package in the place of another one.
+"""Swap the backbone of a config for one of this package.
 
-``plan.py`` goes from a config to one with another backbone, by what ``names.py`` says of the new one,
-``host.py`` of the old one and the model around it, ``channels.py`` of what reads the maps and
-``weights.py`` of what to start from. ``trial.py`` builds the result and takes a training step.
+The modules, in the order in which a swap uses them:
+
+- ``names.py``: from a name such as ``'rla-resnet50'`` to a backbone class and its arguments.
+- ``target.py``: find the part of a config whose backbone is swapped, and read that backbone's options.
+- ``features.py``: build backbones and compare their feature maps.
+- ``start.py``: choose the weights that the new backbone starts from, and check that they fit.
+- ``edits.py``: the edits of the config: channels, imports, hooks, optimizer rules, checkpoints.
+- ``plan.py``: the complete plan of a swap.
+- ``trial.py``: build both models, graft a checkpoint, train one step.
+- ``write.py``: the files: a config that inherits from the base, a grafted checkpoint and its report.
+- ``report.py``: the printed report.
 """
 
 from mmrecur.apis.swap.names import list_backbones

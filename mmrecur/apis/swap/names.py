@@ -1,4 +1,4 @@
-"""The backbones of this package by the names that their classes declare."""
+"""Find a backbone of this package by a name that its class declares."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def _named() -> dict[str, tuple[type[Backbone], dict[str, Any]]]:
 
 
 def list_backbones(pattern: str = '*') -> list[str]:
-    """Names that :func:`mmrecur.apis.swap_backbone` takes.
+    """List the names that :func:`mmrecur.apis.swap_backbone` accepts.
 
     Args:
-        pattern (str): Shell pattern, or a part of the name. Defaults to all.
+        pattern (str): Shell pattern or part of a name. Defaults to ``'*'``.
 
     Returns:
-        list[str]: Names in alphabetical order. Those without a depth, such as ``'rla-resnet'``, keep that
-        of the backbone they replace.
+        list[str]: Names in alphabetical order. A name without a depth, such as ``'rla-resnet'``, keeps the
+        depth of the backbone that is replaced.
 
     Example:
         >>> from mmrecur.apis import list_backbones
@@ -54,17 +54,17 @@ def list_backbones(pattern: str = '*') -> list[str]:
 
 
 def find_backbone(name: str | dict[str, Any]) -> tuple[type[Backbone], dict[str, Any]]:
-    """The class and the arguments that a name stands for.
+    """Return the class and the arguments of a backbone.
 
     Args:
-        name (str or dict): One of :func:`list_backbones`, a module as in
-            ``"mmrecur.RLAResNet(depth=50)"``, or its config.
+        name (str or dict): A name from :func:`list_backbones`, a module with arguments, such as
+            ``"mmrecur.RLAResNet(depth=50)"``, or the config of a module.
 
     Returns:
-        tuple[type, dict]: The backbone's class and the arguments that are fixed.
+        tuple[type, dict]: The class, and the arguments that the name fixes.
 
     Raises:
-        ToolError: If there is no such backbone; similar names are in the message.
+        ToolError: If there is no such backbone; the message lists similar names.
     """
     named = _named()
     if isinstance(name, str) and name in named:
@@ -83,18 +83,18 @@ def find_backbone(name: str | dict[str, Any]) -> tuple[type[Backbone], dict[str,
             kind = MODELS.get(kind)
     if kind not in _families():
         names = ', '.join(f'mmrecur.{family.__name__}' for family in _families())
-        raise ToolError(f'backbone {name!r} is none of this package; allowed: {names}, or a name')
+        raise ToolError(f'backbone {name!r} is not from this package; allowed: {names}, or a name')
     return kind, module
 
 
 def signature(family: type[Backbone]) -> dict[str, Any]:
-    """Arguments of a backbone's class.
+    """Return the arguments of a backbone class.
 
     Args:
         family (type): The class.
 
     Returns:
-        dict[str, Any]: Default of each argument, ``inspect.Parameter.empty`` for those without one.
+        dict[str, Any]: Argument name -> default, ``inspect.Parameter.empty`` for a required argument.
     """
     parameters = list(inspect.signature(family.__init__).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}

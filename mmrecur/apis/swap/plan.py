@@ -1,95 +1,98 @@
-"""A config with its backbone replaced."""
+"""Plan a swap: the new backbone, the weights it starts from, and the edits of the config."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
-from torch import Tensor
+from mmengine.config import Config
+from torch import Tensor, nn
 
 from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.runner import ToolError, load_config
-from mmrecur.apis.swap.channels import set_channels
-from mmrecur.apis.swap.fit import check_start
-from mmrecur.apis.swap.freezing import freeze_what_is_trained
+from mmrecur.apis.swap.edits import (
+    Edit,
+    apply_edits,
+    channel_edits,
+    drop_edits,
+    hook_edits,
+    import_edits,
+    load_edits,
+    optimizer_edits,
+)
+from mmrecur.apis.swap.features import build, feature_maps, probe, randomize_norms
 from mmrecur.apis.swap.names import find_backbone, signature
-from mmrecur.apis.swap.stages import loss_notes, matching_indices, probe
-from mmrecur.apis.swap.target import ARCHITECTURE, Host, Replaced, build, find_target, outputs, read_replaced
-from mmrecur.apis.swap.weights import EXACT, Start, choose_start, pretrained, randomize_norms
+from mmrecur.apis.swap.start import Fit, Start, check_start, choose_start
+from mmrecur.apis.swap.target import ARCHITECTURE, Replaced, Target, find_target, read_replaced
 from mmrecur.models.backbones import Backbone
 
-#: Options whose loss is worth a note, unless they have these values.
+#: Options of the replaced backbone that are reported if they are lost, unless they have these values.
 _USUAL = {'style': 'pytorch', 'attention': None, 'groups': 1, 'base_width': 64, 'stem': 'imagenet'}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Swap:
-    """A replaced backbone.
+    """A planned swap.
 
     Attributes:
-        base (Config): The config as it was.
-        config (Config): The config with the new backbone.
-        host (Host): The part of ``config`` that has it.
-        old (str): The replaced backbone.
-        new (str): The new one.
-        start (Start): What it starts from.
-        difference (float, optional): Largest relative difference of the features of both, with the
-            checkpoint grafted or, where that is not at hand, a plain network's random weights; None if it is
-            not known.
-        is_checked (bool): Whether it was the checkpoint.
-        errors (dict[str, float]): What the graft of the checkpoint says of its fit, see :class:`Report`.
-        changes (list[tuple]): Place, value before and value now.
-        notes (list[str]): What else the user should know.
+        base (Config): A copy of the config whose backbone is swapped.
+        target (Target): The part of ``base`` with the backbone.
+        old (str): Class and main options of the replaced backbone.
+        new (str): Class and main options of the new backbone.
+        start (Start): The weights that the new backbone starts from.
+        fit (Fit): How well these weights fit.
+        edits (tuple[Edit, ...]): The edits that turn ``base`` into the new config.
+        unfrozen (tuple[Edit, ...]): Options of the replaced backbone that the new one does not keep, because
+            it would train too few of its weights. Paths start at ``'backbone'``.
+        notes (tuple[str, ...]): Notes for the user.
     """
 
     base: Config
-    config: Config
-    host: Host
+    target: Target
     old: str
     new: str
     start: Start
-    difference: float | None = None
-    is_checked: bool = False
-    errors: dict[str, float] = field(default_factory=dict)
-    changes: list[tuple[str, Any, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    fit: Fit
+    edits: tuple[Edit, ...]
+    unfrozen: tuple[Edit, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    @property
-    def is_exact(self) -> bool:
-        """bool: Whether the graft is known to compute what the replaced backbone did."""
-        return self.difference is not None and self.difference <= EXACT
+    @cached_property
+    def config(self) -> Config:
+        """Config: The new config."""
+        return apply_edits(self.base, self.edits)
 
 
 def swap_backbone(
     cfg: Config | str, name: str | dict[str, Any], init: str = 'base', at: str | None = None
 ) -> Config:
-    """Replace the backbone of a config by one of this package.
+    """Swap the backbone of a config for one of this package.
 
-    Options of the old backbone that the new one has too are kept. Input channels of the neck or the heads
-    follow; ``mmrecur`` is imported, and hooks and parameter-wise rules that the backbone needs are added
-    to those the config has. Both backbones are built and compared on the way.
+    The new backbone keeps those options of the old one that it has too. The input channels of the neck or
+    the heads are adapted. The new config imports ``mmrecur`` and has the hooks and parameter-wise optimizer
+    rules that the backbone needs besides its own. Both backbones are built and compared.
 
     Args:
-        cfg (Config or str): A config of mmdet, mmpretrain or a user, or its name as for
+        cfg (Config or str): A config of mmdet, of mmpretrain or your own, or its name as for
             :func:`mmrecur.apis.runner.load_config`. It is not changed.
-        name (str or dict): A name of :func:`list_backbones`, such as ``'rla-eca-resnet50'``; one without a
-            depth keeps that of the old backbone. Or a module as in ``"mmrecur.RLAResNet(depth=50)"``.
-        init (str): What the backbone starts from: ``'base'``, what the old one starts from, grafted;
-            ``'none'``, random weights; or a checkpoint of a plain network, such as
-            ``'torchvision://resnet50'``. Defaults to 'base'.
-        at (str, optional): Which part of the model, if several have a backbone, such as
+        name (str or dict): A name from :func:`list_backbones`, such as ``'rla-eca-resnet50'``; one without
+            a depth keeps the depth of the old backbone. Or a module with arguments, such as
+            ``"mmrecur.RLAResNet(depth=50)"``.
+        init (str): Weights that the backbone starts from: ``'base'`` grafts the weights that the old
+            backbone starts from, ``'none'`` leaves random weights; otherwise a checkpoint of a plain
+            network, such as ``'torchvision://resnet50'``. Defaults to 'base'.
+        at (str, optional): Dotted path of the part whose backbone is swapped if several have one, such as
             ``'model.detector'``. Defaults to None.
 
     Returns:
         Config: The new config.
 
     Raises:
-        ToolError: If the backbone cannot be replaced; the message says why.
+        ToolError: If the backbone cannot be swapped; the message gives the reason.
 
     Example:
         >>> from mmrecur.apis import swap_backbone
@@ -107,109 +110,112 @@ def plan_swap(
     at: str | None = None,
     load_from: str | None = None,
 ) -> Swap:
-    """Replace a backbone and keep an account.
+    """Plan a swap without changing anything.
 
     Args:
         cfg, name, init, at: See :func:`swap_backbone`.
-        load_from (str, optional): A grafted checkpoint of the whole model that the new config loads.
-            Defaults to None.
+        load_from (str, optional): Path of a grafted checkpoint of the whole model, which the new config
+            loads. Defaults to None.
 
     Returns:
-        Swap: The new config and what is different.
+        Swap: The plan.
 
     Raises:
-        ToolError: If the backbone cannot be replaced.
+        ToolError: If the backbone cannot be swapped; the message gives the reason.
     """
     with own_randomness():
-        return _plan(load_config(cfg) if isinstance(cfg, str) else cfg, name, init, at, load_from)
+        base = load_config(cfg) if isinstance(cfg, str) else copy.deepcopy(cfg)
+        return _plan(base, find_target(base, at), name, init, load_from)
 
 
-def _plan(base: Config, name: str | dict[str, Any], init: str, at: str | None, load_from: str | None) -> Swap:
-    config = copy.deepcopy(base)
-    host = find_target(config, at)
-    replaced = read_replaced(host)
+def _plan(base: Config, target: Target, name: str | dict[str, Any], init: str, load_from: str | None) -> Swap:
+    replaced = read_replaced(target)
     family, fixed = find_backbone(name)
-    args = _arguments(host, replaced, family, fixed)
-    start = Start(None, 'model') if load_from else choose_start(init, replaced, args)
-    swap = Swap(base, config, host, str(replaced), '', start)
-    _check_whole_checkpoint(swap, init)
-    image, maps = probe(replaced.module, args.get('in_channels', 3))
+    args = _arguments(target, replaced, family, fixed)
+    start = Start('model') if load_from else choose_start(init, replaced, args)
+    dropped = [] if load_from else _dropped_checkpoint(base, target, init)
+    image, old_maps = probe(replaced.module, args.get('in_channels', 3))
+    is_matched = 'out_indices' not in args
+    if is_matched:
+        args['out_indices'] = _matching_stages(family, args, target.scope, old_maps, image)
+    backbone = _build(family, args, target.scope)
+    _check_sizes(backbone, old_maps, image)
+    fit = check_start(start, replaced, target.scope, backbone, args, image)
+    thawed, reasons = _unfreeze(args, fixed, start, fit)
+    new = _backbone_config(family, {**args, **thawed}, start)
 
-    def built(out_indices: tuple[int, ...]) -> Backbone:
-        cfg = _new_config(family, {**args, 'out_indices': out_indices}, Start(None, 'random'))
-        return build(cfg, host.scope, 'the new backbone')
-
-    stages = None
-    if 'out_indices' not in args:
-        args['out_indices'], stages = matching_indices(built, maps, image)
-    backbone = built(args['out_indices'])
-    _check_sizes(backbone, maps, image)
-    checked = check_start(start, replaced, host.scope, backbone, args, image)
-    swap.difference, swap.is_checked, swap.errors = checked.difference, checked.by_file, checked.errors
-    swap.notes += checked.notes
-    freeze_what_is_trained(swap, args, fixed)
-    new = _new_config(family, args, start)
-    _replace(swap, new, backbone, maps)
-    swap.new = f'{family.__name__}({_shown(new)})'
-    swap.notes += loss_notes(replaced.module, backbone, [m.size(1) for m in maps], stages)
-    _note_options(swap, replaced, family, new)
-    if load_from:
-        _load(swap, load_from)
-    return swap
-
-
-def _shown(cfg: Mapping[str, Any]) -> str:
-    shown = ('depth', 'attention', 'groups', 'base_width', 'deep_stem', 'style', 'with_hidden')
-    return ', '.join(f'{key}={cfg[key]!r}' for key in shown if key in cfg)
+    old_channels = [m.size(1) for m in old_maps]
+    edits = [
+        *dropped,
+        *channel_edits(target, old_channels, backbone.out_channels),
+        Edit((*target.path, 'backbone'), target.backbone, new),
+        *import_edits(base),
+        *hook_edits(base, backbone.required_hooks),
+        *optimizer_edits(base, backbone.required_paramwise_cfg),
+        *(load_edits(base, target, load_from) if load_from else []),
+    ]
+    notes = [
+        *(f'the checkpoint of the whole model, {edit.before}, is not loaded any more' for edit in dropped),
+        *fit.notes,
+        *reasons,
+        *_needs(base, target, backbone),
+        *_losses(replaced.module, backbone, old_channels, is_matched),
+        *_lost_options(replaced, family, new),
+        *_untrained_norms(start, new),
+    ]
+    return Swap(
+        base=base,
+        target=target,
+        old=str(replaced),
+        new=f'{family.__name__}({_main_options(new)})',
+        start=start,
+        fit=fit,
+        edits=tuple(edits),
+        unfrozen=tuple(Edit(('backbone', key), args.get(key), value) for key, value in thawed.items()),
+        notes=tuple(notes),
+    )
 
 
 def _arguments(
-    host: Host, replaced: Replaced, family: type[Backbone], fixed: dict[str, Any]
+    target: Target, replaced: Replaced, family: type[Backbone], fixed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the new backbone is built with: taken over, declared for classifiers, fixed by its name."""
+    """Return the arguments of the new backbone: kept, required by classifiers, and fixed by its name."""
     known = signature(family)
     unknown = fixed.keys() - known.keys()
     if unknown:
         raise ToolError(f'{family.__name__} has no {", ".join(sorted(unknown))}; allowed: {", ".join(known)}')
     args = {key: value for key, value in replaced.options.items() if key in known}
-    if 'depth' not in known:  # another architecture: numbers per stage mean other stages
+    if 'depth' not in known:  # other stages than a ResNet's: options given for each stage do not apply
         args = {key: value for key, value in args.items() if key not in (*ARCHITECTURE, 'out_indices')}
     if replaced.options.get('depth') is None or 'stem' in replaced.options and 'stem' not in known:
         args.pop('out_indices', None)
-    if host.is_classifier:
+    if target.is_classifier:
         args.update(family.classifier_options)
     args.update(fixed)
     for key, default in known.items():
         if default is inspect.Parameter.empty and key not in args:
             raise ToolError(
-                f'{family.__name__} needs {key}, which the base ({replaced}) does not tell; name a backbone '
-                f'that says it: {", ".join(n for n, a in family.architectures.items() if key in a)}'
+                f'{family.__name__} needs {key}, which the base ({replaced}) does not determine; choose a '
+                f'name with it: {", ".join(n for n, a in family.architectures.items() if key in a)}'
             )
     return args
 
 
-def _check_whole_checkpoint(swap: Swap, init: str) -> None:
-    """A checkpoint of the whole model, which the base loads, does not fit any more."""
-    config, model = swap.config, swap.host.model
-    whole = config.get('load_from') or (pretrained(model) or {}).get('checkpoint')
-    if whole is None or swap.start.kind == 'model':
-        return
-    if init == 'base':
+def _dropped_checkpoint(base: Config, target: Target, init: str) -> list[Edit]:
+    """Return the edit that drops a checkpoint of the whole model; raise if its weights are wanted."""
+    edits = drop_edits(base, target)
+    if edits and init == 'base':
         raise ToolError(
-            f'the base loads the weights of a whole model, {whole!r}, which do not fit a new backbone as '
-            'they are. Allowed: to graft them, tools/swap_backbone.py --checkpoint FILE; to do without, '
-            'init="none" (--init none) or the checkpoint of a plain network as init'
+            f'the base loads the weights of a whole model, {edits[0].before!r}, which do not fit a new '
+            'backbone as they are. Allowed: tools/swap_backbone.py --checkpoint FILE to graft them; '
+            'init="none" (--init none) or the checkpoint of a plain network as init to do without them'
         )
-    swap.notes.append(f'the weights of the whole model that the base loads, {whole}, are left out')
-    if config.get('load_from'):
-        config.load_from = None
-    else:
-        model.pop('init_cfg')
+    return edits
 
 
-def _new_config(family: type[Backbone], args: Mapping[str, Any], start: Start) -> ConfigDict:
-    """Config of the new backbone, without what is its default."""
-    cfg = ConfigDict(type=f'mmrecur.{family.__name__}')
+def _backbone_config(family: type[Backbone], args: Mapping[str, Any], start: Start) -> dict[str, Any]:
+    """Return the config of the new backbone without options that have their default."""
+    cfg: dict[str, Any] = dict(type=f'mmrecur.{family.__name__}')
     for key, default in signature(family).items():
         if key == 'init_cfg' or key not in args:
             continue
@@ -220,95 +226,130 @@ def _new_config(family: type[Backbone], args: Mapping[str, Any], start: Start) -
             value = tuple(value)
         if value != default or type(value) is not type(default) and not isinstance(value, dict):
             cfg[key] = value
-    if 'init_cfg' in args:
-        cfg.init_cfg = args['init_cfg']
-    elif start.init_cfg is not None:
-        cfg.init_cfg = start.init_cfg
+    init_cfg = args.get('init_cfg', start.init_cfg)
+    if 'init_cfg' in args or init_cfg is not None:
+        cfg['init_cfg'] = init_cfg
     return cfg
+
+
+def _build(family: type[Backbone], args: Mapping[str, Any], scope: str | None) -> Backbone:
+    return build(_backbone_config(family, args, Start('random')), scope, 'the new backbone')
+
+
+def _matching_stages(
+    family: type[Backbone], args: Mapping[str, Any], scope: str | None, maps: Sequence[Tensor], image: Tensor
+) -> tuple[int, ...]:
+    """Return ``out_indices`` of the stages whose maps are as large as those of the replaced backbone.
+
+    Of several stages with maps of that size, the last one with the same width is taken, or else the last.
+    """
+    count = _build(family, {**args, 'out_indices': (0,)}, scope).max_stages
+    full = _build(family, {**args, 'out_indices': tuple(range(count))}, scope)
+    stages = feature_maps(full, image, 'the new backbone')
+    found = []
+    for wanted in maps:
+        fits = [i for i, stage in enumerate(stages) if stage.shape[2:] == wanted.shape[2:]]
+        same = [i for i in fits if stages[i].size(1) == wanted.size(1)]
+        found += (same or fits)[-1:]
+    if len(found) < len(maps) or sorted(set(found)) != found:
+        height = image.size(2)
+        raise ToolError(
+            f"the outputs of the base's backbone have strides {[height // m.size(2) for m in maps]}; the "
+            f'stages of {family.__name__} have {[height // s.size(2) for s in stages]}, and each stage can '
+            'stand for one output only'
+        )
+    return tuple(found)
 
 
 def _check_sizes(backbone: Backbone, old_maps: Sequence[Tensor], image: Tensor) -> None:
     randomize_norms(backbone, image)
-    maps = outputs(backbone, image, 'the new backbone')
+    maps = feature_maps(backbone, image, 'the new backbone')
     old, new = ([tuple(m.shape[2:]) for m in group] for group in (old_maps, maps))
     if old != new:
         raise ToolError(
-            f'on an image of {tuple(image.shape[2:])} the old backbone gives maps of {old}, the new one of '
-            f'{new}: what reads them needs the same'
+            f'on an image of {tuple(image.shape[2:])} the old backbone returns maps of {old}, the new one '
+            f'maps of {new}; the following modules need the same sizes'
         )
 
 
-def _replace(swap: Swap, new: ConfigDict, backbone: Backbone, old_maps: Sequence[Tensor]) -> None:
-    """Put the backbone and what it needs into the config."""
-    model, config, root = swap.host.model, swap.config, swap.host.path
-    swap.changes += set_channels(model, [m.size(1) for m in old_maps], backbone.out_channels)
-    model.backbone = new
-    imports = dict(config.get('custom_imports') or dict(imports=[], allow_failed_imports=False))
-    names = [imports['imports']] if isinstance(imports['imports'], str) else list(imports['imports'])
-    if 'mmrecur' not in names:
-        config.custom_imports = dict(imports, imports=[*names, 'mmrecur'])
-        swap.changes.append(('custom_imports', names or None, [*names, 'mmrecur']))
-    present = {re.sub(r'^.*\.', '', str(hook.get('type'))) for hook in config.get('custom_hooks') or []}
-    missing = [dict(h) for h in backbone.required_hooks if h['type'].rpartition('.')[2] not in present]
-    if missing:
-        config.custom_hooks = [*(config.get('custom_hooks') or []), *missing]
-        swap.changes += [('custom_hooks', None, hook) for hook in missing]
-    if backbone.required_paramwise_cfg:
-        _add_paramwise(swap, backbone.required_paramwise_cfg)
-    if root != 'model':
-        swap.notes.append(f'the backbone is that of {root}; other parts of the model are as they were')
+def _unfreeze(
+    args: Mapping[str, Any], fixed: Mapping[str, Any], start: Start, fit: Fit
+) -> tuple[dict[str, Any], list[str]]:
+    """Return options that let new weights be trained, and notes with the reason.
+
+    If the new backbone starts with exactly the function of the old one, only new weights have to be trained:
+    the stem may stay frozen, and norms may keep their statistics. Otherwise everything has to be trained.
+    Options that the user fixed stay.
+    """
+    frozen, norm_cfg = args.get('frozen_stages', -1), args.get('norm_cfg') or {}
+    if start.kind != 'random' and fit.is_exact:
+        if frozen <= 0 or 'frozen_stages' in fixed:
+            return {}, []
+        note = 'frozen_stages: only the stem stays frozen, since the new weights of each stage need training'
+        return {'frozen_stages': 0}, [note]
+    changes: dict[str, Any] = {}
+    if frozen >= 0:
+        changes['frozen_stages'] = -1
+    if args.get('norm_eval'):
+        changes['norm_eval'] = False
+    if norm_cfg.get('requires_grad') is False:
+        changes['norm_cfg'] = {**norm_cfg, 'requires_grad': True}
+    changes = {key: value for key, value in changes.items() if key not in fixed}
+    if not changes:
+        return {}, []
+    reason = (
+        'the backbone starts from random weights'
+        if start.kind == 'random'
+        else 'the grafted backbone does not compute the same function, and its norms need new statistics'
+    )
+    return changes, [f'{reason}; the values of the base for {", ".join(changes)} would prevent training']
 
 
-def _add_paramwise(swap: Swap, rules: Mapping[str, Any]) -> None:
-    wrapper = swap.config.get('optim_wrapper')
-    if wrapper is None:
-        swap.notes.append(f'the config has no optim_wrapper; training needs paramwise_cfg={dict(rules)}')
-        return
-    constructor = wrapper.get('constructor', 'DefaultOptimWrapperConstructor')
-    if constructor.rpartition('.')[2] != 'DefaultOptimWrapperConstructor':
-        raise ToolError(
-            f'optim_wrapper.constructor={constructor!r} may not follow the rules that the backbone needs, '
-            f'paramwise_cfg={dict(rules)}; allowed: DefaultOptimWrapperConstructor'
+def _needs(base: Config, target: Target, backbone: Backbone) -> list[str]:
+    notes = []
+    rules = backbone.required_paramwise_cfg
+    if rules and base.get('optim_wrapper') is None:
+        notes.append(f'the config has no optim_wrapper; training needs paramwise_cfg={dict(rules)}')
+    if target.is_nested:
+        notes.append(f'only the backbone of {target.name} is swapped')
+    return notes
+
+
+def _losses(old: nn.Module, new: Backbone, old_channels: Sequence[int], is_matched: bool) -> list[str]:
+    """Return notes on stages that the new backbone does without, and on narrower maps."""
+    notes = []
+    before, after = (sum(p.numel() for p in module.parameters()) for module in (old, new))
+    size = f'{after:,} parameters instead of {before:,} ({100 * (after / before - 1):+.0f} %)'
+    if is_matched and new.num_stages < new.max_stages and after < before:
+        notes.append(
+            f'{type(new).__name__} ends with stage {new.num_stages} of {new.max_stages}, whose map has the '
+            f'size of the last map of the base: {size}'
         )
-    before = copy.deepcopy(wrapper.get('paramwise_cfg'))
-    wrapper.paramwise_cfg = _merged(before or {}, rules)
-    if wrapper.paramwise_cfg != before:
-        swap.changes.append(('optim_wrapper.paramwise_cfg', before, wrapper.paramwise_cfg.to_dict()))
+    if any(n < o for o, n in zip(old_channels, new.out_channels)):
+        end = '' if notes else f': {size}'
+        notes.append(f'maps have {[*new.out_channels]} channels instead of {[*old_channels]}{end}')
+    return notes
 
 
-def _merged(own: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    """Both; where both say something, the config's own."""
-    merged = dict(own)
-    for key, value in added.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merged(merged[key], value)
-        else:
-            merged.setdefault(key, value)
-    return merged
-
-
-def _note_options(swap: Swap, replaced: Replaced, family: type[Backbone], new: Mapping[str, Any]) -> None:
+def _lost_options(replaced: Replaced, family: type[Backbone], new: Mapping[str, Any]) -> list[str]:
     known = signature(family)
-    lost = {k: v for k, v in replaced.unknown.items() if k not in new}
-    lost |= {
-        key: replaced.options[key]
-        for key, usual in _USUAL.items()
-        if replaced.options.get(key, usual) != usual and key not in known
+    lost = {key: value for key, value in replaced.unknown.items() if key not in new}
+    for key, usual in _USUAL.items():
+        if replaced.options.get(key, usual) != usual and key not in known:
+            lost[key] = replaced.options[key]
+    shown = {
+        key: ', '.join(str(item.get('cfg', item)) for item in value) if isinstance(value, list) else value
+        for key, value in lost.items()
     }
-    for key, value in lost.items():
-        shown = value if not isinstance(value, list) else ', '.join(str(v.get('cfg', v)) for v in value)
-        swap.notes.append(f'left out, the new backbone has no counterpart: {key}={shown}')
-    if swap.start.kind != 'random' and (new.get('norm_cfg') or {}).get('requires_grad') is False:
-        swap.notes.append('norm_cfg.requires_grad=False: norms that are new do not learn either')
+    return [f'dropped, the new backbone has no counterpart: {key}={value}' for key, value in shown.items()]
 
 
-def _load(swap: Swap, load_from: str) -> None:
-    model, config = swap.host.model, swap.config
-    if swap.host.is_nested or pretrained(model):
-        # load_from is for the whole model, of which this is a part
-        before = (pretrained(model) or {}).get('checkpoint')
-        model.init_cfg = dict(type='Pretrained', checkpoint=load_from)
-        swap.changes.append((f'{swap.host.path}.init_cfg', before, load_from))
-    else:
-        swap.changes.append(('load_from', config.get('load_from'), load_from))
-        config.load_from = load_from
+def _untrained_norms(start: Start, new: Mapping[str, Any]) -> list[str]:
+    if start.kind == 'random' or (new.get('norm_cfg') or {}).get('requires_grad') is not False:
+        return []
+    return ['norm_cfg.requires_grad=False: added norms are not trained either']
+
+
+def _main_options(cfg: Mapping[str, Any]) -> str:
+    shown = ('depth', 'attention', 'groups', 'base_width', 'deep_stem', 'style', 'with_hidden')
+    return ', '.join(f'{key}={cfg[key]!r}' for key in shown if key in cfg)

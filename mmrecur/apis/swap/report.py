@@ -1,4 +1,4 @@
-"""What a swap changed, for people to read."""
+"""Print the report of a swap."""
 
 from __future__ import annotations
 
@@ -9,35 +9,49 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mmrecur.apis.swap.edits import DELETED, Edit
 from mmrecur.apis.swap.plan import Swap
+from mmrecur.apis.swap.start import EXACT
 from mmrecur.apis.swap.trial import Trial
-from mmrecur.apis.swap.weights import EXACT
 
 
 def print_swap(swap: Swap, trial: Trial) -> None:
-    """Print what a swap changed and what was seen of the new model.
+    """Print the changes that a swap makes and the results of its trial.
 
     Args:
         swap (Swap): The swap.
-        trial (Trial): What was seen.
+        trial (Trial): Its trial.
     """
-    table = Table('', 'before', 'now', box=box.SIMPLE, title='Backbone swapped', title_justify='left')
+    table = Table('', 'before', 'after', box=box.SIMPLE, title='Backbone swapped', title_justify='left')
     table.add_row('backbone', swap.old, swap.new)
-    for name, (before, now) in {
+    for name, (before, after) in {
         'its parameters': trial.backbone_parameters,
         "the model's": trial.parameters,
     }.items():
-        table.add_row(name, f'{before:,}', f'{now:,} ({100 * (now / before - 1):+.1f} %)')
-    for place, before, now in swap.changes:
-        table.add_row(place, _text(before), _text(now))
+        table.add_row(name, f'{before:,}', f'{after:,} ({100 * (after / before - 1):+.1f} %)')
+    for edit in (*swap.unfrozen, *swap.edits):
+        if edit.path != (*swap.target.path, 'backbone'):
+            table.add_row(edit.place, *_values(edit))
     console = Console(width=118, markup=False, highlight=False)
     console.print(table)
-    for line in [_weights(swap, trial), _step(trial), *(f'Note: {note}.' for note in swap.notes)]:
+    notes = [*swap.notes, *(trial.grafted.notes if trial.grafted else ())]
+    for line in [_weights(swap, trial), _step(trial), *(f'Note: {note}.' for note in notes)]:
         console.print(line, soft_wrap=True)
 
 
+def _values(edit: Edit) -> tuple[str, str]:
+    """Return the values before and after as text; of an extended list, only the added items."""
+    before, after = edit.before, edit.after
+    if edit.path == ('custom_imports',):
+        before, after = (before or {}).get('imports'), after['imports']
+    elif isinstance(after, list) and after and isinstance(after[-1], dict):
+        after = [item for item in after if item not in (before or [])]
+        return '-', ', '.join(f'{_text(item)} added' for item in after)
+    return _text(before), _text(after)
+
+
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value is DELETED:
         return '-'
     if isinstance(value, dict) and 'type' in value:
         args = ', '.join(f'{key}={item!r}' for key, item in value.items() if key != 'type')
@@ -46,34 +60,35 @@ def _text(value: Any) -> str:
 
 
 def _weights(swap: Swap, trial: Trial) -> str:
-    start = swap.start
-    if trial.difference is not None:
-        return f'Weights: the checkpoint, grafted: {_compared(trial.difference)}'
+    if trial.grafted is not None:
+        return f'Weights: the checkpoint, grafted: {_comparison(trial.grafted.difference)}'
+    start, fit = swap.start, swap.fit
     if start.kind == 'random':
         return 'Weights: random.'
-    text = f'Weights: {start.init_cfg["checkpoint"]}, grafted when training starts.'
-    if swap.difference is not None:
-        how = 'Tried now' if swap.is_checked else 'Tried with random ones'
-        text = f'{text} {how}: {_compared(swap.difference)}'
-    if swap.errors:
-        low, high = (f'{f(swap.errors.values()):.1%}' for f in (min, max))
-        text = f"{text}\n  Fit error ||W - W'|| / ||W|| from {low} to {high}, in {len(swap.errors)} places."
+    text = f'Weights: {start.checkpoint}, grafted when training starts.'
+    if fit.difference is not None:
+        how = 'Tried now' if fit.is_checked else 'Tried with random weights'
+        text = f'{text} {how}: {_comparison(fit.difference)}'
+    if fit.errors:
+        low, high = (f'{function(fit.errors.values()):.1%}' for function in (min, max))
+        text = f"{text}\n  Fit error ||W - W'|| / ||W|| from {low} to {high}, in {len(fit.errors)} places."
     return text
 
 
-def _compared(difference: float) -> str:
+def _comparison(difference: float) -> str:
     where = f'features on an image differ by {difference:.1e} of the largest'
     if difference <= EXACT:
         return f'the same function as before\n  ({where}).'
-    return f'not the function from before, but the closest of this family\n  ({where}).'
+    return f'not the same function as before, but the closest of this family\n  ({where}).'
 
 
 def _step(trial: Trial) -> str:
-    if trial.note is not None:
-        return f'Training step: none was tried. {trial.note}.'
-    if trial.losses is None:
-        return 'Training step: none was tried, no inputs can be made up for this kind of model.'
+    if trial.skipped is not None:
+        return f'Training step: skipped. {trial.skipped}.'
+    if trial.step is None:
+        return 'Training step: skipped, because inputs cannot be made up for this kind of model.'
     losses = 'losses are finite'
-    if trial.report is not None:
-        losses = ', '.join(f'{name} {value:.3g}' for name, value in trial.losses.items())
-    return f'Training step: {losses}; all {trial.gradients} trainable tensors of the backbone got a gradient.'
+    if trial.grafted is not None:  # of random weights, the values would mean nothing
+        losses = ', '.join(f'{name} {value:.3g}' for name, value in trial.step.losses.items())
+    count = trial.step.gradients
+    return f'Training step: {losses}; all {count} trainable tensors of the backbone got a gradient.'

@@ -1,4 +1,4 @@
-"""A swapped config tried out: built, compared with the base, trained for a step."""
+"""Try a planned swap: build both models, graft a checkpoint, and train one step."""
 
 from __future__ import annotations
 
@@ -15,107 +15,113 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from mmrecur.analysis.complexity import count_parameters
 from mmrecur.apis.demo_inputs import demo_inputs
 from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.runner import ToolError
+from mmrecur.apis.swap.features import feature_maps, largest_difference, probe, randomize_norms
 from mmrecur.apis.swap.plan import Swap
-from mmrecur.apis.swap.stages import probe
-from mmrecur.apis.swap.target import find_target, outputs
-from mmrecur.apis.swap.weights import largest_difference, randomize_norms
+from mmrecur.apis.swap.target import find_target
 from mmrecur.checkpoint import Report, TransferError, graft
 from mmrecur.checkpoint.layouts import below
 from mmrecur.checkpoint.unwrap import unwrap
 
 
-@dataclass
-class Trial:
-    """What was seen of a swapped model.
+@dataclass(frozen=True)
+class Grafted:
+    """A grafted checkpoint of the base's model.
 
     Attributes:
-        parameters (tuple[int, int]): Of the model before and now.
-        backbone_parameters (tuple[int, int]): Of the backbone before and now.
-        losses (dict[str, float], optional): Of one training step; None if no inputs could be made.
-        gradients (int): Parameters of the backbone that got a gradient in it.
-        state (dict, optional): The grafted checkpoint.
-        report (Report, optional): What became of every tensor in it.
-        difference (float, optional): Largest relative difference of the features before and now.
-        note (str, optional): Why no training step was tried, if the base's model is to blame.
+        state (dict[str, Tensor]): State dict of the new model.
+        report (Report): What became of each tensor.
+        difference (float): Largest relative difference between the features of the old and new backbone.
+        notes (tuple[str, ...]): Notes for the user.
     """
 
-    parameters: tuple[int, int] = (0, 0)
-    backbone_parameters: tuple[int, int] = (0, 0)
-    losses: dict[str, float] | None = None
-    gradients: int = 0
-    state: dict[str, Tensor] | None = field(default=None, repr=False)
-    report: Report | None = field(default=None, repr=False)
-    difference: float | None = None
-    note: str | None = None
+    state: dict[str, Tensor] = field(repr=False)
+    report: Report = field(repr=False)
+    difference: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step.
+
+    Attributes:
+        losses (dict[str, float]): Losses by name.
+        gradients (int): Number of parameters of the backbone that received a gradient.
+    """
+
+    losses: dict[str, float]
+    gradients: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Results of a tried swap.
+
+    Attributes:
+        parameters (tuple[int, int]): Parameters of the old and the new model.
+        backbone_parameters (tuple[int, int]): Parameters of the old and the new backbone.
+        grafted (Grafted, optional): The grafted checkpoint, if one was given.
+        step (Step, optional): The training step; None if none was tried.
+        skipped (str, optional): Why no step was tried although inputs can be made up for the model.
+    """
+
+    parameters: tuple[int, int]
+    backbone_parameters: tuple[int, int]
+    grafted: Grafted | None = None
+    step: Step | None = None
+    skipped: str | None = None
 
 
 def try_swap(
     swap: Swap, shape: tuple[int, int] | None = None, checkpoint: Mapping[str, Any] | None = None
 ) -> Trial:
-    """Build the base's model and the new one, graft a checkpoint if there is one, and train a step.
+    """Build the old and the new model, graft a checkpoint if one is given, and train one step.
 
     Args:
-        swap (Swap): See :func:`mmrecur.apis.swap.plan_swap`.
-        shape (tuple[int, int], optional): Height and width of the images to train on. None is what the
-            model is made for, or 128 by 128, or 256 by 256 where these are too small. Defaults to None.
+        swap (Swap): A planned swap, see :func:`mmrecur.apis.swap.plan_swap`.
+        shape (tuple[int, int], optional): Height and width of the training images. None uses the size that
+            the model prescribes; otherwise 128 by 128, or 256 by 256 if the model fails on these.
+            Defaults to None.
         checkpoint (Mapping, optional): A checkpoint of the base's model. Defaults to None.
 
     Returns:
-        Trial: What was seen.
+        Trial: The results. No step is tried if the base's model cannot be trained on made-up images either.
 
     Raises:
-        ToolError: If the model cannot be built or trained or the checkpoint does not fit. A model whose base
-            cannot be trained on made-up images either is left untried.
+        ToolError: If the new model cannot be built or trained, or if the checkpoint does not fit.
     """
     with own_randomness():
         return _try(swap, shape, checkpoint)
 
 
 def _try(swap: Swap, shape: tuple[int, int] | None, checkpoint: Mapping[str, Any] | None) -> Trial:
-    old, new = find_target(swap.base, swap.host.path).build(), swap.host.build()
+    old, new = swap.target.build(), find_target(swap.config, swap.target.name).build()
     channels = getattr(new.backbone, 'in_channels', 3)
     image, _ = probe(old.backbone, channels)
-    trial = Trial(
-        parameters=(count_parameters(old)[0], count_parameters(new)[0]),
-        backbone_parameters=(count_parameters(old.backbone)[0], count_parameters(new.backbone)[0]),
-    )
+    parameters = _num_parameters(old), _num_parameters(new)
+    backbone_parameters = _num_parameters(old.backbone), _num_parameters(new.backbone)
+    grafted = None
     if checkpoint is None:
         with _quiet():
             new.init_weights()
         randomize_norms(new.backbone, image)
     else:
-        checkpoint = _of_host(checkpoint, swap)
-        _load_base(old, checkpoint)
-        try:
-            trial.state, trial.report = graft(checkpoint, new)
-        except (TransferError, ValueError) as error:
-            raise ToolError(f'the checkpoint cannot be grafted: {error}') from error
-        new.load_state_dict(trial.state)
-        trial.difference = largest_difference(
-            outputs(old.backbone, image, "the base's backbone"),
-            outputs(new.backbone, image, 'the new backbone'),
-        )
+        grafted = _graft(swap, old, new, checkpoint, image)
     _check_optimizer(swap, new)
-    shapes = [tuple(shape)] if shape else _usual_shapes(swap)
-    if demo_inputs(new, shapes[0], channels=channels) is None:
-        return trial
-    error = _first_step(new, shapes, channels, trial)
-    if error is None:
-        return trial
-    reason = _first_step(old, shapes, channels)
-    if reason is None:
-        raise error
-    trial.note = f'The base itself fails on made-up images: {reason}'
-    return trial
+    step, skipped = _train_step(old, new, [tuple(shape)] if shape else _usual_shapes(swap), channels)
+    return Trial(parameters, backbone_parameters, grafted, step, skipped)
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep MMEngine from logging every parameter that it initialises or optimizes."""
+    """Keep MMEngine from logging each parameter that it initializes or optimizes."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -125,43 +131,62 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _of_host(checkpoint: Mapping[str, Any], swap: Swap) -> Mapping[str, Any]:
-    """Of the checkpoint of a whole model, such as a tracker, the part that has the backbone."""
-    if not swap.host.is_nested:
-        return checkpoint
-    prefix = f'{swap.host.path.removeprefix("model.")}.'
+def _graft(
+    swap: Swap, old: nn.Module, new: nn.Module, checkpoint: Mapping[str, Any], image: Tensor
+) -> Grafted:
+    """Load a checkpoint into the old model and graft it into the new one."""
+    checkpoint, notes = _part_of_target(checkpoint, swap)
+    _load_base(old, checkpoint)
+    try:
+        state, report = graft(checkpoint, new)
+    except (TransferError, ValueError) as error:
+        raise ToolError(f'the checkpoint cannot be grafted: {error}') from error
+    new.load_state_dict(state)
+    difference = largest_difference(
+        feature_maps(old.backbone, image, "the base's backbone"),
+        feature_maps(new.backbone, image, 'the new backbone'),
+    )
+    return Grafted(state, report, difference, notes)
+
+
+def _part_of_target(checkpoint: Mapping[str, Any], swap: Swap) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Return the target's part of a checkpoint of the whole model, such as a tracker, and notes."""
+    if not swap.target.is_nested:
+        return checkpoint, ()
+    prefix = f'{swap.target.name.removeprefix("model.")}.'
     state = unwrap(checkpoint)
     inside = below(state, prefix)
     if not inside:
-        return checkpoint
+        return checkpoint, ()
     rest = dict.fromkeys(key.split('.', 1)[0] for key in state if not key.startswith(prefix))
-    if rest:
-        swap.notes.append(f'of the checkpoint only {prefix[:-1]} is grafted, not {", ".join(rest)}')
-    return {'state_dict': inside}
+    notes = (f'of the checkpoint only {prefix[:-1]} is grafted, not {", ".join(rest)}',) if rest else ()
+    return {'state_dict': inside}, notes
 
 
 def _load_base(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Load the base's checkpoint, or say how it is none."""
+    """Load the checkpoint into the base's model; raise if it does not match the model."""
     try:
         result = model.load_state_dict(unwrap(checkpoint), strict=False)
     except (RuntimeError, TransferError) as error:
-        raise ToolError(f'the checkpoint is none of the base: {error}') from error
+        raise ToolError(f"the checkpoint does not match the base's model: {error}") from error
     missing = [key for key in result.missing_keys if not key.endswith('num_batches_tracked')]
-    for what, keys in (('lacks', missing), ('has also', result.unexpected_keys)):
+    for problem, keys in (('lacks', missing), ('also has', result.unexpected_keys)):
         if keys:
             more = f' and {len(keys) - 4} more' if len(keys) > 4 else ''
-            raise ToolError(f'the checkpoint is none of the base: it {what} {", ".join(keys[:4])}{more}')
+            raise ToolError(
+                f"the checkpoint does not match the base's model: it {problem} {', '.join(keys[:4])}{more}"
+            )
 
 
 def _check_optimizer(swap: Swap, model: nn.Module) -> None:
-    """Build the optimizer: some constructors know certain backbones only."""
+    """Build the optimizer, because some optimizer constructors support certain backbones only."""
     cfg = swap.config.get('optim_wrapper')
-    if cfg is None or swap.host.is_nested:
+    if cfg is None or swap.target.is_nested:
         return
     cfg = {k: v for k, v in cfg.items() if k not in ('loss_scale', 'dtype', 'use_fp16')}
-    cfg['type'] = 'OptimWrapper'  # mixed precision wants a GPU
+    cfg['type'] = 'OptimWrapper'  # MMEngine's wrapper for mixed precision needs a GPU
     try:
-        with _quiet(), DefaultScope.overwrite_default_scope(swap.host.scope):
+        with _quiet(), DefaultScope.overwrite_default_scope(swap.target.scope):
             build_optim_wrapper(model, cfg)
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'
@@ -169,54 +194,68 @@ def _check_optimizer(swap: Swap, model: nn.Module) -> None:
 
 
 def _usual_shapes(swap: Swap) -> list[tuple[int, int]]:
-    """Sizes of images to try: those that a head is made for, as SSD's is, or small ones and larger ones."""
-    head = swap.host.model.get('bbox_head')
+    """Return image sizes to try: the one that a head such as SSD's prescribes, or two usual ones."""
+    head = swap.target.model.get('bbox_head')
     generator = head.get('anchor_generator') if isinstance(head, Mapping) else None
     size = (generator or {}).get('input_size')
     return [(size, size)] if isinstance(size, int) else [(128, 128), (256, 256)]
 
 
-def _first_step(
-    model: nn.Module, shapes: list[tuple[int, int]], channels: int, trial: Trial | None = None
-) -> ToolError | None:
-    """Train a step on the first size of images on which it works; the last error if there is none."""
-    error = None
-    for shape in shapes:  # a model that picks hundreds of places from its maps needs as many
+def _train_step(
+    old: nn.Module, new: nn.Module, shapes: list[tuple[int, int]], channels: int
+) -> tuple[Step | None, str | None]:
+    """Train the new model for a step; if it fails, return why the step is skipped, or raise.
+
+    The failure is the new backbone's only if the old model can be trained on the same images.
+    """
+    if demo_inputs(new, shapes[0], channels=channels) is None:
+        return None, None
+    try:
+        return _first_step(new, shapes, channels, _checked_step), None
+    except ToolError:
+        try:
+            _first_step(old, shapes, channels, _losses)
+        except ToolError as reason:
+            return None, f'The base itself fails on made-up images: {reason}'
+        raise
+
+
+def _first_step(model: nn.Module, shapes: list[tuple[int, int]], channels: int, step: Any) -> Any:
+    """Return the result of a step on the first size that works; some models need larger maps."""
+    for shape in shapes:
         model.zero_grad()
         try:
-            losses = _step(model, demo_inputs(model, shape, channels=channels))
-            if trial is not None:
-                _check_step(model, losses, trial)
-            return None
-        except ToolError as failed:
-            error = failed
-    return error
+            return step(model, demo_inputs(model, shape, channels=channels))
+        except ToolError:
+            if shape == shapes[-1]:
+                raise
+    return None
 
 
 @contextlib.contextmanager
 def _as_in_a_run() -> Iterator[None]:
-    """Tell models what the runner tells those whom it concerns."""
+    """Publish the training progress on MMEngine's message hub, where some models read it."""
     hub = MessageHub.get_current_instance()
-    told = {'epoch': 0, 'iter': 0, 'max_epochs': 1, 'max_iters': 1}
-    told = {name: value for name, value in told.items() if name not in hub.runtime_info}
-    for name, value in told.items():
+    progress = {'epoch': 0, 'iter': 0, 'max_epochs': 1, 'max_iters': 1}
+    progress = {name: value for name, value in progress.items() if name not in hub.runtime_info}
+    for name, value in progress.items():
         hub.update_info(name, value)
     try:
         yield
     finally:
-        for name in told:
+        for name in progress:
             hub.pop_info(name)
 
 
-def _step(model: nn.Module, data: dict[str, Any]) -> dict[str, float]:
-    """One forward and backward pass; the losses."""
+def _losses(model: nn.Module, data: dict[str, Any]) -> dict[str, float]:
+    """Run one forward and backward pass and return the losses."""
     height, width = data['inputs'][0].shape[-2:]
     for module in model.modules():
         if getattr(module, 'use_torchvision', False):
-            # without its compiled operators torchvision gathers regions in Python, in a hundred gigabytes
+            # Without its compiled operators, torchvision's RoI Align needs about 100 GB of memory.
             module.use_torchvision = False
     if getattr(model.data_preprocessor, 'batch_augments', None):
-        model.data_preprocessor.batch_augments = None  # which may enlarge the images to their usual size
+        model.data_preprocessor.batch_augments = None  # may resize the images to the usual training size
     model.train()
     try:
         with torch.enable_grad(), _as_in_a_run():
@@ -229,14 +268,14 @@ def _step(model: nn.Module, data: dict[str, Any]) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in logs.items()}
 
 
-def _check_step(model: nn.Module, losses: dict[str, float], trial: Trial) -> None:
-    """Losses have to be finite, and every parameter of the backbone has to take part."""
-    trial.losses = losses
-    wrong = [name for name, value in trial.losses.items() if not math.isfinite(value)]
+def _checked_step(model: nn.Module, data: dict[str, Any]) -> Step:
+    """Train a step; raise unless the losses and the gradients of the whole backbone are finite."""
+    losses = _losses(model, data)
+    wrong = [name for name, value in losses.items() if not math.isfinite(value)]
     if wrong:
         raise ToolError(f'a training step gives losses that are not finite: {", ".join(wrong)}')
     parameters = {n: p for n, p in model.backbone.named_parameters() if p.requires_grad}
     left = [name for name, p in parameters.items() if p.grad is None or not p.grad.isfinite().all()]
     if left:
         raise ToolError(f'a training step gives no finite gradient to {len(left)} parameters: {left[:4]}')
-    trial.gradients = len(parameters)
+    return Step(losses, len(parameters))

@@ -77,6 +77,8 @@ class Backbone(Deployable, BaseModule):
         required_hooks (tuple[dict]): Hooks that its training needs, as in ``custom_hooks``. A property if
             that depends on the arguments.
         required_paramwise_cfg (Mapping): What ``optim_wrapper.paramwise_cfg`` has to hold; likewise.
+        max_stages (int): Number of stages of the architecture, the stem excluded.
+        num_stages (int): Number of stages that are built, the last of ``out_indices`` included.
         out_channels (tuple[int]): Channels of each output.
         out_strides (tuple[int]): Stride of each output with respect to the image.
         deployed (bool): Whether the model is in its inference form.
@@ -110,6 +112,7 @@ class Backbone(Deployable, BaseModule):
         check_flag(norm_eval=norm_eval, with_cp=with_cp)
         self.in_channels = in_channels
         self.out_indices = self._checked_out_indices(out_indices, num_stages)
+        self.max_stages = num_stages
         self.num_stages = self.out_indices[-1] + 1
         self.frozen_stages = frozen_stages
         self.norm_cfg = dict(type='BN', requires_grad=True) if norm_cfg is None else norm_cfg

@@ -117,7 +117,7 @@ class MobileNetV2Shared(SharedBasisBackbone):
     sharing_stages = (2, 3, 4, 5)
     architectures = {
         'mobilenetv2-shared': {},
-        'mobilenetv2-shared++': dict(share='double', attention='eca'),
+        'mobilenetv2-shared-double': dict(share='double', attention='eca'),
     }
 
     def __init__(

@@ -110,7 +110,7 @@ class ResNetShared(SharedBasisBackbone):
     architectures = {
         'resnet-shared': {},
         **{f'resnet{depth}-shared': dict(depth=depth) for depth in (18, 34, 50, 101, 152)},
-        **{f'resnet{depth}-shared++': dict(depth=depth, share='double') for depth in (50, 101, 152)},
+        **{f'resnet{depth}-shared-double': dict(depth=depth, share='double') for depth in (50, 101, 152)},
         **{f'resnet{depth}-shared-all': dict(depth=depth, share='all') for depth in (50, 101, 152)},
     }
 
