@@ -1,4 +1,4 @@
-"""The code in the documentation runs as printed, and what it lists is all there is."""
+"""The code in the documentation runs as printed, and its lists are complete."""
 
 from __future__ import annotations
 

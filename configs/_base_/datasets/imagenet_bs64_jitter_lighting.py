@@ -3,7 +3,7 @@
 _base_ = 'mmpretrain::_base_/datasets/imagenet_bs64.py'
 
 train_pipeline = [
-    # In floating point, because mmpretrain's Lighting wraps uint8 values around: 256 becomes 0 and -1 becomes 255.
+    # In floating point, because mmpretrain's Lighting wraps uint8 values around (256 becomes 0).
     dict(type='LoadImageFromFile', to_float32=True),
     dict(
         type='RandomResizedCrop',
