@@ -1,10 +1,10 @@
-"""Finds the keys of a config that nothing reads.
+"""Find the unused keys of a config.
 
 MMEngine raises for an unknown argument only if the class takes no ``**kwargs``, and the runner
 ignores top-level keys that it does not know, so a misspelt key can go unnoticed.
 :func:`unused_keys` walks a whole config and compares each dict with what reads it: the signature of
 the class it names (and of the bases that ``**kwargs`` reach) or, for a dict without a type, what
-belongs in its place.
+its place allows.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ DETECTORS = {
 
 
 def arguments(function: Callable) -> set[str]:
-    """Names of the arguments that a function, or a class with its bases, takes by name."""
+    """Return the names of the arguments of a function, or of a class with its bases."""
     if not inspect.isclass(function):
         return _signature(function)[0]
     names: set[str] = set()
@@ -73,7 +73,7 @@ def _signature(function: Callable) -> tuple[set[str], bool]:
 
 @cache
 def named(name: str) -> tuple[Callable, ...]:
-    """All that a ``type`` may mean: a name in a registry, in several, or of an op of MMCV."""
+    """Return everything that a ``type`` may name: entries of registries or an op of MMCV."""
     scope, dot, _ = name.partition('.')
     modules = (mmengine.registry, mmdet.registry, mmpretrain.registry, mmrecur.registry)
     registries = [v for m in modules for v in vars(m).values() if isinstance(v, Registry)]
@@ -86,7 +86,7 @@ def named(name: str) -> tuple[Callable, ...]:
 
 
 def dicts(value: Any, place: str = '') -> Iterator[tuple[str, dict]]:
-    """Every dict in a config with its place, such as ``model.neck``; list indices are left out."""
+    """Yield every dict of a config with its place, such as ``model.neck``, without list indices."""
     if isinstance(value, dict):
         yield place, value
         for key, item in value.items():
@@ -97,7 +97,7 @@ def dicts(value: Any, place: str = '') -> Iterator[tuple[str, dict]]:
 
 
 def places(cfg: Config) -> list[tuple[str, set[str]]]:
-    """What dicts without a type may hold, as patterns of places and keys."""
+    """Return the keys that dicts without a type may have, by patterns of places."""
     known = [
         ('*_dataloader', arguments(torch.utils.data.DataLoader)),
         ('*_dataloader.*dataset.data_prefix', {'img', 'img_path', 'seg_map_path'}),
@@ -146,14 +146,14 @@ def _holds(value: Any, wanted: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The value without the scopes that ``Config`` writes into what comes from another package."""
+    """Return the value without the scopes that ``Config`` adds to bases from other packages."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if key != '_scope_'}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def unused_keys(cfg: Config) -> list[str]:
-    """Keys of a config that nothing reads.
+    """Return the keys of a config that nothing reads.
 
     A top-level key is read by the runner or a tool, or is a variable of the config files
     (``data_root``) whose value stands somewhere in what these read.

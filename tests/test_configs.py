@@ -1,4 +1,4 @@
-"""Every config builds, takes a training step, predicts, and has no key that nothing reads."""
+"""Every config builds, takes a training step, predicts, and has no unused key."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ DETECTORS = [name for name in RLA if '_fpn_1x_coco' in name and name not in MOBI
 CLASSIFIERS = [name for name in RLA if '_in1k' in name and name not in MOBILE]
 CIFAR = [name for name in RLA if '_1xb128_cifar10' in name]
 RECNET = [name for name in CONFIGS if '/recnet/' in name]
-#: All but the ablations, which change a few arguments of another config's model and nothing else.
+#: All configs but the ablations, which only change a few arguments of another config's model.
 RECIPES = [name for name in CONFIGS if 'ablations' not in name]
-#: What differs from another config in numbers or data only, and is wide, is trained by the slow tests.
+#: Wide configs that differ from another config only in numbers or data; only the slow tests train them.
 ALIKE = re.compile(
     r'/swrn/(.*(_cifar100|-(dropout|cutout)_|-28-1[48])|wrn-50)|/recnet/.*(_cifar100|-(90|120)-|-1280|mask|large)'
     r'|/dr_resnet/(.*(lvbn|-t6|-(58|65|66|74|47|44)_|180e|shared|mask|retina|lr1e)|resnet(110|50|101)|mobile)'
@@ -246,7 +246,7 @@ def build_schedulers(cfg: Config, optim_wrapper: OptimWrapper) -> list:
     return schedulers
 
 
-# of the RLA paper's many ablations another test shows that they differ in the backbone only
+# another test shows that the RLA paper's many ablations differ only in the backbone
 @pytest.mark.parametrize(
     'name',
     [p for p, n in zip(TRAINED, CONFIGS, strict=True) if '/rla/ablations/' in n]
@@ -262,7 +262,7 @@ def test_trains_and_predicts(name: str, scope: Any) -> None:
     model = build_model(cfg)
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     schedulers = build_schedulers(cfg, optim_wrapper)
-    # a warm-up starts at a learning rate of next to nothing
+    # a warm-up starts close to zero, but not at it
     assert all(group['lr'] > 0 for group in optim_wrapper.optimizer.param_groups)
 
     model.train()
@@ -286,7 +286,7 @@ def test_trains_and_predicts(name: str, scope: Any) -> None:
 
 
 def recipe_of(name: str) -> str:
-    """The config whose recipe an ablation, a baseline included, has to have."""
+    """Return the config whose recipe an ablation or baseline must have."""
     if name in RECNET:
         return f'configs/recnet/recnet-60-1280_{name.split("_", 1)[1]}'
     stem, rest = Path(name).stem.split('_', 1)
@@ -330,11 +330,11 @@ def test_data_and_metrics_build(name: str, scope: Any) -> None:
 @pytest.mark.parametrize('name', [n for n in RECIPES if '-r50' in n or 'resnet50' in n or n in MOBILE])
 def test_the_runner_takes_the_config(name: str, scope: Any, tmp_path: Path) -> None:
     cfg = scope(load(name))
-    # the model is another test's; this one is about hooks, visualizer and the rest
+    # another test covers the model; this one covers hooks, visualizer and the rest
     cfg.model = dict(type='BaseDataPreprocessor', _scope_='mmengine')
     cfg.pop('data_preprocessor', None)
     cfg.update(work_dir=str(tmp_path), experiment_name=Path(name).stem, log_level='WARNING')
-    cfg.visualizer.name = str(tmp_path)  # which another test has not made
+    cfg.visualizer.name = str(tmp_path)  # a name that no other test uses
     runner = Runner.from_cfg(cfg)
     hooks = {type(hook).__name__: hook for hook in runner.hooks}
     assert {hook['type'] for hook in cfg.default_hooks.values()} <= set(hooks)

@@ -1,4 +1,4 @@
-"""The code in the documentation runs as printed, and what it lists is all there is."""
+"""The code in the documentation runs as printed, and its lists are complete."""
 
 from __future__ import annotations
 
@@ -84,7 +84,11 @@ def test_layers_in_other_networks() -> None:
 @pytest.mark.parametrize(
     'page',
     [p.relative_to(ROOT).as_posix() for p in (ROOT / 'docs').glob('*.md')]
-    + ['README.md', 'CONTRIBUTING.md', *(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').rglob('*.md'))],
+    + [
+        'README.md',
+        'CONTRIBUTING.md',
+        *(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').rglob('*.md')),
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()

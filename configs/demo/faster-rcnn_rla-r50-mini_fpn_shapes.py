@@ -9,8 +9,8 @@ _base_ = [
 ]
 
 model = dict(
-    # A quarter of the usual width, of the recurrent state too, with the stem of ResNet-D, which
-    # suits small pictures. From scratch: nothing is frozen and the FPN has norms as well.
+    # Backbone and recurrent state have a quarter of the usual width. The stem of ResNet-D suits small
+    # images. The detector trains from scratch, so nothing is frozen and the FPN has norms too.
     backbone=dict(
         _delete_=True,
         type='mmrecur.RLAResNet',
@@ -27,12 +27,12 @@ model = dict(
         anchor_generator=dict(scales=[3], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        # A bin of a RoI is about as large as a cell of its feature map: one sample will do.
+        # A bin of a RoI is about as large as a cell of its feature map, so one sample suffices.
         bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=1), out_channels=64, finest_scale=16),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=5),
     ),
-    # Few proposals and samples suit pictures of at most six shapes; half of them positive, since
-    # telling the classes apart is what takes long to learn.
+    # Few proposals and samples suffice for at most six shapes per image. Half of the samples are positive,
+    # because the classes take longest to learn.
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=300, max_per_img=100),

@@ -1,4 +1,4 @@
-# Half as wide as usual and 4 epochs, for a CPU. Compared with resnet20-mini_cifar10.py.
+# Half the usual width and 4 epochs, for a CPU. Compared with resnet20-mini_cifar10.py.
 _base_ = [
     '../_base_/models/rla-preact-resnet164_cifar.py',
     '../_base_/datasets/cifar10_folders.py',

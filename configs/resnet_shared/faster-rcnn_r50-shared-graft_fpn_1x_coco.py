@@ -1,6 +1,6 @@
 _base_ = './faster-rcnn_r50-shared_fpn_1x_coco.py'
 
-# The fit is not exact: all of the network learns, norms too, with statistics of all processes' images.
+# The graft is not exact, so the whole network learns. Norms use the statistics of all processes' images.
 model = dict(
     backbone=dict(
         frozen_stages=-1,

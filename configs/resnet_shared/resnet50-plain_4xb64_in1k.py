@@ -1,4 +1,4 @@
 _base_ = './resnet50-shared_4xb64_in1k.py'
 
-# The plain network in the recipe of those that share.
+# The plain network, trained by the recipe of the shared ones.
 model = dict(backbone=dict(share=None))

@@ -11,7 +11,7 @@ model = dict(
         _delete_=True,
         type='mmrecur.RLAMobileNetV2',
         out_indices=(1, 2, 4, 6),
-        # The stem only, see "Initial weights" in README.md.
+        # Freeze only the stem; see "Initial weights" in README.md.
         frozen_stages=0,
         norm_eval=True,
         init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://mobilenet_v2'),

@@ -1,4 +1,4 @@
-"""A short run: 30 epochs, the steps of the learning rate at the same shares of them as in 200."""
+"""A short run of 30 epochs; the learning rate falls after the same fractions of the run as in 200 epochs."""
 
 _base_ = [
     '../_base_/models/swrn-28-10_cifar.py',

@@ -1,4 +1,4 @@
-# With cutout of 16x16 pixels. Blanked pixels get the mean, which normalisation turns into zero.
+# Cutout of 16x16 pixels. Blanked pixels get the mean, which normalisation turns into zero.
 _base_ = './cifar10_bs128.py'
 
 train_pipeline = [

@@ -1,4 +1,4 @@
-# All 50,000 training images train; the 10,000 of the test set are the result, as in the RecNet paper.
+# Train on all 50,000 training images and report the accuracy on the test set, as in the RecNet paper.
 _base_ = 'mmpretrain::_base_/datasets/cifar10_bs16.py'
 
 train_dataloader = dict(batch_size=64)

@@ -3,7 +3,7 @@
 _base_ = 'mmpretrain::_base_/datasets/imagenet_bs64.py'
 
 train_pipeline = [
-    # in floating point: mmpretrain's Lighting turns a uint8 image's 256 into 0 and -1 into 255
+    # In floating point, because mmpretrain's Lighting wraps uint8 values around (256 becomes 0).
     dict(type='LoadImageFromFile', to_float32=True),
     dict(
         type='RandomResizedCrop',
@@ -15,7 +15,7 @@ train_pipeline = [
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, backend='cv2'),
     dict(
         type='Lighting',
-        # of values from 0 to 255; rows in the order of the channels, blue, green and red
+        # Values from 0 to 255; the rows are the channels blue, green and red.
         eigval=[55.4625, 4.794, 1.1475],
         eigvec=[[-0.5836, -0.6948, 0.4203], [-0.5808, -0.0045, -0.814], [-0.5675, 0.7192, 0.4009]],
         alphastd=0.1,

@@ -7,7 +7,7 @@ metainfo = dict(
     palette=[(220, 20, 60), (0, 130, 200), (60, 180, 75), (245, 130, 48), (145, 30, 180)],
 )
 
-# The pictures have this size already; Resize makes other pictures work too.
+# The rendered images already have this size; Resize supports others.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

@@ -12,6 +12,6 @@ backbone = dict(
     width=2,
     frozen_stages=1,
     norm_eval=True,
-    # With one template per layer the graft is exact.
+    # With one template per layer, the graft is exact.
     init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://wide_resnet50_2'),
 )

@@ -1,6 +1,6 @@
 model = dict(
     type='ImageClassifier',
-    # Of 256 channels on the residual path and (2 + 18) x 12 on the dense one.
+    # Outputs 256 channels of the residual path and (2 + 18) x 12 of the dense path.
     backbone=dict(type='mmrecur.DualPathResNet', out_indices=(2,), depth=164, dense_channels=12),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(

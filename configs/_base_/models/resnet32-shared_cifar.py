@@ -8,7 +8,7 @@ model = dict(
         shared_rank=16,
         unique_rank=1,
         bases=2,
-        # On CIFAR-10 a block's own filters are to be orthonormal to the shared ones too.
+        # On CIFAR-10 the penalty includes the unique filters.
         loss_ortho=dict(type='mmrecur.OrthogonalityLoss', loss_weight=10.0, with_unique=True),
     ),
     neck=dict(type='GlobalAveragePooling'),

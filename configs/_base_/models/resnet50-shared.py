@@ -1,4 +1,4 @@
-# The backbone's objective, which keeps its filter bases orthonormal, becomes part of the loss.
+# Adds the backbone's objective, which keeps its filter bases orthonormal, to the loss.
 custom_hooks = [dict(type='mmrecur.AuxiliaryLossHook')]
 model = dict(
     type='ImageClassifier',

@@ -1,4 +1,4 @@
-# Minutes on two CPU cores: from scratch, many small steps of AdamW teach a narrow network most.
+# Minutes on two CPU cores. A narrow network that trains from scratch learns most from many small AdamW steps.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=9, val_interval=3)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

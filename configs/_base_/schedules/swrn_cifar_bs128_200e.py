@@ -1,4 +1,4 @@
-# The schedule of wide residual networks, as the SWRN paper has it: batches of 128, 200 epochs, the learning
+# The SWRN paper's schedule, that of Wide ResNets: batches of 128, 200 epochs; the learning
 # rate falls by a factor of 5 after 60, 120 and 160. Coefficients have no weight decay.
 _base_ = 'mmpretrain::_base_/schedules/cifar10_bs128.py'
 

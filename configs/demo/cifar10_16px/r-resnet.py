@@ -1,4 +1,4 @@
-# Loops without gates: all iterations are computed. Compared with what stands beside it.
+# Loops without gates: all iterations are computed. Compared with the configs beside it.
 _base_ = [
     '../../_base_/models/dr-resnet74_cifar.py',
     '../../_base_/datasets/cifar10_folders_16px.py',

@@ -1,4 +1,4 @@
-# RecNet-24-256: the widths of RecNet-60-640 (Table 3) with four steps. Compared with what stands beside it.
+# RecNet-24-256: the widths of RecNet-60-640 (Table 3) with four steps. Compared with the configs beside it.
 _base_ = [
     '../../_base_/models/recnet-60-1280.py',
     '../../_base_/datasets/cifar10_folders_16px.py',

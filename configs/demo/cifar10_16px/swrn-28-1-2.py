@@ -1,4 +1,4 @@
-# Two templates for all layers of a stage that have one shape. Compared with wrn-28-1.py.
+# The layers of equal shape in a stage share two templates. Compared with wrn-28-1.py.
 _base_ = [
     '../../_base_/models/swrn-28-10_cifar.py',
     '../../_base_/datasets/cifar10_folders_16px.py',
