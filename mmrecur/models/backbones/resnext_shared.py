@@ -24,9 +24,8 @@ class ResNeXtShared(ResNetShared):
     The first block of each stage is that of the plain ResNeXt. In the other blocks of stage i, counted from
     0, a basis replaces the 3x3 convolution: ``shared_rank * 2**i`` filters that the blocks share and
     ``unique_rank * 2**i`` filters that belong to the block. The last 1x1 convolution holds the coefficients.
-    The paper does not state the groups of the basis. Here a group has as many shared filters as the plain
-    convolution has filters per group, or ``unique_rank`` unique filters, which reproduces the paper's
-    parameters and multiply-adds.
+    A group has as many shared filters as the plain convolution has filters per group, or ``unique_rank``
+    unique filters. This reproduces the parameters and multiply-adds that the paper reports.
 
     Args:
         depth (int): 50, 101 or 152. Defaults to 50.

@@ -90,7 +90,7 @@ class SWRN(AuxiliaryObjective, Backbone):
     arch_settings = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
     expansion = 4
     architectures = {f'swrn-{depth}-2': dict(depth=depth, width=2) for depth in (50, 101, 152)}
-    #: Coefficients and the scales of tied layers have no weight decay, as in the paper.
+    #: No weight decay for coefficients, as in the paper, nor for the scales of tied layers.
     required_paramwise_cfg: Mapping[str, Any] = dict(
         custom_keys={'coefficients': dict(decay_mult=0.0), 'row_scales': dict(decay_mult=0.0)}
     )
