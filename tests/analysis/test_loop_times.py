@@ -16,8 +16,7 @@ from mmrecur.analysis.loop_figures import plot_easy_and_hard, plot_gate_maps, pl
 from mmrecur.analysis.loop_times import LoopRecorder, LoopRun, LoopTimes, find_backbone, run_loops
 from mmrecur.analysis.plots import save_figure
 from mmrecur.models.backbones import DRResNet
-from tests.models.test_dr_resnet import halve_batches
-from tests.models.test_rla import randomise_norms
+from tests.helpers import halve_batches, randomise_norms
 
 
 def tiny(**kwargs) -> DRResNet:

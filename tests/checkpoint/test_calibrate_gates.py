@@ -13,7 +13,7 @@ from mmrecur.analysis.loop_complexity import expected_iterations
 from mmrecur.analysis.loop_times import LoopRecorder
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 
 def network(**kwargs) -> DRResNet:

@@ -14,7 +14,7 @@ from mmrecur.models.layers import BasicBlock, Bottleneck, GumbelGate, InvertedRe
 from mmrecur.models.layers.loop.norm import LoopNorm, LoopPosition, masked_batch_norm
 from mmrecur.models.layers.loop.recursive_block import GateDecision
 from mmrecur.models.losses import GateRateLoss
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 
 class Preset(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
 from mmrecur.models.layers.common.checks import check_choice, check_int
-from mmrecur.models.layers.rla.dense_block import SHARING, DenseBlock, Transition
+from mmrecur.models.layers.rla.dense_block import SHARES, DenseBlock, Transition
 from mmrecur.registry import MODELS
 
 
@@ -33,7 +33,7 @@ class DenseNetBC(Backbone):
     Args:
         depth (int): 6 n + 4. Defaults to 100.
         growth_rate (int): Channels k that a layer adds. Defaults to 12.
-        sharing (str, optional): ``'lag'``, ``'ordinal'`` or None for the plain DenseNet. Defaults to None.
+        share (str, optional): ``'lag'``, ``'ordinal'`` or None for the plain DenseNet. Defaults to None.
         compression (float): Share of its channels that a transition keeps. Defaults to 0.5.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int]): Dense blocks to return, of strides 1, 2 and 4; on the last of them
@@ -54,7 +54,7 @@ class DenseNetBC(Backbone):
     Example:
         >>> import torch
         >>> from mmrecur.models.backbones import DenseNetBC
-        >>> model = DenseNetBC(depth=100, sharing='lag').eval()
+        >>> model = DenseNetBC(depth=100, share='lag').eval()
         >>> for feature in model(torch.rand(1, 3, 32, 32)):
         ...     print(tuple(feature.shape))
         (1, 216, 32, 32)
@@ -66,7 +66,7 @@ class DenseNetBC(Backbone):
         self,
         depth: int = 100,
         growth_rate: int = 12,
-        sharing: str | None = None,
+        share: str | None = None,
         compression: float = 0.5,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2),
@@ -86,16 +86,16 @@ class DenseNetBC(Backbone):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        check_choice('sharing', sharing, SHARING)
+        check_choice('share', share, SHARES)
         check_int('growth_rate', growth_rate, 1)
-        check_int('depth', depth, 10 if sharing is None else 16)
+        check_int('depth', depth, 10 if share is None else 16)
         if (depth - 4) % 6:
             raise ValueError(f'depth={depth}, allowed: 6 n + 4, e.g. 40, 100, 250')
         if type(compression) not in (int, float) or not 0 < compression <= 1:
             raise ValueError(f'compression={compression!r}, allowed: a number in (0, 1]')
         self.depth = depth
         self.growth_rate = growth_rate
-        self.sharing = sharing
+        self.share = share
         norm_layer = make_norm_layer(self.norm_cfg)
         channels = 2 * growth_rate
         self.conv0 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
@@ -105,7 +105,7 @@ class DenseNetBC(Backbone):
                 kept = max(1, int(channels * compression))
                 self.add_module(f'transition{i}', Transition(channels, kept, norm_layer))
                 channels = kept
-            block = DenseBlock((depth - 4) // 6, channels, growth_rate, sharing, norm_layer, with_cp)
+            block = DenseBlock((depth - 4) // 6, channels, growth_rate, share, norm_layer, with_cp)
             self.add_module(f'denseblock{i + 1}', block)
             channels += block.num_layers * growth_rate
             widths.append(channels)
@@ -124,18 +124,17 @@ class DenseNetBC(Backbone):
             modules.append(self.final_norm)
         return modules
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Backbone.forward`."""
-        x = self.conv0(x)
-        outputs = []
-        for i in range(self.num_stages):
-            if i:
-                x = getattr(self, f'transition{i}')(x)
-            x = getattr(self, f'denseblock{i + 1}')(x)
-            if i in self.out_indices:
-                outputs.append(x)
-        outputs[-1] = torch.relu(self.final_norm(x))
-        return tuple(outputs)
+    def _run_stem(self, x: Tensor) -> Tensor:
+        return self.conv0(x)
+
+    def _run_stage(self, index: int, x: Tensor, state: None) -> tuple[Tensor, None]:
+        if index:
+            x = getattr(self, f'transition{index}')(x)
+        return getattr(self, f'denseblock{index + 1}')(x), state
+
+    def _finish_outputs(self, outputs: list[Tensor], state: None) -> list[Tensor]:
+        outputs[-1] = torch.relu(self.final_norm(outputs[-1]))
+        return outputs
 
     def _switch_to_deploy(self) -> None:
         for i in range(self.num_stages):

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from mmrecur.models.backbones.base import make_norm_layer
 from mmrecur.models.backbones.recursive_backbone import GATE_RATE, RecursiveBackbone, check_per_stage
 from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
-from mmrecur.models.layers.common.residual import Bottleneck, NormLayer
-from mmrecur.models.layers.common.residual_basic import BasicBlock
+from mmrecur.models.layers.common.residual import BasicBlock, Bottleneck, NormLayer
 from mmrecur.registry import MODELS
 
 

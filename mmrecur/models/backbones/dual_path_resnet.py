@@ -8,31 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
-from mmrecur.models.layers.common.activation_checkpoint import run_step
 from mmrecur.models.layers.common.checks import check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.stage import Stage
 from mmrecur.models.layers.rla.dual_path_block import DualPathBlock
 from mmrecur.registry import MODELS
-
-
-class DualPathStage(Stage):
-    """The blocks of a stage.
-
-    Args:
-        blocks (Sequence[DualPathBlock]): The blocks, the first of which starts the two paths.
-        with_cp (bool): Recompute each block in the backward pass. Defaults to False.
-    """
-
-    def __init__(self, blocks: Sequence[DualPathBlock], with_cp: bool = False) -> None:
-        super().__init__(blocks)
-        self.with_cp = with_cp
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the stage: both paths before it, both paths after it."""
-        for block in self.blocks:
-            x = run_step(block, self.with_cp, block, x)
-        return x
 
 
 @MODELS.register_module()
@@ -129,7 +109,7 @@ class DualPathResNet(Backbone):
                 )
                 channels = block.total_channels
                 blocks.append(block)
-            self.add_module(f'layer{i + 1}', DualPathStage(blocks, with_cp))
+            self.add_module(f'layer{i + 1}', Stage(blocks, with_cp))
             widths.append(channels)
         self.final_norm = norm_layer(channels)
         self.out_channels = tuple(widths[i] for i in self.out_indices)
@@ -143,16 +123,12 @@ class DualPathResNet(Backbone):
         modules = [getattr(self, f'layer{stage}')]
         return [*modules, self.final_norm] if stage == self.num_stages else modules
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Backbone.forward`."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        outputs = []
-        for i in range(self.num_stages):
-            x = getattr(self, f'layer{i + 1}')(x)
-            if i in self.out_indices:
-                outputs.append(x)
-        outputs[-1] = torch.relu(self.final_norm(x))
-        return tuple(outputs)
+    def _run_stem(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn1(self.conv1(x)))
+
+    def _finish_outputs(self, outputs: list[Tensor], state: None) -> list[Tensor]:
+        outputs[-1] = torch.relu(self.final_norm(outputs[-1]))
+        return outputs
 
     def _switch_to_deploy(self) -> None:
         self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)

@@ -17,8 +17,7 @@ from mmrecur.models.backbones.shared_basis_backbone import (
 )
 from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.common.residual import Bottleneck, NormLayer
-from mmrecur.models.layers.common.residual_basic import BasicBlock, conv3x3
+from mmrecur.models.layers.common.residual import BasicBlock, Bottleneck, NormLayer, conv3x3
 from mmrecur.models.layers.filter_basis.basis import FactorizedConv2d, FilterBasis
 from mmrecur.registry import MODELS
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
 from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.common.preact import PreActBasicBlock, PreActBottleneck
 from mmrecur.models.layers.rla.cell import State
-from mmrecur.models.layers.rla.stage import RLASettings, append_hidden
+from mmrecur.models.layers.rla.preact import PreActBasicBlock, PreActBottleneck
+from mmrecur.models.layers.rla.settings import RLASettings
+from mmrecur.models.layers.rla.stage import append_hidden
 from mmrecur.registry import MODELS
 
 
@@ -32,7 +33,7 @@ class RLAPreActResNet(Backbone):
             depth 164 and bottlenecks from there on, as in the paper, where the depth allows.
         rla_channels (int, optional): Channels k of the recurrent state; 0 gives the plain ResNet.
             Defaults to None: the paper's 4 with basic blocks and 12 with bottlenecks.
-        variant, cell, shared, exchange, post_act: What the recurrent path computes, see
+        variant, cell, share, exchange, post_act: What the recurrent path computes, see
             :class:`RLAResNet`; these and ``extra_channels`` make the rows of the paper's Table 11.
             Defaults to 'v1', 'conv', True, True and False.
         base_channels (int): Channels of the stem; stage i has ``base_channels * 2**i`` inside its
@@ -77,7 +78,7 @@ class RLAPreActResNet(Backbone):
         rla_channels: int | None = None,
         variant: str = 'v1',
         cell: str = 'conv',
-        shared: bool = True,
+        share: str | None = 'stage',
         exchange: bool = True,
         post_act: bool = False,
         base_channels: int = 16,
@@ -108,7 +109,7 @@ class RLAPreActResNet(Backbone):
         check_int('extra_channels', extra_channels, 0)
         if extra_channels % expansion:
             raise ValueError(f'extra_channels={extra_channels}, allowed: a multiple of {expansion}')
-        self.recurrence = RLASettings(rla_channels, variant, cell, shared, exchange, post_act, with_hidden)
+        self.recurrence = RLASettings(rla_channels, variant, cell, share, exchange, post_act, with_hidden)
         self.depth = depth
         self.block = block
         self.rla_channels = rla_channels
@@ -162,35 +163,21 @@ class RLAPreActResNet(Backbone):
             modules += [self.final_norm] if self.hidden_norm is None else [self.final_norm, self.hidden_norm]
         return modules
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the features.
+    def _run_stem(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn1(self.conv1(x)))
 
-        Args:
-            x (Tensor): Images, shape (N, in_channels, H, W).
+    def _run_stage(self, index: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if index == 0 and self.recurrence.block_channels:
+            # not None: the norm of the first block shifts the zeros
+            state = x.new_zeros(x.size(0), self.rla_channels, x.size(2), x.size(3))
+            state = (state, state) if self.recurrence.cell == 'lstm' else state
+        return getattr(self, self.stages[index])(x, state)
 
-        Returns:
-            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
-            (N, C_i, H / stride_i, W / stride_i), sizes rounded up. With ``with_hidden`` the last one has
-            ``rla_channels`` more channels.
-        """
-        x = self.relu(self.bn1(self.conv1(x)))
-        state = self._zeros(x)
-        outputs = []
-        for i, name in enumerate(self.stages):
-            x, state = getattr(self, name)(x, state)
-            if i in self.out_indices:
-                outputs.append(x)
-        outputs[-1] = torch.relu(self.final_norm(x))
+    def _finish_outputs(self, outputs: list[Tensor], state: State) -> list[Tensor]:
+        outputs[-1] = torch.relu(self.final_norm(outputs[-1]))
         if self.with_hidden:
             outputs[-1] = append_hidden(outputs[-1], state, self.hidden_norm)
-        return tuple(outputs)
-
-    def _zeros(self, x: Tensor) -> State:
-        """The first state where blocks read it: the norm of the first one shifts its zeros."""
-        if not self.recurrence.block_channels:
-            return None
-        zeros = x.new_zeros(x.size(0), self.rla_channels, x.size(2), x.size(3))
-        return (zeros, zeros) if self.recurrence.cell == 'lstm' else zeros
+        return outputs
 
     def _switch_to_deploy(self) -> None:
         self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)

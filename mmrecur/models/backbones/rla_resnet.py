@@ -12,8 +12,11 @@ from mmrecur.models.backbones.plugins import Plugins, with_plugin_init
 from mmrecur.models.layers.common.attention import CBAM, ECA, SqueezeExcite
 from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.common.residual import Bottleneck, DeepStem, NormLayer
-from mmrecur.models.layers.rla.stage import RLASettings, RLAStage, append_hidden
+from mmrecur.models.layers.common.residual import DeepStem, NormLayer
+from mmrecur.models.layers.rla.block import RLABottleneck
+from mmrecur.models.layers.rla.cell import State
+from mmrecur.models.layers.rla.settings import RLASettings
+from mmrecur.models.layers.rla.stage import RLAStage, append_hidden
 from mmrecur.registry import MODELS
 
 #: Size of the ECA convolution in each stage (ECA-ResNet, as the authors of RLA use it).
@@ -100,7 +103,7 @@ class RLAResNet(Backbone):
     ==============================  ===============================================
     ResNet-50                       ``rla_channels=0``
     channel +32                     ``rla_channels=0, extra_channels=32``
-    RLA-v1, unshared                ``shared=False``
+    RLA-v1, unshared                ``share=None``
     RLA-v1, no exchange             ``exchange=False, with_hidden=True``
     RLA-v1, ConvLSTM                ``cell='lstm'`` (in the authors' code also ``'gru'``)
     RLA-v1, PostAct.                ``post_act=True``
@@ -118,7 +121,8 @@ class RLAResNet(Backbone):
             a dict with one of these as ``type`` and its arguments. Defaults to None.
         cell (str): Recurrent unit: ``'conv'``, the paper's, ``'lstm'`` or ``'gru'``, which know neither
             v2, v4, v6 nor ``post_act``. Defaults to 'conv'.
-        shared (bool): Whether the blocks of a stage share the cell's convolutions. Defaults to True.
+        share (str, optional): ``'stage'``: the blocks of a stage share the convolutions of the cell. None:
+            each block has its own. Defaults to 'stage'.
         exchange (bool): Whether blocks read the state. Without, only a classifier does, so it needs
             ``with_hidden``. Defaults to True.
         post_act (bool): Compute ``h = tanh(BN(W_r * (h + W_o * s)))``; not with v2, v4, v6. Defaults to
@@ -185,7 +189,7 @@ class RLAResNet(Backbone):
         variant: str = 'v1',
         attention: str | dict | None = None,
         cell: str = 'conv',
-        shared: bool = True,
+        share: str | None = 'stage',
         exchange: bool = True,
         post_act: bool = False,
         plugins: list[dict] | None = None,
@@ -240,7 +244,7 @@ class RLAResNet(Backbone):
         self.plugins = Plugins(plugins or ())
         if plugins:
             self.init_cfg = with_plugin_init(self.init_cfg)
-        self.recurrence = RLASettings(rla_channels, variant, cell, shared, exchange, post_act, with_hidden)
+        self.recurrence = RLASettings(rla_channels, variant, cell, share, exchange, post_act, with_hidden)
         self.style = style
         norm_layer = make_norm_layer(self.norm_cfg)
         self._build_stem(base_channels, deep_stem, norm_layer)
@@ -297,7 +301,7 @@ class RLAResNet(Backbone):
     ) -> RLAStage:
         num_blocks = self.arch_settings[self.depth][index]
         blocks = [
-            Bottleneck(
+            RLABottleneck(
                 in_channels if i == 0 else out_channels,
                 inner_channels,
                 out_channels,
@@ -313,9 +317,8 @@ class RLAResNet(Backbone):
             for i in range(num_blocks)
         ]
         is_last = index == self.num_stages - 1
-        stage = self.recurrence.make_stage(blocks, out_channels, is_last, norm_layer, self.with_cp)
-        stage.before_last = self.plugins.build('before_last_block', index, out_channels)
-        return stage
+        plugin = self.plugins.build('before_last_block', index, out_channels)
+        return self.recurrence.make_stage(blocks, out_channels, is_last, norm_layer, self.with_cp, plugin)
 
     def _build_attention(self, stage: int, channels: int, norm_layer: NormLayer) -> nn.Module | None:
         attention = build_attention(self.attention, channels, stage, norm_layer)
@@ -344,28 +347,17 @@ class RLAResNet(Backbone):
             modules.append(self.hidden_norm)
         return modules
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the features.
-
-        Args:
-            x (Tensor): Images, shape (N, in_channels, H, W).
-
-        Returns:
-            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
-            (N, C_i, H / stride_i, W / stride_i), sizes rounded up. With ``with_hidden`` the last one has
-            ``rla_channels`` more channels.
-        """
+    def _run_stem(self, x: Tensor) -> Tensor:
         x = self.stem(x) if self.deep_stem else self.relu(self.bn1(self.conv1(x)))
-        x = self.maxpool(x)
-        state = None  # zeros, at no cost
-        outputs = []
-        for i, name in enumerate(self.stages):
-            x, state = getattr(self, name)(x, state)
-            if i in self.out_indices:
-                outputs.append(x)
+        return self.maxpool(x)
+
+    def _run_stage(self, index: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return getattr(self, self.stages[index])(x, state)
+
+    def _finish_outputs(self, outputs: list[Tensor], state: State) -> list[Tensor]:
         if self.with_hidden:
-            outputs[-1] = append_hidden(x, state, self.hidden_norm)
-        return tuple(outputs)
+            outputs[-1] = append_hidden(outputs[-1], state, self.hidden_norm)
+        return outputs
 
     def _switch_to_deploy(self) -> None:
         if self.deep_stem:
@@ -374,4 +366,4 @@ class RLAResNet(Backbone):
             self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         for name in self.stages:
             getattr(self, name).switch_to_deploy()
-        getattr(self.layer1, '0').conv1_hidden = None  # reads zeros
+        self.layer1[0].assume_zero_state()

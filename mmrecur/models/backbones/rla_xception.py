@@ -7,85 +7,12 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
-from mmrecur.models.layers.common.activation_checkpoint import run_step
 from mmrecur.models.layers.common.checks import check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.common.parallel import is_sharded
-from mmrecur.models.layers.common.separable import XceptionBlock
-from mmrecur.models.layers.common.stage import BlockSequence
-from mmrecur.models.layers.common.tap import Tap
-from mmrecur.models.layers.rla.cell import downsample_hidden
 from mmrecur.models.layers.rla.multi_width_cell import MultiWidthRLACell
 from mmrecur.models.layers.rla.stage import append_hidden
+from mmrecur.models.layers.rla.xception import RLAXceptionStage, XceptionBlock
 from mmrecur.registry import MODELS
-
-
-class RLAXceptionStage(BlockSequence):
-    """A stage: blocks of the same input resolution and the recurrent cell ``rla`` they share.
-
-    Args:
-        blocks (Sequence[XceptionBlock]): The stage's blocks.
-        cell (MultiWidthRLACell, optional): Its cell, with an update for each block, or for each but the
-            last if nothing reads the state after the stage. None for a plain stage.
-        with_cp (bool): Recompute each block with its update in the backward pass. Defaults to False.
-    """
-
-    def __init__(
-        self,
-        blocks: Sequence[XceptionBlock],
-        cell: MultiWidthRLACell | None = None,
-        with_cp: bool = False,
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.rla = cell
-        self.with_cp = with_cp
-
-    def block_parts(self) -> list[list[nn.Module]]:
-        """See :meth:`BlockSequence.block_parts`; what the cell has for one update goes with its block."""
-        parts = super().block_parts()
-        for index in range(0 if self.rla is None else self.rla.num_steps):
-            parts[index] += self.rla.step_parts(index)
-        return parts
-
-    def step(self, x: Tensor, h: Tensor | None, index: int) -> tuple[Tensor, Tensor | None]:
-        """Run one block and, if there is one, the update after it."""
-        block = self.blocks[index]
-        first = block.convs[0]
-        updates = self.rla is not None and index < self.rla.num_steps
-        tap = Tap()
-        x = block(x, h, tap)
-        residual = tap.value
-        unread = [] if first.depthwise_hidden is None else [first.depthwise_hidden, first.pointwise_hidden]
-        if h is None and self.training and unread and not any(is_sharded(conv.weight) for conv in unread):
-            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here. FSDP2 does
-            # not, and where blocks are sharded these weights are gathered in the block only.
-            residual = residual + 0 * sum(conv.weight.sum() for conv in unread)
-        if updates:
-            h = self.rla.update(h, self.rla.readout(index)(residual), index)
-            h = downsample_hidden(h, block.stride)
-        return x, h
-
-    def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Run the stage.
-
-        Args:
-            x (Tensor): Shape (N, C_in, H, W).
-            h (Tensor, optional): State, shape (N, k, H, W); None for zeros.
-
-        Returns:
-            tuple[Tensor, Tensor]: The stage's output and the state after its last update.
-        """
-        for index in range(len(self.blocks)):
-            x, h = run_step(self, self.with_cp, self.step, x, h, index)
-        return x, h
-
-    def switch_to_deploy(self) -> None:
-        """Fold the norms."""
-        for block in self.blocks:
-            block.switch_to_deploy()
-        if self.rla is not None:
-            self.rla.switch_to_deploy()
 
 
 @MODELS.register_module()
@@ -219,33 +146,21 @@ class RLAXception(Backbone):
             modules.append(self.hidden_norm)
         return modules
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the features.
-
-        Args:
-            x (Tensor): Images, shape (N, in_channels, H, W).
-
-        Returns:
-            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
-            (N, C_i, H / stride_i, W / stride_i), sizes rounded up. With ``with_hidden`` the last one has
-            ``rla_channels`` more channels.
-        """
+    def _run_stem(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        h = None  # zeros, at no cost
-        outputs = []
-        for i in range(self.num_stages):
-            x, h = getattr(self, f'layer{i + 1}')(x, h)
-            if i in self.out_indices:
-                outputs.append(x)
+        return self.relu(self.bn2(self.conv2(x)))
+
+    def _run_stage(self, index: int, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return getattr(self, f'layer{index + 1}')(x, state)
+
+    def _finish_outputs(self, outputs: list[Tensor], state: Tensor | None) -> list[Tensor]:
         if self.hidden_norm is not None:
-            outputs[-1] = append_hidden(x, h, self.hidden_norm)
-        return tuple(outputs)
+            outputs[-1] = append_hidden(outputs[-1], state, self.hidden_norm)
+        return outputs
 
     def _switch_to_deploy(self) -> None:
         self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         self.conv2, self.bn2 = fuse_norm(self.conv2, self.bn2)
         for i in range(self.num_stages):
             getattr(self, f'layer{i + 1}').switch_to_deploy()
-        first = self.layer1.blocks[0].convs[0]
-        first.depthwise_hidden = first.pointwise_hidden = None  # read zeros
+        self.layer1[0].assume_zero_state()

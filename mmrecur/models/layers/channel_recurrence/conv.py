@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mmrecur.models.layers.common.activation_checkpoint import run_step
 from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
+from mmrecur.models.layers.common.fast_paths import pointwise_sum
 from mmrecur.models.layers.common.fuse import fuse_norm, fuse_norm_of_sum, is_fusible
 from mmrecur.models.layers.common.fuse_preact import fuse_preactivation
-from mmrecur.models.layers.common.pointwise_sum import pointwise_sum, with_fast_layout
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -251,8 +251,7 @@ class RecurrentModule(nn.Module):
     r"""A CRC layer and the transition block behind it: 1x1 convolution, norm, ReLU (Section 2.2).
 
     The layer's wide output is never built: as in Equation 7 each segment is read as it comes,
-    :math:`y = \sum_i A_i h_i`, in training too. On a CPU the maps are laid out channels last, with which
-    both the convolutions and this sum are faster.
+    :math:`y = \sum_i A_i h_i`, in training too.
 
     Args:
         crc (ChannelRecurrentConv): The layer.
@@ -295,7 +294,7 @@ class RecurrentModule(nn.Module):
         Returns:
             Tensor: Shape (N, out_channels, H, W).
         """
-        return run_step(self, self.with_cp, self._compute, with_fast_layout(x))
+        return run_step(self, self.with_cp, self._compute, x)
 
     def _compute(self, x: Tensor) -> Tensor:
         weights = self.conv.weight.split(self.crc.out_channels, dim=1)

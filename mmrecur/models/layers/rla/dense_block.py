@@ -22,7 +22,7 @@ from mmrecur.models.layers.common.stage import BlockSequence
 NormLayer = Callable[[int], nn.Module]
 
 #: What the shared weights of an earlier layer's output depend on: its distance or its place.
-SHARING = (None, 'lag', 'ordinal')
+SHARES = (None, 'lag', 'ordinal')
 
 
 class DenseLayer(nn.Module):
@@ -114,7 +114,7 @@ class DenseBlock(BlockSequence):
         num_layers (int): Layers L in the block; at least 2 with sharing.
         in_channels (int): Channels of the block's input.
         growth_rate (int): Channels k that each layer adds.
-        sharing (str, optional): ``'lag'``, ``'ordinal'`` or None. Defaults to None.
+        share (str, optional): ``'lag'``, ``'ordinal'`` or None. Defaults to None.
         norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
         with_cp (bool): Recompute each layer in the backward pass. Defaults to False.
 
@@ -123,7 +123,7 @@ class DenseBlock(BlockSequence):
 
     Example:
         >>> import torch
-        >>> block = DenseBlock(num_layers=4, in_channels=24, growth_rate=12, sharing='lag')
+        >>> block = DenseBlock(num_layers=4, in_channels=24, growth_rate=12, share='lag')
         >>> block(torch.rand(2, 24, 8, 8)).shape
         torch.Size([2, 72, 8, 8])
     """
@@ -133,32 +133,32 @@ class DenseBlock(BlockSequence):
         num_layers: int,
         in_channels: int,
         growth_rate: int,
-        sharing: str | None = None,
+        share: str | None = None,
         norm_layer: NormLayer = nn.BatchNorm2d,
         with_cp: bool = False,
     ) -> None:
         super().__init__()
-        check_choice('sharing', sharing, SHARING)
-        check_int('num_layers', num_layers, 1 if sharing is None else 2)
+        check_choice('share', share, SHARES)
+        check_int('num_layers', num_layers, 1 if share is None else 2)
         check_int('in_channels', in_channels, 1)
         check_int('growth_rate', growth_rate, 1)
         self.num_layers = num_layers
         self.in_channels = in_channels
         self.growth_rate = growth_rate
-        self.sharing = sharing
+        self.share = share
         self.with_cp = with_cp
         for i in range(num_layers):
             layer = DenseLayer(
                 in_channels + i * growth_rate,
                 growth_rate,
-                own_channels=in_channels if sharing else None,
+                own_channels=in_channels if share else None,
                 norm_layer=norm_layer,
             )
             self.add_module(f'denselayer{i + 1}', layer)
         # never called: it holds a weight where initialisers find it
         self.shared_conv1 = (
             nn.Conv2d((num_layers - 1) * growth_rate, DenseLayer.bottleneck * growth_rate, 1, bias=False)
-            if sharing
+            if share
             else None
         )
 
@@ -182,7 +182,7 @@ class DenseBlock(BlockSequence):
         if self.shared_conv1 is None or index == 0:
             return None
         channels = index * self.growth_rate
-        if self.sharing == 'ordinal':
+        if self.share == 'ordinal':
             return self.shared_conv1.weight[:, :channels]
         return self.shared_conv1.weight[:, -channels:]
 

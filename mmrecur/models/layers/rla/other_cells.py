@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.rla.cell import FusedCell, RecurrentCell, RLACell, State, tanh_
+from mmrecur.models.layers.rla.cell import FusedCell, RecurrentCell, RLACell, State
 
 #: The recurrent units: the paper's 3x3 convolution, and two that gate.
 CELLS = ('conv', 'lstm', 'gru')
+#: What shares the convolutions of a cell: the steps of a stage, or nothing.
+CELL_SHARES = ('stage', None)
 
 
 class PostActRLACell(RecurrentCell):
@@ -66,7 +68,7 @@ class FusedPostActRLACell(FusedCell):
 
     def update(self, h: Tensor | None, new: Tensor, step: int) -> Tensor:
         """See :meth:`FusedCell.update`."""
-        return tanh_(self.recurrent_convs[step](new if h is None else h + new))
+        return torch.tanh(self.recurrent_convs[step](new if h is None else h + new))
 
 
 class ConvLSTM(nn.Module):
@@ -189,7 +191,7 @@ class FusedGatedRLACell(FusedCell):
 
     def update(self, h: State, new: Tensor, step: int) -> State:
         """See :meth:`FusedCell.update`."""
-        return self.unit(h, tanh_(new))
+        return self.unit(h, torch.tanh(new))
 
 
 class UnsharedCells(nn.Module):
@@ -234,7 +236,7 @@ def make_rla_cell(
     hidden_channels: int = 32,
     num_steps: int = 1,
     cell: str = 'conv',
-    shared: bool = True,
+    share: str | None = 'stage',
     post_act: bool = False,
     add_first: bool = True,
     norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
@@ -246,7 +248,8 @@ def make_rla_cell(
         hidden_channels (int): Channels k of the state. Defaults to 32.
         num_steps (int): Updates in the stage. Defaults to 1.
         cell (str): ``'conv'``, ``'lstm'`` or ``'gru'``. Defaults to 'conv'.
-        shared (bool): Whether the steps share their convolutions. Defaults to True.
+        share (str, optional): ``'stage'``: the steps share the convolutions. None: each step has its own.
+            Defaults to 'stage'.
         post_act (bool): Activate behind the recurrent convolution instead of before it. Defaults to
             False.
         add_first (bool): Whether new information joins before the recurrent convolution or after it.
@@ -261,12 +264,12 @@ def make_rla_cell(
             cell that knows no such choice.
     """
     check_cell(cell, post_act, add_first)
-    check_flag(shared=shared)
+    check_choice('share', share, CELL_SHARES)
     check_int('num_steps', num_steps, 1)
-    if not shared:
+    if share is None:
         return UnsharedCells(
             [
-                make_rla_cell(in_channels, hidden_channels, 1, cell, True, post_act, add_first, norm_layer)
+                make_rla_cell(in_channels, hidden_channels, 1, cell, 'stage', post_act, add_first, norm_layer)
                 for _ in range(num_steps)
             ]
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmrecur.models.layers.common.fuse import fuse_norm, fuse_norm_of_sum
 from mmrecur.models.layers.common.fuse_preact import fuse_preactivation
 from mmrecur.models.layers.common.residual import NormLayer
-from mmrecur.models.layers.common.tap import Tap
+from mmrecur.models.layers.rla.block import Tap
 
 
 class PreActBlock(nn.Module):
@@ -88,15 +88,14 @@ class PreActBlock(nn.Module):
             Tensor: Shape (N, out_channels, H / stride, W / stride).
         """
         first = self.conv1(self.relu1(self.bn1(x)))
-        if h is not None:
-            first += self.conv1_hidden(self.relu1(self.bn1_hidden(h)))
+        if h is not None and self.conv1_hidden is not None:
+            first = first + self.conv1_hidden(self.relu1(self.bn1_hidden(h)))
         inner = self.inner(first)
         residual = self.residual_conv()(inner)
         shortcut = x if self.downsample is None else self.downsample(x)
         output = residual + shortcut
         if tap is not None:
-            maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
-            tap.read(maps[tap.source])
+            tap.read(output=output, residual=residual, shortcut=shortcut, inner=inner)
         return output
 
 
