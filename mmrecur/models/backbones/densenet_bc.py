@@ -1,4 +1,4 @@
-"""DenseNet-BC for small images, whose bottleneck convolutions may share weights along the depth."""
+"""DenseNet-BC for small images, plain or with bottleneck convolutions that share weights."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ class DenseNetBC(Backbone):
     """DenseNet-BC for CIFAR, plain, Shared-Lag or Shared-Ordinal.
 
     Huang et al., *Densely Connected Convolutional Networks*, CVPR 2017, https://arxiv.org/abs/1608.06993:
-    three dense blocks of (depth - 4) / 6 layers, the stem with two times the growth rate, no bias. Sharing
-    after Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852, Section
-    3.2 and Appendix A.2: the weights with which a layer's 1x1 convolution reads an earlier layer depend
-    on how far back that one lies (lag), or on its place in the block (ordinal), see
-    :class:`~mmrecur.models.layers.DenseBlock`. What reads the block's input, the 3x3 convolutions
-    and the norms belong to each layer. Parameters are named as in torchvision's DenseNet.
+    three dense blocks of (depth - 4) / 6 layers and a stem of twice the growth rate, without biases. The
+    shared forms are from Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021,
+    https://arxiv.org/abs/2110.11852, Section 3.2 and Appendix A.2. There the weights with which the 1x1
+    convolution of a layer reads an earlier layer depend on the distance to that layer (lag) or on its
+    position in the block (ordinal), see :class:`~mmrecur.models.layers.DenseBlock`. The weights for the
+    input of the block, the 3x3 convolutions and the norms are not shared. Parameters have the names of
+    torchvision's DenseNet.
 
-    With 10 classes that is 769,162 parameters and, shared, 587,722. The paper prints 0.80 M and 0.60 M;
-    its implementation keeps zeros in the place of layers still to come (Figure 5, note 3), and norms over
-    these would have 8,640 parameters more without any effect: 596,362. It also says that the first block
-    reads 3 + 2 k channels; here they are DenseNet's 2 k.
+    With 10 classes the plain network has 769,162 parameters, the shared ones 587,722. The paper prints
+    0.80 M and 0.60 M. Its implementation keeps zeros for layers that have not run (Figure 5, note 3); norms
+    over these would add 8,640 parameters without effect, 596,362 in total. The paper also states that the
+    first block reads 3 + 2 k channels; here it reads 2 k, as in DenseNet.
 
     Args:
         depth (int): 6 n + 4. Defaults to 100.
         growth_rate (int): Channels k that a layer adds. Defaults to 12.
-        share (str, optional): ``'lag'``, ``'ordinal'`` or None for the plain DenseNet. Defaults to None.
-        compression (float): Share of its channels that a transition keeps. Defaults to 0.5.
+        share (str, optional): ``'lag'``, ``'ordinal'``, or None for the plain DenseNet. Defaults to None.
+        compression (float): Fraction of the channels that a transition keeps. Defaults to 0.5.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int]): Dense blocks to return, of strides 1, 2 and 4; on the last of them
-            norm and ReLU, which classifiers need, follow. Blocks behind it are not built. Defaults to
-            (0, 1, 2).
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i dense blocks and the
+        out_indices (Sequence[int]): Dense blocks to return, of strides 1, 2 and 4. Norm and ReLU follow the
+            last one, as classifiers need them. Blocks after it are not built. Defaults to (0, 1, 2).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem, the first i dense blocks and the
             transitions before them. Defaults to -1.
         norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
         norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
-        with_cp (bool): Recompute activations in the backward pass: memory then grows linearly in the
-            depth of a block, not quadratically. Defaults to False.
+        with_cp (bool): Recompute activations in the backward pass. The memory of a block then grows
+            linearly with its depth instead of quadratically. Defaults to False.
         init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
-            allowed.
+        TypeError, ValueError: If an argument is wrong. The message names the argument, its value and the
+            allowed values.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""RLA-MobileNetV2: MobileNetV2 with recurrent layer aggregation, and the plain one."""
+"""RLA-MobileNetV2: MobileNetV2 with recurrent layer aggregation."""
 
 from __future__ import annotations
 
@@ -25,45 +25,44 @@ from mmrecur.registry import MODELS
 
 @MODELS.register_module()
 class RLAMobileNetV2(Backbone):
-    """MobileNetV2 with recurrent layer aggregation; with ``rla_channels=0`` MobileNetV2 itself.
+    """MobileNetV2 with recurrent layer aggregation (RLA).
 
     Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852, Appendix
-    B.2.1. A state ``h`` of ``rla_channels`` channels runs along the inverted residual blocks: it joins
-    each after its expansion (:class:`RLAInvertedResidual`) and takes in the block's residual ``y``,
+    B.2.1. A state ``h`` of ``rla_channels`` channels accompanies the inverted residual blocks. It joins each
+    block after the expansion (:class:`RLAInvertedResidual`), and the residual ``y`` of the block updates it:
     ``h = W_r * tanh(BN(h + W_o * y))``. The blocks of one width share the 1x1 convolution W_o
-    (:class:`RLACell`), those of one resolution, or all, the depthwise W_r (``recurrent_convs``). After the
-    last block ``relu6(BN(h))`` joins the input of the last convolution.
+    (:class:`RLACell`). The blocks of one resolution, or all blocks, share the depthwise convolution W_r
+    (``recurrent_convs``). After the last block, ``relu6(BN(h))`` joins the input of the last convolution.
 
     Stages are numbered as in mmpretrain: seven groups of blocks, ``layer1`` to ``layer7``, and the last
-    convolution, ``conv2``. Within them the names are those of torchvision's ResNet (``conv1``, ``bn1``,
-    ``layer2.0.conv3.weight``), as an inverted residual block has the three convolutions of a bottleneck:
-    unlike the positions of the libraries' MobileNets (``layer1.0.conv.0.conv``), they do not depend on
-    whether a block expands. What RLA adds is called ``..._hidden``, ``hidden_norm``, ``rla`` and
-    ``recurrent_convs``; all else has the shapes of the plain network's.
+    convolution, ``conv2``. The layers within them have the names of torchvision's ResNet (``conv1``,
+    ``bn1``, ``layer2.0.conv3.weight``), because an inverted residual block has the three convolutions of a
+    bottleneck. Unlike the names in the libraries' MobileNets (``layer1.0.conv.0.conv``), they do not depend
+    on whether a block expands. RLA adds ``..._hidden``, ``hidden_norm``, ``rla`` and ``recurrent_convs``.
 
     Args:
-        width_mult (float): Multiplier of all widths but the state's. Defaults to 1.0.
-        rla_channels (int): Channels k of the recurrent state, 0 for the plain network. Defaults to 32.
-        share (str): ``'stage'``: one W_r for each of the five stages of the paper, which
-            start at ``layer1``, 2, 3, 4 and 6; ``'network'``: one for all of them, as the authors'
-            released code has it. Defaults to 'stage'.
-        attention (str or dict, optional): Channel attention on the residuals: ``'eca'``, with a kernel
-            of 1 for fewer than 96 channels, else 3; ``'se'``; or a dict with one of these as ``type`` and
-            its arguments. Defaults to None.
+        width_mult (float): Multiplier of all widths except that of the state. Defaults to 1.0.
+        rla_channels (int): Channels k of the state. 0 gives the plain MobileNetV2. Defaults to 32.
+        share (str): ``'stage'``: one W_r for each of the five stages of the paper, which start at
+            ``layer1``, 2, 3, 4 and 6. ``'network'``: one W_r for all stages, as in the authors' code.
+            Defaults to 'stage'.
+        attention (str or dict, optional): Channel attention on the residuals: ``'eca'`` (kernel size 1 below
+            96 channels, otherwise 3), ``'se'``, or a dict with one of these as ``type`` and arguments of the
+            layer. Defaults to None.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return: 0 to 6 for the groups, 7 for the last convolution
-            with its 1280 channels. Stages behind the last are not built. Defaults to (1, 2, 4, 6), the
-            last group of each resolution from stride 4 to stride 32.
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their
-            recurrent parts; a shared W_r is frozen with the last group that uses it. Defaults to -1.
+        out_indices (Sequence[int]): Stages to return: 0 to 6 for the groups, 7 for the last convolution of
+            1280 channels. Stages after the last one are not built. Defaults to (1, 2, 4, 6), the last group
+            of each stride from 4 to 32.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i stages with their
+            recurrent parts. A shared W_r is frozen with the last group that uses it. Defaults to -1.
         norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
         norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
         with_cp (bool): Recompute activations in the backward pass. Defaults to False.
         init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
-            allowed.
+        TypeError, ValueError: If an argument is wrong. The message names the argument, its value and the
+            allowed values.
 
     Example:
         >>> import torch
@@ -77,7 +76,7 @@ class RLAMobileNetV2(Backbone):
         (1, 320, 2, 2)
     """
 
-    #: Expansion, channels, blocks and stride of each group.
+    #: Expansion, output channels, blocks and stride of each group.
     arch_settings = (
         (1, 16, 1, 1),
         (6, 24, 2, 2),
@@ -174,7 +173,7 @@ class RLAMobileNetV2(Backbone):
                     norm_layer=norm_layer,
                 )
             )
-        # what nothing reads is not built: its parameters would never get a gradient
+        # an update that nothing reads is omitted: its parameters would never get a gradient
         num_updates = num_blocks if index < self.num_stages - 1 else num_blocks - 1
         cell = None
         if self.rla_channels and num_updates:
@@ -194,11 +193,11 @@ class RLAMobileNetV2(Backbone):
         return build_attention(cfg, channels, stage=0)
 
     def _build_recurrent_convs(self) -> None:
-        """One W_r for all groups that share it, in ``recurrent_convs``."""
+        """Build ``recurrent_convs``, one W_r for all groups that share it."""
         stages = self.recurrent_stages if self.share == 'stage' else [0] * len(self.groups)
         k = self.rla_channels
         updating = [i for i, name in enumerate(self.groups) if getattr(self, name).rla is not None]
-        #: Group -> index of its W_r, for groups that update the state.
+        #: Index of W_r by group, for the groups that update the state.
         self.recurrent_index = {i: stages[i] for i in updating}
         self.recurrent_convs = nn.ModuleList(
             nn.Conv2d(k, k, 3, padding=1, groups=k, bias=False)
@@ -213,7 +212,7 @@ class RLAMobileNetV2(Backbone):
         self.bn2 = norm_layer(out_channels)
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
-        """See :meth:`Backbone.stage_modules`; a shared W_r belongs to the last group that uses it."""
+        """See :meth:`Backbone.stage_modules`. A shared W_r belongs to the last group that uses it."""
         if stage == 0:
             return [self.conv1, self.bn1]
         if stage > len(self.groups):
@@ -225,7 +224,7 @@ class RLAMobileNetV2(Backbone):
         return modules
 
     def stage_layers(self, stage: int) -> list[list[nn.Module]]:
-        """See :meth:`Backbone.stage_layers`; a shared W_r belongs to the first group that uses it."""
+        """See :meth:`Backbone.stage_layers`. A shared W_r belongs to the first group that uses it."""
         layers = super().stage_layers(stage)
         if stage - 1 in self.recurrent_index:
             layers[0].append(self.recurrent_convs[self.recurrent_index[stage - 1]])

@@ -17,29 +17,30 @@ from mmrecur.registry import MODELS
 
 @MODELS.register_module()
 class RLAXception(Backbone):
-    """The thin Xception for small images, with recurrent layer aggregation or without.
+    """Thin Xception for small images with recurrent layer aggregation (RLA).
 
     Table 9 and Appendix B.1 of Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021,
     https://arxiv.org/abs/2110.11852; Xception by Chollet, CVPR 2017, https://arxiv.org/abs/1610.02357. The
-    36 convolutions of Xception with fewer channels, average for max pooling and three strides less. Table 9
-    leaves out the third block of the entry flow, which "depth unchanged" and 2.70 M parameters need.
+    network has the 36 convolutions of Xception with fewer channels, average instead of max pooling and three
+    strides fewer. Table 9 omits the third block of the entry flow, but "depth unchanged" and 2.70 M
+    parameters imply it.
 
-    A stage is what computes at one resolution, as the rows of Table 9: the three blocks of the entry
-    flow, the middle flow with the block that widens, the last two convolutions. Its blocks share the
-    recurrent 3x3 convolution, and those of the same width the 1x1 convolution that reads them. The state is
-    updated with what a block's convolutions compute, before pooling, and then pooled itself. (Counts for
-    10 and 100 classes in the paper's Table 2 tell these stages from others: 2.77 M and 2.81 M.)
+    The stages are the parts of one resolution, as the rows of Table 9: the three blocks of the entry flow,
+    the middle flow with the block that widens, and the last two convolutions. The blocks of a stage share
+    the recurrent 3x3 convolution. Those of the same width share the 1x1 convolution that reads them. The
+    output of a block's convolutions updates the state before both are pooled. Only these stages give the
+    parameters in Table 2, 2.77 M for 10 and 2.81 M for 100 classes.
 
     Args:
-        rla_channels (int): Channels k of the recurrent state, 0 for the plain thin Xception. Defaults to 12.
-        base_channels (int): Channels of the first convolution; the others have 2 to 32 times as many.
+        rla_channels (int): Channels k of the state. 0 gives the plain thin Xception. Defaults to 12.
+        base_channels (int): Channels of the first convolution. The others have 2 to 32 times as many.
             Defaults to 16.
-        with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read.
+        with_hidden (bool): Append the state to the last output, for classifiers: ``cat(x, relu(BN(h)))``.
             Defaults to False.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return, of strides 2, 4 and 4. Stages behind the last are
-            not built. Defaults to (0, 1, 2).
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their
+        out_indices (Sequence[int]): Stages to return, of strides 2, 4 and 4. Stages after the last one
+            are not built. Defaults to (0, 1, 2).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i stages with their
             recurrent cells. Defaults to -1.
         norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
         norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
@@ -47,8 +48,8 @@ class RLAXception(Backbone):
         init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
-            allowed.
+        TypeError, ValueError: If an argument is wrong. The message names the argument, its value and the
+            allowed values.
 
     Example:
         >>> import torch
@@ -61,8 +62,8 @@ class RLAXception(Backbone):
         (1, 524, 8, 8)
     """
 
-    #: Of each stage its blocks: width of the input and of each convolution, over that of the stem's first,
-    #: and what differs from a block with shortcut, ReLU first and stride 1.
+    #: Blocks of each stage: channels of the input and of each convolution, relative to ``base_channels``, and
+    #: options of :class:`XceptionBlock`.
     stages_settings = (
         (
             ((2, 4, 4), dict(relu_first=False)),
@@ -132,7 +133,7 @@ class RLAXception(Backbone):
         ]
         read = [block.out_channels for block in blocks]
         if not self.with_hidden and index == self.num_stages - 1:
-            # what nothing reads is not built: its parameters would never get a gradient
+            # an update that nothing reads is omitted: its parameters would never get a gradient
             read.pop()
         cell = MultiWidthRLACell(read, self.rla_channels, norm_layer) if self.rla_channels and read else None
         return RLAXceptionStage(blocks, cell, self.with_cp)

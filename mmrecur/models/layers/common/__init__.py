@@ -1,7 +1,7 @@
 """Parts that several families share: residual blocks, attention, fusing of norms, argument checks.
 
-They come from He et al. 2016 and Sandler et al. 2018 (residual blocks), Hu et al. 2018 (squeeze-and-excitation),
-Wang et al. 2020 (ECA) and Woo et al. 2018 (CBAM). Each class cites its paper.
+They come from He et al. 2016 and Sandler et al. 2018 (residual blocks), Hu et al. 2018
+(squeeze-and-excitation), Wang et al. 2020 (ECA) and Woo et al. 2018 (CBAM). Each class cites its paper.
 """
 
 from mmrecur.models.layers.common.activation_checkpoint import checkpoint_step, run_step
