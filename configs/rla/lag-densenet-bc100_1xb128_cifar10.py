@@ -1,3 +1,3 @@
 _base_ = './densenet-bc100_1xb128_cifar10.py'
 
-model = dict(backbone=dict(sharing='lag'))
+model = dict(backbone=dict(share='lag'))

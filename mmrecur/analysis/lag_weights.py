@@ -168,7 +168,7 @@ def lag_weights(model: nn.Module, axis: str | None = None, with_norms: bool = Fa
             raise ValueError(f'with_norms=True with the dense block {name}, allowed: False')
         # the first layer reads none, and none reads the last
         norms = connection_norms(block)[1:, :-1]
-        found.append(_averages(name, axis or block.sharing or 'lag', norms))
+        found.append(_averages(name, axis or block.share or 'lag', norms))
     if not found:
         raise ValueError(
             'the model has no recurrent path of RLA and no dense block of four layers or more, allowed: '

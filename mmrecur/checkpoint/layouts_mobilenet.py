@@ -125,7 +125,7 @@ def why_absent_mobilenet(name: str, backbone: nn.Module) -> str | None:
         return 'the stage is not built, it lies behind the last of out_indices'
     if name.startswith(f'layer{backbone.num_stages}.rla.') and not backbone.ends:
         return 'belongs to the last update of the state, which nothing reads'
-    of_each_stage = backbone.recurrent_sharing == 'stage'
+    of_each_stage = backbone.share == 'stage'
     if name.startswith('recurrent_convs.') and of_each_stage and not backbone.ends:
         return 'belongs to stages that are not built or whose updates nothing reads'
     return why_absent(name, backbone)

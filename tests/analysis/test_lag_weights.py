@@ -51,7 +51,7 @@ def test_wrong_values_are_named(values: list) -> None:
 
 def model_with(sharing: str | None) -> nn.Module:
     """Layers whose weights for x^l have the size 1 / (t - l), or for ordinals 1 / l, and mixed signs."""
-    model = DenseNetBC(depth=40, growth_rate=2, sharing=sharing)
+    model = DenseNetBC(depth=40, growth_rate=2, share=sharing)
     for block in (model.denseblock1, model.denseblock2, model.denseblock3):
         if sharing:
             numbers = torch.arange(1.0, block.num_layers).repeat_interleave(2)

@@ -19,8 +19,7 @@ from mmrecur.analysis.loop_times import LoopTimes
 from mmrecur.analysis.plots import save_figure
 from mmrecur.models.backbones import DRResNet
 from mmrecur.models.layers.loop import expected_iterations
-from tests.models.test_dr_resnet import halve_batches
-from tests.models.test_rla import randomise_norms
+from tests.helpers import halve_batches, randomise_norms
 
 
 def tiny(**kwargs) -> DRResNet:

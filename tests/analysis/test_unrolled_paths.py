@@ -19,7 +19,7 @@ from mmrecur.models.backbones import (
 )
 from mmrecur.models.layers import RLACell
 from mmrecur.models.layers.rla.other_cells import PostActRLACell, make_rla_cell
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 STEPS = 4
 
@@ -50,7 +50,7 @@ def test_each_lag_multiplies_by_the_norm_of_the_recurrent_kernel(
     kind: str, kernel: list, factor: float
 ) -> None:
     """``|W_o|`` is (2 + 4) / 2 a map, and these kernels' powers have powers of their norms."""
-    options = dict(v1={}, v2=dict(add_first=False), postact=dict(post_act=True), unshared=dict(shared=False))
+    options = dict(v1={}, v2=dict(add_first=False), postact=dict(post_act=True), unshared=dict(share=None))
     cell = by_hand(make_rla_cell(2, 1, STEPS, **options[kind]), kernel)
     (found,) = lag_weights(cell)
     lags = np.arange(1, STEPS + 1)
@@ -85,7 +85,7 @@ def test_norms_of_the_steps_multiply_what_passes_them() -> None:
 
 def test_signs_may_cancel() -> None:
     """(1 - z) (1 + z) has no middle: norms of kernels are not multiplied but kernels are."""
-    cell = by_hand(make_rla_cell(2, 1, 2, shared=False), DIFFERENCE)
+    cell = by_hand(make_rla_cell(2, 1, 2, share=None), DIFFERENCE)
     cell.steps[1].recurrent_conv.weight.data = torch.tensor(DIFFERENCE).abs().view(1, 1, 3, 3)
     ((_, steps),) = recurrent_paths(cell).items()
     assert unrolled_norms(steps)[1].tolist() == pytest.approx([3 * 2, 3 * 2])
@@ -151,13 +151,13 @@ def test_paths_of_whole_models() -> None:
     # the last update is not built where nothing reads it, and two norms are too few for a curve
     assert [len(block.norms) for block in found] == [3, 4, 6, 2]
     assert [block.fit is None for block in found] == [False, False, False, True]
-    unshared = RLAResNet(50, base_channels=4, rla_channels=2, shared=False)
+    unshared = RLAResNet(50, base_channels=4, rla_channels=2, share=None)
     assert [len(block.norms) for block in lag_weights(unshared)] == [3, 4, 6, 2]
     mobile = lag_weights(RLAMobileNetV2(width_mult=0.1, rla_channels=2, out_indices=(7,)))
     names = ['layer1', 'layer2', 'layer3', 'layer4 to layer5', 'layer6 to layer7']
     assert [block.name for block in mobile] == names
     assert [len(block.norms) for block in mobile] == [1, 2, 3, 7, 4]
-    network = RLAMobileNetV2(width_mult=0.1, rla_channels=2, recurrent_sharing='network')
+    network = RLAMobileNetV2(width_mult=0.1, rla_channels=2, share='network')
     assert [block.name for block in lag_weights(network)][:3] == names[:3]
 
 
@@ -165,7 +165,7 @@ def test_paths_of_whole_models() -> None:
     'options, with_norms, message',
     [
         (dict(cell='lstm'), False, 'layer1 has a GatedRLACell, whose gates are not linear, allowed'),
-        (dict(cell='gru', shared=False), False, 'layer1 has a GatedRLACell'),
+        (dict(cell='gru', share=None), False, 'layer1 has a GatedRLACell'),
         (dict(norm_cfg=dict(type='GN', num_groups=1)), True, 'with_norms=True with a GroupNorm in layer1'),
     ],
 )
@@ -175,9 +175,9 @@ def test_what_is_not_linear_is_refused(options: dict, with_norms: bool, message:
         lag_weights(model, with_norms=with_norms)
 
 
-@pytest.mark.parametrize('shared', [True, False])
-def test_inference_form_is_refused(shared: bool) -> None:
-    model = RLAResNet(50, base_channels=4, rla_channels=2, shared=shared)
+@pytest.mark.parametrize('share', ['stage', None])
+def test_inference_form_is_refused(share: str | None) -> None:
+    model = RLAResNet(50, base_channels=4, rla_channels=2, share=share)
     model.switch_to_deploy()
     with pytest.raises(ValueError, match=r'layer1 is in its inference form, allowed: .* switch_to_deploy'):
         lag_weights(model)

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmrecur.apis import deploy
 from mmrecur.models.backbones import RLAResNet
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 
 class Detector(nn.Module):

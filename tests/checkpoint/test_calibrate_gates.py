@@ -12,8 +12,8 @@ from torch import nn
 from mmrecur.analysis.loop_recorder import LoopRecorder
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet
-from mmrecur.models.layers.loop.gate import expected_iterations
-from tests.models.test_rla import randomise_norms
+from mmrecur.models.layers.loop import expected_iterations
+from tests.helpers import randomise_norms
 
 
 def network(**kwargs) -> DRResNet:

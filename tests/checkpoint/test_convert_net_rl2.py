@@ -14,7 +14,7 @@ from mmrecur.checkpoint import Report, TransferError, convert
 from mmrecur.models.backbones import ResNetShared, RLAResNet
 from tests import golden
 from tests.checkpoint.net_rl2_networks import MobileNetV2SharedDouble, ResNeXtSingleShared
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 NETWORKS = {
     'resnet34_s48u1': dict(type='ResNetShared', depth=34, shared_rank=48, unique_rank=1, bases=2),

@@ -48,7 +48,7 @@ def assert_complete(report: Report, source: dict, model: nn.Module) -> None:
 
 def test_classifier_equals_the_authors() -> None:
     fixture = fixture_with_one_w_r()
-    model = Classifier(recurrent_sharing='network')
+    model = Classifier(share='network')
     state, report = convert(fixture.state_dict, 'rlanet', model)
     model.load_state_dict(state)
     assert sum(p.numel() for p in model.parameters()) == fixture.parameters
@@ -63,7 +63,7 @@ def test_classifier_equals_the_authors() -> None:
 
 def test_training_step_equals_the_authors_where_rounding_is_no_matter() -> None:
     fixture = fixture_with_one_w_r()
-    model = Classifier(recurrent_sharing='network')
+    model = Classifier(share='network')
     state, report = convert(fixture.state_dict, 'rlanet', model)
     model.load_state_dict(state)
     concatenated = copy.deepcopy(model).double()
@@ -90,9 +90,9 @@ def test_one_w_r_of_each_stage_computes_the_same() -> None:
 @pytest.mark.parametrize('sharing', ['stage', 'network'])
 def test_detection_backbone_leaves_the_end_out(prefix: str, sharing: str) -> None:
     fixture = fixture_with_one_w_r()
-    classifier = Classifier(recurrent_sharing='network')
+    classifier = Classifier(share='network')
     classifier.load_state_dict(convert(fixture.state_dict, 'rlanet', classifier)[0])
-    model = RLAMobileNetV2(recurrent_sharing=sharing)
+    model = RLAMobileNetV2(share=sharing)
     source = {prefix + key: value for key, value in fixture.state_dict.items()}
     state, report = convert({'state_dict': source}, 'rlanet', model)
     bare = {key.removeprefix('module.') for key in source}
@@ -128,7 +128,7 @@ def test_attention_and_old_counters() -> None:
 def test_misfits_are_named() -> None:
     fixture = golden.load('dsrla_mobilenetv2')  # with five different W_r
     with pytest.raises(TransferError, match='unexpected in the source: recurrent_dsconvs.1.weight'):
-        convert(fixture.state_dict, 'rlanet', Classifier(recurrent_sharing='network'))
+        convert(fixture.state_dict, 'rlanet', Classifier(share='network'))
     state, _ = convert(fixture.state_dict, 'rlanet', Classifier())
     for stage, key in enumerate(W_R):
         ours = state[f'backbone.recurrent_convs.{stage}.weight']

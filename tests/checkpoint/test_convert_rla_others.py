@@ -34,7 +34,7 @@ def gru(num_classes: int = 1000, **kwargs) -> Classifier:
 
 
 def eca_mobilenet(num_classes: int = 1000, **kwargs) -> Classifier:
-    kwargs = dict(attention='eca', out_indices=(7,), recurrent_sharing='network') | kwargs
+    kwargs = dict(attention='eca', out_indices=(7,), share='network') | kwargs
     return Classifier(RLAMobileNetV2(**kwargs), num_classes)
 
 

@@ -20,7 +20,7 @@ CLASSIFIERS = {
     'rlav2_resnet50': dict(depth=50, variant='v4'),
     'rlav3_resnet50': dict(depth=50, variant='v3'),
     'rlav4_resnet50': dict(depth=50, variant='v4'),
-    'rlaus_resnet50': dict(depth=50, variant='v1', shared=False),
+    'rlaus_resnet50': dict(depth=50, variant='v1', share=None),
     'rlarh_resnet50': dict(depth=50, variant='v3', exchange=False),
     'rlalstm_resnet50': dict(depth=50, variant='v3', cell='lstm'),
     'rlav1p_resnet50': dict(depth=50, variant='v3', post_act=True),
@@ -87,7 +87,7 @@ def test_detection_backbone_equals_the_authors(prefix: str) -> None:
 def test_classifiers_become_backbones_of_detectors() -> None:
     """Without what only a classifier reads."""
     source = golden.load('rlaus_resnet50').state_dict
-    state, report = convert(source, 'rlanet', RLAResNet(50, shared=False))
+    state, report = convert(source, 'rlanet', RLAResNet(50, share=None))
     last = {key for key in source if key.startswith('stages.3.2.') and ('rla' in key or 'rec' in key)}
     last.add('stages.3.2.conv_out.weight')
     assert set(report.unused) == last | {key for key in source if key.startswith(('bn2.', 'fc.'))}

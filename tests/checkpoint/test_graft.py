@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmrecur.apis.swap.names import find_backbone
 from mmrecur.checkpoint import Report, TransferError, graft, register_graft
 from mmrecur.models.backbones import Backbone, RLAResNet
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 mmpretrain = pytest.importorskip('mmpretrain')
 ALL = (0, 1, 2, 3)
@@ -79,7 +79,7 @@ PLAIN = {
         dict(),
         dict(attention=dict(type='cbam', bias=True, spatial_norm=True)),
     ),
-    'unshared': (dict(), dict(shared=False)),
+    'unshared': (dict(), dict(share=None)),
     'no exchange': (dict(), dict(exchange=False)),
     'lstm': (dict(), dict(cell='lstm')),
     'gru': (dict(), dict(cell='gru')),

@@ -16,7 +16,7 @@ from mmrecur.checkpoint import TransferError, graft
 from mmrecur.models.backbones import RLAMobileNetV2
 from tests.checkpoint.test_convert_rla_mobilenet import assert_complete
 from tests.checkpoint.test_graft import assert_same, features
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 mmpretrain = pytest.importorskip('mmpretrain')
 ALL = tuple(range(8))

@@ -18,7 +18,7 @@ from mmrecur.models.backbones import (
     SharedBasisBackbone,
 )
 from tests.checkpoint.test_graft import features
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 
 def plain(kind: type, **arguments) -> SharedBasisBackbone:

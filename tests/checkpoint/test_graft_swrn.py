@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmrecur.checkpoint import TransferError, graft
 from mmrecur.models.backbones import SWRN
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 SMALL = dict(depth=22, width=2, base_channels=8)
 

@@ -17,7 +17,7 @@ from mmrecur.checkpoint.tie import cluster
 from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
 from mmrecur.models.layers import TemplateBank, share_convs, template_banks
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 ARGUMENTS = dict(depth=28, width=1, num_templates=4, base_channels=8)
 #: Multiples of one another: layers 1, 3, 5 of each bank and layers 2, 4, 6, with either sign.

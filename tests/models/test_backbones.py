@@ -10,47 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmrecur.registry  # noqa: F401
-from mmrecur.models.backbones import Backbone
-from mmrecur.models.layers import GumbelGate
-from tests.models.test_rla import randomise_norms
+from tests.helpers import assert_close, build, gradients, image
 from tests.models.zoo import BACKBONES, DISTINCT, FOLLOW_NO_CONVOLUTION
-
-
-def build(name: str, **overrides) -> Backbone:
-    """A backbone of the table with the norms of a trained network."""
-    torch.manual_seed(0)
-    model = MODELS.build({**BACKBONES[name], **overrides})
-    randomise_norms(model)
-    for gate in model.modules():
-        if isinstance(gate, GumbelGate):  # one that lets some samples pass and others not
-            nn.init.normal_(gate.fc2.weight, std=10)
-            nn.init.zeros_(gate.fc2.bias)
-    return model
-
-
-def image(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
-def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    torch.manual_seed(0)  # of the noise of gates
-    sum((output * output).mean() for output in model(x)).backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_close(
-    actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], rtol: float, atol: float = 0.0
-) -> None:
-    """Compare maps by the largest deviation relative to the largest value."""
-    assert len(actual) == len(expected)
-    for a, b in zip(actual, expected):
-        assert a.shape == b.shape
-        assert (a.float() - b.float()).abs().max() <= rtol * b.float().abs().max() + atol
 
 
 @pytest.mark.parametrize('name', BACKBONES)
@@ -384,7 +349,7 @@ WRONG = [
     (dict(out_indices=3), 'out_indices=3, allowed'),
     (dict(rla_channels=-1), 'rla_channels=-1, allowed: an integer of at least 0'),
     (dict(cell='rnn'), "cell='rnn', allowed: 'conv', 'lstm', 'gru'"),
-    (dict(shared=1), 'shared=1.*allowed: True or False'),
+    (dict(share=1), "share=1, allowed: 'stage', None"),
     (dict(exchange=None), 'exchange=None.*allowed: True or False'),
     (dict(post_act='yes'), "post_act='yes'.*allowed: True or False"),
     (dict(cell='lstm', post_act=True), "post_act=True with cell='lstm', allowed: False"),
@@ -393,7 +358,7 @@ WRONG = [
     (dict(exchange=False), 'exchange=False with with_hidden=False, allowed: with_hidden=True'),
     (dict(rla_channels=0, cell='lstm'), "cell='lstm' with rla_channels=0, allowed: 'conv'"),
     (dict(rla_channels=0, variant='v3'), "variant='v3' with rla_channels=0, allowed: 'v1'"),
-    (dict(rla_channels=0, shared=False), 'shared=False with rla_channels=0, allowed: True'),
+    (dict(rla_channels=0, share=None), "share=None with rla_channels=0, allowed: 'stage'"),
     (dict(rla_channels=0, with_hidden=True), 'with_hidden=True with rla_channels=0, allowed: False'),
     (dict(extra_channels=6), 'extra_channels=6, allowed: a multiple of 4'),
     (dict(extra_channels=8, groups=4, base_width=4), 'extra_channels=8, allowed: a multiple of 16'),
@@ -434,8 +399,8 @@ COUNTS = {
     'rla_resnext101_32x4d': dict(depth=101, groups=32, base_width=4),
     'rlav2_resnet50': dict(depth=50, variant='v2'),
     'rlav6_resnet50': dict(depth=50, variant='v6'),
-    'rlaus_resnet50': dict(depth=50, shared=False),
-    'rlaus_resnet101': dict(depth=101, shared=False),
+    'rlaus_resnet50': dict(depth=50, share=None),
+    'rlaus_resnet101': dict(depth=101, share=None),
     'rlarh_resnet50': dict(depth=50, exchange=False),
     'rlalstm_resnet50': dict(depth=50, cell='lstm'),
     'rlagru_resnet50': dict(depth=50, cell='gru'),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmrecur.models.backbones import DenseNetBC
 from mmrecur.models.layers.rla.dense_block import DenseBlock
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 
 def parameters(model: DenseNetBC, classes: int = 10) -> int:
@@ -20,7 +20,7 @@ def parameters(model: DenseNetBC, classes: int = 10) -> int:
 @pytest.mark.parametrize('sharing, paper', [(None, 0.80e6), ('lag', 0.60e6), ('ordinal', 0.60e6)])
 def test_parameters(sharing: str | None, paper: float) -> None:
     with torch.device('meta'):
-        count = parameters(DenseNetBC(depth=100, growth_rate=12, sharing=sharing))
+        count = parameters(DenseNetBC(depth=100, growth_rate=12, share=sharing))
     # The number of Huang et al.'s DenseNet-BC-100 (k = 12); of the 120 pairs of layers in each of three
     # blocks 15 keep weights, 48 x 12 of them.
     assert count == 769_162 - (3 * (120 - 15) * 48 * 12 if sharing else 0)
@@ -45,7 +45,7 @@ def pieces(block: DenseBlock) -> dict[int, Tensor]:
     k = block.growth_rate
     split = list(block.shared_conv1.weight.split(k, dim=1))
     numbers = range(1, len(split) + 1)
-    return dict(zip(reversed(numbers) if block.sharing == 'lag' else numbers, split))
+    return dict(zip(reversed(numbers) if block.share == 'lag' else numbers, split))
 
 
 def reference_block(block: DenseBlock, x0: Tensor) -> Tensor:
@@ -58,11 +58,11 @@ def reference_block(block: DenseBlock, x0: Tensor) -> Tensor:
         weight = layer.conv1.weight
         total = F.conv2d(parts[0], weight[:, : block.in_channels])  # Conv1_0^t
         for number in range(1, t):  # x^number
-            if block.sharing is None:
+            if block.share is None:
                 first = block.in_channels + (number - 1) * k
                 piece = weight[:, first : first + k]
             else:
-                piece = pieces(block)[t - number if block.sharing == 'lag' else number]
+                piece = pieces(block)[t - number if block.share == 'lag' else number]
             total = total + F.conv2d(parts[number], piece)
         outputs.append(F.conv2d(F.relu(layer.norm2(total)), layer.conv2.weight, padding=1))
     return torch.cat(outputs, dim=1)
@@ -84,7 +84,7 @@ def reference_forward(model: DenseNetBC, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize('sharing', [None, 'lag', 'ordinal'])
 def test_computes_the_equations(sharing: str | None, training: bool) -> None:
     torch.manual_seed(0)
-    model = DenseNetBC(depth=34, growth_rate=3, sharing=sharing).double()
+    model = DenseNetBC(depth=34, growth_rate=3, share=sharing).double()
     randomise_norms(model)
     model.train(training)
     x = torch.randn(2, 3, 16, 24, dtype=torch.double)
@@ -122,8 +122,8 @@ def test_plain_names_are_torchvisions() -> None:
     [
         (dict(depth=101), r'depth=101, allowed: 6 n \+ 4'),
         (dict(depth=4), 'depth=4, allowed: an integer of at least 10'),
-        (dict(depth=10, sharing='lag'), 'depth=10, allowed: an integer of at least 16'),
-        (dict(sharing='time'), "sharing='time', allowed: None, 'lag', 'ordinal'"),
+        (dict(depth=10, share='lag'), 'depth=10, allowed: an integer of at least 16'),
+        (dict(share='time'), "share='time', allowed: None, 'lag', 'ordinal'"),
         (dict(growth_rate=0), 'growth_rate=0, allowed'),
         (dict(compression=0), r'compression=0, allowed: a number in \(0, 1\]'),
         (dict(compression='half'), "compression='half', allowed"),

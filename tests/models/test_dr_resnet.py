@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmrecur.analysis.loop_complexity import LoopComplexity, LoopWork, measure_loops
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet
 from mmrecur.models.layers.loop import expected_iterations
-from tests.models.test_backbones import assert_close, build, gradients, image
+from tests.helpers import assert_close, build, gradients, halve_batches, image
 
 #: Depth -> parameters of a classifier, millions in Tables 1 and 2, relative tolerance.
 PARAMETERS = {
@@ -93,22 +93,6 @@ def test_average_is_the_sum_over_samples() -> None:
     with pytest.raises(ValueError, match=r'rates of b are \[\], allowed: 1 numbers'):
         work.average({'a': [1, 1, 1]})
     assert 7 * expected_iterations(0.7, 3) + expected_iterations(0.7, 2) == pytest.approx(11.921)
-
-
-def halve_batches(model: nn.Module, x: torch.Tensor) -> None:
-    """Set the bias of each gate so that it lets half of the samples pass in the first iteration."""
-
-    def balance(gate: nn.Module, args: tuple) -> None:
-        handles.pop(gate).remove()
-        scores = gate.scores(args[0])
-        margins = (scores[:, 1] - scores[:, 0]).sort().values
-        middle = len(margins) // 2
-        gate.fc2.bias[0] += margins[middle - 1 : middle + 1].mean()  # avoids ties
-
-    gates = [block.gate for block in model.loop_blocks().values()]
-    handles = {gate: gate.register_forward_pre_hook(balance) for gate in gates}
-    with torch.no_grad():
-        model(x)
 
 
 @pytest.mark.parametrize('name', ['dr-r', 'dr-r16', 'dr-mobilenet'])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmrecur.models.backbones import DualPathResNet
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 
 @pytest.mark.parametrize('dense_channels, count', [(12, 2_127_826), (0, 1_703_290)])

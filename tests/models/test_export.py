@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.test_backbones import assert_close, build, image
+from tests.helpers import assert_close, build, image
 from tests.models.zoo import BACKBONES, DISTINCT
 
 #: What the exporters see, and images of another number and another, odd size.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmrecur.models.backbones import DenseNetShared, MobileNetV2Shared, ResNetShared, ResNeXtShared
 from mmrecur.models.layers import FactorizedConv2d, FilterBasis, orthogonality_penalty
 from mmrecur.models.losses import BasisGroup, OrthogonalityLoss
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 COUNTS = Path(__file__).parents[1] / 'data' / 'parameters.json'
 NETWORKS = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmrecur.models.layers import BasicBlock, Bottleneck, GumbelGate, InvertedResidual, LoopBlock
 from mmrecur.models.layers.loop import GateDecision, LoopNorm, LoopPosition, masked_batch_norm
 from mmrecur.models.losses import GateRateLoss
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 
 class Preset(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmrecur.models.layers import FilterBasis, share_convs
 from mmrecur.models.layers.common.parallel import gathered
-from tests.models.test_backbones import assert_close, build, image
+from tests.helpers import assert_close, build, image
 from tests.models.zoo import BACKBONES, DISTINCT
 
 replication = importlib.import_module('torch.nn.parallel.replicate')

@@ -14,7 +14,7 @@ from mmrecur.analysis.benchmark import evaluation_call, peak_memory, training_ca
 from mmrecur.checkpoint import TransferError, graft
 from mmrecur.models.backbones import RecNet
 from mmrecur.models.layers import ChannelRecurrentConv, RecurrentModule, pointwise_sum
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 ACTIVATIONS = ['relu', 'shared_bn', 'separate_bn', 'linear']
 KERNELS = [(3, 3), (1, 3), (3, 1), (1, 1)]

@@ -12,9 +12,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmrecur.models.backbones import RLAMobileNetV2
-from mmrecur.models.layers import InvertedResidual
+from mmrecur.models.layers import RLAInvertedResidual
 from mmrecur.models.layers.common.inverted_residual import round_channels
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 
 def norm_of_both(x: Tensor, first: nn.BatchNorm2d, second: nn.BatchNorm2d) -> Tensor:
@@ -26,7 +26,7 @@ def norm_of_both(x: Tensor, first: nn.BatchNorm2d, second: nn.BatchNorm2d) -> Te
     return F.batch_norm(x, **both, training=first.training, eps=first.eps)
 
 
-def reference_block(block: InvertedResidual, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def reference_block(block: RLAInvertedResidual, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """Output and residual of a block that concatenates after its expansion."""
     y = x if block.conv1 is None else F.relu6(block.bn1(block.conv1(x)))
     y = torch.cat([y, h], dim=1)
@@ -52,7 +52,7 @@ def reference_forward(model: RLAMobileNetV2, x: Tensor) -> tuple[Tensor, ...]:
             x, y = reference_block(block, x, h)
             h = F.avg_pool2d(h, 2, 2) if block.stride == 2 else h
             if stage.rla is not None and t < len(stage.rla.norms):
-                conv = 0 if model.recurrent_sharing == 'network' else (0, 1, 2, 3, 3, 4, 4)[group]
+                conv = 0 if model.share == 'network' else (0, 1, 2, 3, 3, 4, 4)[group]
                 w_r = model.recurrent_convs[conv].weight
                 h = torch.tanh(stage.rla.norms[t](h + F.conv2d(y, stage.rla.conv_out.weight)))
                 h = F.conv2d(h, w_r, padding=1, groups=model.rla_channels)
@@ -87,9 +87,9 @@ def test_network_equals_the_equations(sharing: str, attention: str | None, norm_
 
 def test_statistics_of_a_state_of_zeros_are_recorded() -> None:
     """The first block reads zeros without building them; its norms move as if it had."""
-    block = InvertedResidual(8, 8, 8, hidden_channels=4).train()
+    block = RLAInvertedResidual(8, 8, 8, hidden_channels=4).train()
     randomise_norms(block)
-    with_zeros = InvertedResidual(8, 8, 8, hidden_channels=4).train()
+    with_zeros = RLAInvertedResidual(8, 8, 8, hidden_channels=4).train()
     with_zeros.load_state_dict(block.state_dict())
     x = torch.randn(3, 8, 7, 7)
     output = block(x)
@@ -97,12 +97,13 @@ def test_statistics_of_a_state_of_zeros_are_recorded() -> None:
     for key, value in with_zeros.state_dict().items():
         torch.testing.assert_close(block.state_dict()[key], value)
     # a strided block too
-    block = InvertedResidual(8, 48, 16, stride=2, hidden_channels=4).eval()
+    block = RLAInvertedResidual(8, 48, 16, stride=2, hidden_channels=4).eval()
     randomise_norms(block)
     with torch.no_grad():
         expected = block(x, torch.zeros(3, 4, 7, 7))
         torch.testing.assert_close(block(x), expected)
-        block.switch_to_deploy(reads_zeros=True)
+        block.switch_to_deploy()
+        block.assume_zero_state()
         assert not any('hidden' in key for key in block.state_dict())
         torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
 
@@ -139,7 +140,7 @@ WRONG = [
     (dict(width_mult='1.0'), "width_mult='1.0', allowed"),
     (dict(width_mult=True), 'width_mult=True, allowed'),
     (dict(rla_channels=-1), 'rla_channels=-1, allowed: an integer of at least 0'),
-    (dict(recurrent_sharing='all'), "recurrent_sharing='all', allowed: 'stage', 'network'"),
+    (dict(share='all'), "share='all', allowed: 'stage', 'network'"),
     (dict(attention='cba'), "attention='cba', allowed: None"),
     (dict(attention=dict(type='eca', kernel_size=2)), 'attention=.*odd'),
     (dict(out_indices=(7, 8)), r'out_indices=\(7, 8\), allowed: .* from 0 to 7'),
@@ -156,8 +157,8 @@ def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
 COUNTS = {
     'mobilenet_v2': dict(rla_channels=0),
     'mobilenetv2_eca': dict(rla_channels=0, attention='eca'),
-    'dsrla_mobilenetv2': dict(recurrent_sharing='network'),
-    'dsrla_mobilenetv2_eca': dict(recurrent_sharing='network', attention='eca'),
+    'dsrla_mobilenetv2': dict(share='network'),
+    'dsrla_mobilenetv2_eca': dict(share='network', attention='eca'),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmrecur.checkpoint import graft
 from mmrecur.models.backbones import RLAPreActResNet
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 
 def norm_relu(x: Tensor, *norms: nn.BatchNorm2d) -> Tensor:
@@ -75,7 +75,7 @@ def test_parameters_are_the_papers(depth: int, rla_channels: int, classes: int, 
     'arguments, millions',
     [
         (dict(rla_channels=0, extra_channels=12), 1.93),
-        (dict(shared=False), 1.90),
+        (dict(share=None), 1.90),
         (dict(cell='lstm'), 1.77),
         (dict(post_act=True), 1.74),
         (dict(variant='v2'), 1.74),

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrecur.models.backbones import RLAXception
-from mmrecur.models.layers.common.separable import SeparableConv, XceptionBlock
-from tests.models.test_rla import randomise_norms
+from mmrecur.models.layers import SeparableConv, XceptionBlock
+from tests.helpers import randomise_norms
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.modules.module import register_module_forward_hook
 
-from mmrecur.models.layers import Bottleneck, FactorizedConv2d, FilterBasis, InvertedResidual, Tap
+from mmrecur.models.layers import FactorizedConv2d, FilterBasis, RLABottleneck, RLAInvertedResidual, Tap
 from mmrecur.models.layers.loop.block import gated_loop_blocks
 from mmrecur.models.layers.loop.masked_norm import _SumOverProcesses, masked_batch_norm
-from tests.models.test_backbones import build, image
-from tests.models.test_rla import randomise_norms
+from tests.helpers import build, image, randomise_norms
 from tests.models.zoo import DISTINCT
 
 Named = dict[str, Tensor]
@@ -154,11 +153,11 @@ def test_global_hooks_see_every_norm_and_convolution(name: str, training: bool) 
 
 
 def residual_block() -> nn.Module:
-    return _WithReadout(Bottleneck(4, 3, 4), nn.Conv2d(4, 2, 1, bias=False))
+    return _WithReadout(RLABottleneck(4, 3, 4), nn.Conv2d(4, 2, 1, bias=False))
 
 
 def inverted_block() -> nn.Module:
-    return _WithReadout(InvertedResidual(4, 6, 4), nn.Conv2d(4, 2, 1, bias=False))
+    return _WithReadout(RLAInvertedResidual(4, 6, 4), nn.Conv2d(4, 2, 1, bias=False))
 
 
 def factorised() -> nn.Module:
@@ -173,7 +172,7 @@ class _WithReadout(nn.Module):
         self.block, self.readout = block, readout
 
     def forward(self, x: Tensor) -> Tensor:
-        tap = Tap('residual', self.readout)
+        tap = Tap(readout=self.readout)
         return torch.cat([self.block(x, tap=tap), tap.value], dim=1)
 
 
@@ -239,7 +238,7 @@ class _NormAndReadout(nn.Module):
     def __init__(self, plain: bool) -> None:
         super().__init__()
         self.plain = plain
-        self.block = Bottleneck(16, 8, 16)
+        self.block = RLABottleneck(16, 8, 16)
         self.readout = nn.Conv2d(16, 4, 1, bias=False)
         for name in ('conv1', 'bn1', 'conv2', 'bn2', 'conv3', 'relu'):
             setattr(self.block, name, nn.Identity())
@@ -248,7 +247,7 @@ class _NormAndReadout(nn.Module):
         if self.plain:
             residual = self.block.bn3(x)
             return torch.cat([residual + x, self.readout(residual)], dim=1)
-        tap = Tap('residual', self.readout)
+        tap = Tap(readout=self.readout)
         return torch.cat([self.block(x, tap=tap), tap.value], dim=1)
 
 

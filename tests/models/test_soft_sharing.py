@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
 from mmrecur.models.layers import TemplateBank, TemplateConv2d, materialise_convs, share_convs, template_banks
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 
 
 def resnet() -> nn.Module:

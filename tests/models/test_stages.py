@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmrecur.models.backbones import Backbone
 from mmrecur.registry import MODELS
-from tests.models.test_backbones import build, image
+from tests.helpers import build, image
 from tests.models.zoo import BACKBONES, DISTINCT
 
 

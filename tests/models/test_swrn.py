@@ -16,8 +16,7 @@ from mmrecur.apis import deploy
 from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
 from mmrecur.models.layers import TemplateBank, layer_similarity, template_banks
-from tests.models.test_backbones import assert_close, gradients, image
-from tests.models.test_rla import randomise_norms
+from tests.helpers import assert_close, gradients, image, randomise_norms
 
 SMALL = dict(depth=22, width=2, base_channels=8)
 

@@ -39,7 +39,7 @@ BACKBONES: dict[str, dict] = {
     'preact-v4': dict(type='mmrecur.RLAPreActResNet', depth=14, variant='v4', out_indices=(0, 1), **SMALL),
     'preact-single': dict(type='mmrecur.RLAPreActResNet', depth=8, out_indices=(0, 1, 2), **SMALL),
     'preact-lstm': dict(
-        type='mmrecur.RLAPreActResNet', depth=14, cell='lstm', shared=False, with_hidden=True, **SMALL
+        type='mmrecur.RLAPreActResNet', depth=14, cell='lstm', share=None, with_hidden=True, **SMALL
     ),
     'preact-gru-no-exchange': dict(
         type='mmrecur.RLAPreActResNet', depth=8, cell='gru', exchange=False, with_hidden=True, **SMALL
@@ -59,15 +59,15 @@ BACKBONES: dict[str, dict] = {
     ),
     'xception': dict(type='mmrecur.RLAXception', base_channels=4, rla_channels=0),
     'densenet-bc': dict(type='mmrecur.DenseNetBC', depth=22, growth_rate=4),
-    'lag-densenet-bc': dict(type='mmrecur.DenseNetBC', depth=22, growth_rate=4, sharing='lag'),
+    'lag-densenet-bc': dict(type='mmrecur.DenseNetBC', depth=22, growth_rate=4, share='lag'),
     'ordinal-densenet-bc': dict(
-        type='mmrecur.DenseNetBC', depth=22, growth_rate=4, sharing='ordinal', out_indices=(0, 1)
+        type='mmrecur.DenseNetBC', depth=22, growth_rate=4, share='ordinal', out_indices=(0, 1)
     ),
     'lag-densenet-bc-gn': dict(
         type='mmrecur.DenseNetBC',
         depth=16,
         growth_rate=4,
-        sharing='lag',
+        share='lag',
         norm_cfg=dict(type='GN', num_groups=2),
     ),
     'dpn': dict(type='mmrecur.DualPathResNet', depth=29, base_channels=8, dense_channels=4),
@@ -82,7 +82,7 @@ BACKBONES: dict[str, dict] = {
     ),
     'rla-mobilenet': dict(type='mmrecur.RLAMobileNetV2', **LIGHT),
     'rla-mobilenet-network': dict(
-        type='mmrecur.RLAMobileNetV2', recurrent_sharing='network', out_indices=(0, 7), **LIGHT
+        type='mmrecur.RLAMobileNetV2', share='network', out_indices=(0, 7), **LIGHT
     ),
     'rla-eca-mobilenet': dict(type='mmrecur.RLAMobileNetV2', attention='eca', out_indices=(4, 7), **LIGHT),
     'rla-mobilenet-gn': dict(
@@ -93,14 +93,14 @@ BACKBONES: dict[str, dict] = {
     ),
     'rla-mobilenet-c1': dict(type='mmrecur.RLAMobileNetV2', out_indices=(0,), **LIGHT),
     'mobilenet': dict(type='mmrecur.RLAMobileNetV2', width_mult=0.25, rla_channels=0),
-    'rla-r50-unshared': dict(type='mmrecur.RLAResNet', depth=50, shared=False, **SMALL),
-    'rla-r50-unshared-v4': dict(type='mmrecur.RLAResNet', depth=50, shared=False, variant='v4', **SMALL),
+    'rla-r50-unshared': dict(type='mmrecur.RLAResNet', depth=50, share=None, **SMALL),
+    'rla-r50-unshared-v4': dict(type='mmrecur.RLAResNet', depth=50, share=None, variant='v4', **SMALL),
     'rla-r50-no-exchange': dict(
         type='mmrecur.RLAResNet', depth=50, exchange=False, with_hidden=True, **SMALL
     ),
     'rla-r50-lstm': dict(type='mmrecur.RLAResNet', depth=50, cell='lstm', **SMALL),
     'rla-r50-lstm-unshared-hidden': dict(
-        type='mmrecur.RLAResNet', depth=50, cell='lstm', shared=False, with_hidden=True, **SMALL
+        type='mmrecur.RLAResNet', depth=50, cell='lstm', share=None, with_hidden=True, **SMALL
     ),
     'rla-r50-gru': dict(type='mmrecur.RLAResNet', depth=50, cell='gru', variant='v3', **SMALL),
     'rla-r50-gru-no-exchange': dict(

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from mmrecur.models.backbones import RecNet
-from tests.models.test_rla import randomise_norms
+from tests.helpers import randomise_norms
 from tests.tool_module import load_tool
 
 

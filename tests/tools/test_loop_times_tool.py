@@ -16,8 +16,7 @@ from mmrecur.analysis.loop_times import LoopTimes
 from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model
 from mmrecur.apis.tying import read_whole_config
-from tests.models.test_dr_resnet import halve_batches
-from tests.models.test_rla import randomise_norms
+from tests.helpers import halve_batches, randomise_norms
 from tests.tool_module import load_tool
 
 BACKBONE = """

@@ -14,7 +14,7 @@ from mmrecur.apis.runner import ToolError
 from mmrecur.models.backbones import DenseNetBC, RLAPreActResNet
 from tests.tool_module import load_tool
 
-MODEL = "mmrecur.DenseNetBC(depth=40, growth_rate=4, sharing='lag')"
+MODEL = "mmrecur.DenseNetBC(depth=40, growth_rate=4, share='lag')"
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +24,7 @@ def tool():
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> str:
-    model = DenseNetBC(depth=40, growth_rate=4, sharing='lag')
+    model = DenseNetBC(depth=40, growth_rate=4, share='lag')
     for i in (1, 2, 3):
         conv = getattr(model, f'denseblock{i}').shared_conv1
         lags = torch.arange(5, 0, -1.0).repeat_interleave(4).view(1, -1, 1, 1)

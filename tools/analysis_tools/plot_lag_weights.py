@@ -1,6 +1,6 @@
 """Plot how much the layers of a network read of earlier ones, with an exponential fit.
 
-CONFIG is a config or a module, as in "mmrecur.DenseNetBC(depth=100, sharing='lag')"; CHECKPOINT its weights.
+CONFIG is a config or a module, as in "mmrecur.DenseNetBC(depth=100, share='lag')"; CHECKPOINT its weights.
 
 For every dense block the L1 norm of the weights of the 1x1 convolutions is printed and drawn by lag
 (how many layers back) or by ordinal number: Figure 2 of the RLA paper. Its R^2 say how nearly the decay is

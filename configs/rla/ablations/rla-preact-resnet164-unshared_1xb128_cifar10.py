@@ -1,3 +1,3 @@
 _base_ = '../rla-preact-resnet164_1xb128_cifar10.py'
 
-model = dict(backbone=dict(shared=False))
+model = dict(backbone=dict(share=None))

@@ -1,3 +1,3 @@
 _base_ = '../rla-resnet101_4xb64_in1k.py'
 
-model = dict(backbone=dict(shared=False))
+model = dict(backbone=dict(share=None))

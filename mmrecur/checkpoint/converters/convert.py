@@ -129,7 +129,7 @@ def _convert_rlanet(transfer: Transfer) -> None:
     recurrence = getattr(backbone, 'recurrence', None)
     variant = recurrence and recurrence.variant
     # the unshared network is the one that aggregates the residual in their code too
-    if variant in ('v1', 'v2') and recurrence.shared:
+    if variant in ('v1', 'v2') and recurrence.share:
         transfer.report.notes.append(
             f"the model is variant {variant!r}; the authors' released ImageNet and COCO ResNets called "
             f'{variant} aggregate the block output and need variant={dict(v1="v3", v2="v4")[variant]!r} '

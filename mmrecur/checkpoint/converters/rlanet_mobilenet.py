@@ -45,7 +45,7 @@ def convert_rlanet_mobilenet(transfer: Transfer) -> None:
     """Fill an RLAMobileNetV2 from the authors' classifier or from a detector with its backbone.
 
     Their five W_r are one tensor under five names. It goes to each W_r of the model; a model with
-    ``recurrent_sharing='network'`` also trains as theirs.
+    ``share='network'`` also trains as theirs.
 
     Args:
         transfer (Transfer): From their state dict to the model.

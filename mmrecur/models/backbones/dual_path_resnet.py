@@ -1,4 +1,4 @@
-"""The dual path counterpart of pre-activated ResNets for small images."""
+"""Dual path ResNet for small images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
-from mmrecur.models.layers.common.activation_checkpoint import run_step
 from mmrecur.models.layers.common.checks import check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.stage import Stage
@@ -16,56 +15,38 @@ from mmrecur.models.layers.rla.dual_path_block import DualPathBlock
 from mmrecur.registry import MODELS
 
 
-class DualPathStage(Stage):
-    """The blocks of a stage.
-
-    Args:
-        blocks (Sequence[DualPathBlock]): The blocks, the first of which starts the two paths.
-        with_cp (bool): Recompute each block in the backward pass. Defaults to False.
-    """
-
-    def __init__(self, blocks: Sequence[DualPathBlock], with_cp: bool = False) -> None:
-        super().__init__(blocks)
-        self.with_cp = with_cp
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the stage: both paths before it, both paths after it."""
-        for block in self.blocks:
-            x = run_step(block, self.with_cp, block, x)
-        return x
-
-
 @MODELS.register_module()
 class DualPathResNet(Backbone):
     """Pre-activated bottleneck ResNet for CIFAR with a densely connected path beside the residual one.
 
-    The counterpart of RLA-ResNet-164 in Table 11 of Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS
-    2021, https://arxiv.org/abs/2110.11852, after Chen et al., *Dual Path Networks*, NeurIPS 2017,
-    https://arxiv.org/abs/1707.01629. Where RLA keeps a state of k channels, each block here appends k
-    channels that all later blocks of the stage read. The paper says no more; this follows the original:
-    the first block of a stage projects all of its input onto the residual path and 2 k channels with
-    which the dense path starts again. With k = 12 that is 2,127,826 parameters, the paper's 2.13 M; dense
-    paths that start with k channels or none, or go on through all stages, have 2.09, 2.05 or 2.60 M.
+    The network is compared with RLA-ResNet-164 in Table 11 of Zhao, Fang and Li, *Recurrence along Depth*,
+    NeurIPS 2021, https://arxiv.org/abs/2110.11852. It follows Chen et al., *Dual Path Networks*, NeurIPS
+    2017, https://arxiv.org/abs/1707.01629. Where RLA keeps a state of k channels, each block appends k
+    channels that all later blocks of the stage read. The RLA paper gives no more details. As in the original
+    network, the first block of a stage projects its whole input to the residual path and 2 k channels of a
+    new dense path. With k = 12 this gives 2,127,826 parameters, 2.13 M in the paper. Dense paths that start
+    with k or no channels, or that continue through all stages, would give 2.09, 2.05 or 2.60 M.
 
     Args:
         depth (int): 9 n + 2. Defaults to 164.
-        dense_channels (int): Channels k that a block appends; 0 for the plain pre-activated ResNet.
+        dense_channels (int): Channels k that a block appends. 0 gives the plain pre-activated ResNet.
             Defaults to 12.
-        base_channels (int): Channels of the stem; stage i has ``4 * base_channels * 2**i`` on its
-            residual path. Defaults to 16.
+        base_channels (int): Channels of the stem. The residual path of stage i has
+            ``4 * base_channels * 2**i`` channels. Defaults to 16.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return, of strides 1, 2 and 4, residual path first, then dense
-            path; on the last of them norm and ReLU, which classifiers need, follow. Stages behind it are
-            not built. Defaults to (0, 1, 2).
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages. Defaults to -1.
+        out_indices (Sequence[int]): Stages to return, of strides 1, 2 and 4. An output holds the residual
+            path, then the dense path. Norm and ReLU follow the last one, as classifiers need them.
+            Stages after it are not built. Defaults to (0, 1, 2).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i stages. Defaults
+            to -1.
         norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
         norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
         with_cp (bool): Recompute activations in the backward pass. Defaults to False.
         init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
-            allowed.
+        TypeError, ValueError: If an argument is wrong. The message names the argument, its value and the
+            allowed values.
 
     Example:
         >>> import torch
@@ -129,7 +110,7 @@ class DualPathResNet(Backbone):
                 )
                 channels = block.total_channels
                 blocks.append(block)
-            self.add_module(f'layer{i + 1}', DualPathStage(blocks, with_cp))
+            self.add_module(f'layer{i + 1}', Stage(blocks, with_cp))
             widths.append(channels)
         self.final_norm = norm_layer(channels)
         self.out_channels = tuple(widths[i] for i in self.out_indices)
@@ -143,16 +124,12 @@ class DualPathResNet(Backbone):
         modules = [getattr(self, f'layer{stage}')]
         return [*modules, self.final_norm] if stage == self.num_stages else modules
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Backbone.forward`."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        outputs = []
-        for i in range(self.num_stages):
-            x = getattr(self, f'layer{i + 1}')(x)
-            if i in self.out_indices:
-                outputs.append(x)
-        outputs[-1] = torch.relu(self.final_norm(x))
-        return tuple(outputs)
+    def _run_stem(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn1(self.conv1(x)))
+
+    def _finish_outputs(self, outputs: list[Tensor], state: None) -> list[Tensor]:
+        outputs[-1] = torch.relu(self.final_norm(outputs[-1]))
+        return outputs
 
     def _switch_to_deploy(self) -> None:
         self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)

@@ -17,20 +17,20 @@ from torch import nn
 from mmrecur.models.layers.common.checks import check_choice
 from mmrecur.registry import WEIGHT_INITIALIZERS
 
-#: Where a plugin stands: on the residual of every block, or on the input of a stage's last block.
+#: Positions of plugins: the residual of every block, or the input of the last block of a stage.
 POSITIONS = ('after_conv3', 'before_last_block')
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """The plugins of a network.
+    """Checked configs of the plugins of a network.
 
     Attributes:
-        cfgs (Sequence[dict]): As :class:`RLAResNet` takes them.
-        num_stages (int): Stages that the architecture has.
+        cfgs (Sequence[dict]): The ``plugins`` of :class:`RLAResNet`.
+        num_stages (int): Number of stages of the architecture.
 
     Raises:
-        TypeError, ValueError: If one is no such dict, or two have one place.
+        TypeError, ValueError: If a config is wrong, or if two plugins have the same position and stage.
     """
 
     cfgs: Sequence[dict[str, Any]] = ()
@@ -72,11 +72,11 @@ class Plugins:
         return (i for i in range(self.num_stages) if stages is None or stages[i])
 
     def has(self, position: str, stage: int) -> bool:
-        """Whether there is a plugin in a place; arguments as in :meth:`build`."""
+        """Return whether a stage has a plugin at a position, see :meth:`build`."""
         return any(p['position'] == position and stage in self._stages(p) for p in self.cfgs)
 
     def build(self, position: str, stage: int, channels: int) -> nn.Module | None:
-        """Build the plugin of a place.
+        """Build the plugin of a stage at a position.
 
         Args:
             position (str): One of :data:`POSITIONS`.
@@ -84,7 +84,7 @@ class Plugins:
             channels (int): Channels of the map.
 
         Returns:
-            nn.Module, optional: The layer; None if there is none.
+            nn.Module, optional: The layer. None if there is no plugin.
 
         Raises:
             ValueError: If the layer is not registered or its arguments are wrong.
@@ -104,13 +104,13 @@ class Plugins:
 
 @WEIGHT_INITIALIZERS.register_module(name='PluginInit')
 class PluginInit:
-    """Initialise the plugins of a backbone as MMCV does: those of the papers change nothing at first.
+    """Initialises the plugins of a backbone as MMCV does, so that those of the papers are the identity.
 
-    It comes behind the initialisers of all convolutions and before checkpoints.
+    It runs after the initialisers of all convolutions and before checkpoints are loaded.
     """
 
     def __call__(self, module: nn.Module) -> None:
-        """Initialise a backbone with ``plugin_layers()``; layers without initial values of their own stay."""
+        """Initialise the ``plugin_layers()`` of a backbone that have initialisers of their own."""
         for layer in module.plugin_layers():
             own = getattr(layer, 'init_weights', None) or getattr(layer, 'reset_parameters', None)
             if own is not None:
@@ -120,13 +120,13 @@ class PluginInit:
 
 
 def with_plugin_init(init_cfg: list[dict]) -> list[dict]:
-    """Put :class:`PluginInit` before the checkpoints of a list of initialisers.
+    """Insert :class:`PluginInit` before the checkpoints in a list of initialisers.
 
     Args:
         init_cfg (list[dict]): Initialisers.
 
     Returns:
-        list[dict]: A longer list.
+        list[dict]: A new list.
     """
     at = next((i for i, cfg in enumerate(init_cfg) if 'checkpoint' in cfg), len(init_cfg))
     return [*init_cfg[:at], dict(type='mmrecur.PluginInit'), *init_cfg[at:]]

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
 from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.common.preact import PreActBasicBlock, PreActBottleneck
+from mmrecur.models.layers.common.residual import NormLayer
 from mmrecur.models.layers.rla.cell import State
-from mmrecur.models.layers.rla.stage import RLASettings, append_hidden
+from mmrecur.models.layers.rla.preact import PreActBasicBlock, PreActBottleneck
+from mmrecur.models.layers.rla.settings import RLASettings
+from mmrecur.models.layers.rla.stage import RLAStage, append_hidden
 from mmrecur.registry import MODELS
 
 
@@ -21,31 +23,31 @@ class RLAPreActResNet(Backbone):
     """Pre-activated ResNet for images of about 32x32 pixels, with recurrent layer aggregation.
 
     Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852, Tables 7
-    and 8. A 3x3 stem and three stages of strides 1, 2 and 4. Each block applies norm and ReLU to
-    ``cat(x, h)`` first, and each updates the state ``h`` through a cell that the blocks of a stage share
-    (:class:`RLACell`). Shortcuts that change the width are 1x1 convolutions of x without norm. The last
-    output goes through a norm and ReLU of its own; the others are the sums as they are.
+    and 8. A 3x3 stem is followed by three stages of strides 1, 2 and 4. Each block starts with norm and ReLU
+    of ``cat(x, h)`` and updates the state ``h`` through a cell that the blocks of a stage share
+    (:class:`RLACell`). Shortcuts that change the width are 1x1 convolutions of x without norm. A final norm
+    and ReLU follow the last output only.
 
     Args:
-        depth (int): ``6 n + 2`` with basic blocks, ``9 n + 2`` with bottlenecks, n blocks a stage.
+        depth (int): ``6 n + 2`` with basic blocks, ``9 n + 2`` with bottlenecks, for n blocks in each stage.
         block (str, optional): ``'basic'`` or ``'bottleneck'``. Defaults to None: basic blocks below
-            depth 164 and bottlenecks from there on, as in the paper, where the depth allows.
-        rla_channels (int, optional): Channels k of the recurrent state; 0 gives the plain ResNet.
-            Defaults to None: the paper's 4 with basic blocks and 12 with bottlenecks.
-        variant, cell, shared, exchange, post_act: What the recurrent path computes, see
-            :class:`RLAResNet`; these and ``extra_channels`` make the rows of the paper's Table 11.
-            Defaults to 'v1', 'conv', True, True and False.
-        base_channels (int): Channels of the stem; stage i has ``base_channels * 2**i`` inside its
-            blocks, and four times as many outputs with bottlenecks. Defaults to 16.
-        extra_channels (int): Outputs that every stage has beyond these, a multiple of 4 with
-            bottlenecks, whose 3x3 convolutions have a quarter as many more. Defaults to 0.
-        with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read;
-            ``cat(x, h)`` where h is an activation already (``post_act`` and gated cells). Defaults to
+            depth 164, otherwise bottlenecks, as in the paper, if the depth allows both.
+        rla_channels (int, optional): Channels k of the state. 0 gives the plain ResNet. Defaults to None: 4
+            with basic blocks and 12 with bottlenecks, as in the paper.
+        variant, cell, share, exchange, post_act: Options of the recurrent path, see :class:`RLAResNet`. With
+            ``extra_channels`` they give the ablations of Table 11. Default to 'v1', 'conv', 'stage', True
+            and False.
+        base_channels (int): Channels of the stem. The blocks of stage i have ``base_channels * 2**i`` inner
+            channels, and bottlenecks four times as many output channels. Defaults to 16.
+        extra_channels (int): Additional output channels of every stage. With bottlenecks it is a multiple of
+            4, and the 3x3 convolutions get a quarter as many. Defaults to 0.
+        with_hidden (bool): Append the state to the last output, for classifiers: ``cat(x, relu(BN(h)))``, or
+            ``cat(x, h)`` where h is the output of an activation (``post_act`` and gated cells). Defaults to
             False.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return. Stages behind the last are not built.
+        out_indices (Sequence[int]): Stages to return. Stages after the last one are not built.
             Defaults to (2,).
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i stages with their
             recurrent cells. Defaults to -1.
         norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
         norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
@@ -53,8 +55,8 @@ class RLAPreActResNet(Backbone):
         init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
-            allowed.
+        TypeError, ValueError: If an argument is wrong. The message names the argument, its value and the
+            allowed values.
 
     Example:
         >>> import torch
@@ -64,7 +66,7 @@ class RLAPreActResNet(Backbone):
         [(1, 268, 8, 8)]
     """
 
-    #: Block -> its class, outputs per inner channel, layers in a block of each stage, default k.
+    #: Block -> class, output channels per inner channel, layers per block in all three stages, default k.
     arch_settings = {
         'basic': (PreActBasicBlock, 1, 6, 4),
         'bottleneck': (PreActBottleneck, 4, 9, 12),
@@ -77,7 +79,7 @@ class RLAPreActResNet(Backbone):
         rla_channels: int | None = None,
         variant: str = 'v1',
         cell: str = 'conv',
-        shared: bool = True,
+        share: str | None = 'stage',
         exchange: bool = True,
         post_act: bool = False,
         base_channels: int = 16,
@@ -102,13 +104,13 @@ class RLAPreActResNet(Backbone):
             init_cfg=init_cfg,
         )
         block = self._chosen_block(depth, block)
-        block_class, expansion, layers, default_channels = self.arch_settings[block]
+        _, expansion, _, default_channels = self.arch_settings[block]
         rla_channels = default_channels if rla_channels is None else rla_channels
         check_int('base_channels', base_channels, 1)
         check_int('extra_channels', extra_channels, 0)
         if extra_channels % expansion:
             raise ValueError(f'extra_channels={extra_channels}, allowed: a multiple of {expansion}')
-        self.recurrence = RLASettings(rla_channels, variant, cell, shared, exchange, post_act, with_hidden)
+        self.recurrence = RLASettings(rla_channels, variant, cell, share, exchange, post_act, with_hidden)
         self.depth = depth
         self.block = block
         self.rla_channels = rla_channels
@@ -122,16 +124,9 @@ class RLAPreActResNet(Backbone):
         channels, widths = base_channels, []
         for i in range(self.num_stages):
             inner = base_channels * 2**i + extra_channels // expansion
-            blocks = []
-            for j in range((depth - 2) // layers):
-                stride = 2 if i > 0 and j == 0 else 1
-                hidden = self.recurrence.block_channels
-                blocks.append(block_class(channels, inner, inner * expansion, stride, hidden, norm_layer))
-                channels = inner * expansion
-            is_last = i == self.num_stages - 1
-            stage = self.recurrence.make_stage(blocks, channels, is_last, norm_layer, with_cp)
-            self.add_module(f'layer{i + 1}', stage)
             self.stages.append(f'layer{i + 1}')
+            self.add_module(self.stages[-1], self._make_stage(i, channels, inner, norm_layer))
+            channels = inner * expansion
             widths.append(channels)
         self.final_norm = norm_layer(channels)
         self.hidden_norm = self.recurrence.make_hidden_norm(norm_layer)
@@ -153,6 +148,16 @@ class RLAPreActResNet(Backbone):
         allowed = {'basic': '6 n + 2', 'bottleneck': '9 n + 2', None: '6 n + 2 or 9 n + 2'}[block]
         raise ValueError(f'depth={depth!r} with block={block!r}, allowed: {allowed} with n of at least 1')
 
+    def _make_stage(self, index: int, in_channels: int, inner: int, norm_layer: NormLayer) -> RLAStage:
+        block_class, expansion, layers, _ = self.arch_settings[self.block]
+        channels, blocks = inner * expansion, []
+        for i in range((self.depth - 2) // layers):
+            cin, stride = (channels, 1) if i else (in_channels, 2 if index else 1)
+            hidden = self.recurrence.block_channels
+            blocks.append(block_class(cin, inner, channels, stride, hidden, norm_layer))
+        is_last = index == self.num_stages - 1
+        return self.recurrence.make_stage(blocks, channels, is_last, norm_layer, self.with_cp)
+
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""
         if stage == 0:
@@ -162,35 +167,21 @@ class RLAPreActResNet(Backbone):
             modules += [self.final_norm] if self.hidden_norm is None else [self.final_norm, self.hidden_norm]
         return modules
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the features.
+    def _run_stem(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn1(self.conv1(x)))
 
-        Args:
-            x (Tensor): Images, shape (N, in_channels, H, W).
+    def _run_stage(self, index: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if index == 0 and self.recurrence.block_channels:
+            # not None: the norm of the first block shifts the zeros
+            state = x.new_zeros(x.size(0), self.rla_channels, x.size(2), x.size(3))
+            state = (state, state) if self.recurrence.cell == 'lstm' else state
+        return getattr(self, self.stages[index])(x, state)
 
-        Returns:
-            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
-            (N, C_i, H / stride_i, W / stride_i), sizes rounded up. With ``with_hidden`` the last one has
-            ``rla_channels`` more channels.
-        """
-        x = self.relu(self.bn1(self.conv1(x)))
-        state = self._zeros(x)
-        outputs = []
-        for i, name in enumerate(self.stages):
-            x, state = getattr(self, name)(x, state)
-            if i in self.out_indices:
-                outputs.append(x)
-        outputs[-1] = torch.relu(self.final_norm(x))
+    def _finish_outputs(self, outputs: list[Tensor], state: State) -> list[Tensor]:
+        outputs[-1] = torch.relu(self.final_norm(outputs[-1]))
         if self.with_hidden:
             outputs[-1] = append_hidden(outputs[-1], state, self.hidden_norm)
-        return tuple(outputs)
-
-    def _zeros(self, x: Tensor) -> State:
-        """The first state where blocks read it: the norm of the first one shifts its zeros."""
-        if not self.recurrence.block_channels:
-            return None
-        zeros = x.new_zeros(x.size(0), self.rla_channels, x.size(2), x.size(3))
-        return (zeros, zeros) if self.recurrence.cell == 'lstm' else zeros
+        return outputs
 
     def _switch_to_deploy(self) -> None:
         self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)

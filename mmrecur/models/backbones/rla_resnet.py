@@ -12,32 +12,34 @@ from mmrecur.models.backbones.plugins import Plugins, with_plugin_init
 from mmrecur.models.layers.common.attention import CBAM, ECA, SqueezeExcite
 from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.common.residual import Bottleneck, DeepStem, NormLayer
-from mmrecur.models.layers.rla.stage import RLASettings, RLAStage, append_hidden
+from mmrecur.models.layers.common.residual import DeepStem, NormLayer
+from mmrecur.models.layers.rla.block import RLABottleneck
+from mmrecur.models.layers.rla.cell import State
+from mmrecur.models.layers.rla.settings import RLASettings
+from mmrecur.models.layers.rla.stage import RLAStage, append_hidden
 from mmrecur.registry import MODELS
 
-#: Size of the ECA convolution in each stage (ECA-ResNet, as the authors of RLA use it).
+#: Kernel size of ECA in each stage, as in the ECA-ResNets of the RLA authors.
 ECA_KERNEL_SIZES = (5, 5, 5, 7)
 
 
 def build_attention(
     cfg: str | dict | None, channels: int, stage: int, norm_layer: NormLayer = nn.BatchNorm2d
 ) -> nn.Module | None:
-    """Build a block's attention.
+    """Build the attention of a block.
 
     Args:
         cfg (str or dict, optional): ``'se'``, ``'eca'``, ``'cbam'``, a dict with one of these as ``type``
             and the layer's arguments, or None.
-        channels (int): Channels of the block's residual.
-        stage (int): Index of the stage, which decides ECA's default kernel size.
-        norm_layer (Callable): Builds the norm of CBAM's ``spatial_norm``. Defaults to
-            ``nn.BatchNorm2d``.
+        channels (int): Channels of the residual.
+        stage (int): Index of the stage. It determines the default kernel size of ECA.
+        norm_layer (Callable): Builds the ``spatial_norm`` of CBAM. Defaults to ``nn.BatchNorm2d``.
 
     Returns:
-        nn.Module, optional: The layer.
+        nn.Module, optional: The layer. None without attention.
 
     Raises:
-        ValueError, TypeError: If ``cfg`` names no attention or has wrong arguments.
+        ValueError, TypeError: If ``cfg`` does not describe an attention.
     """
     if cfg is None:
         return None
@@ -62,7 +64,7 @@ def build_attention(
 
 
 def _architectures() -> dict[str, dict]:
-    """``rla-resnet50`` and the like; a name without a depth leaves it to the backbone it replaces."""
+    """Return the arguments by name. A name without a depth takes the depth of the replaced backbone."""
     kinds = {
         'rla-resnet': {},
         'rla-se-resnet': dict(attention='se'),
@@ -84,23 +86,23 @@ def _architectures() -> dict[str, dict]:
 
 @MODELS.register_module()
 class RLAResNet(Backbone):
-    """ResNet, ResNeXt, SE-, ECA- or CBAM-ResNet with recurrent layer aggregation, or without it.
+    """ResNet, ResNeXt, SE-, ECA- or CBAM-ResNet with recurrent layer aggregation (RLA).
 
     Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852. A state
-    ``h`` of ``rla_channels`` channels runs along the blocks: each block reads ``cat(x, h)`` and each
-    updates ``h`` through a cell that the blocks of a stage share (:class:`RLACell`). Parameters are
-    named as in torchvision's ResNet (``layer1.0.conv1.weight``); what RLA adds is ``conv1_hidden`` in
-    each block, ``rla`` in each stage and, with ``with_hidden``, ``hidden_norm``.
+    ``h`` of ``rla_channels`` channels accompanies the blocks. Each block reads ``cat(x, h)`` and updates
+    ``h`` through a cell that the blocks of a stage share (:class:`RLACell`). Parameters have the names of
+    torchvision's ResNet (``layer1.0.conv1.weight``). RLA adds ``conv1_hidden`` in each block, ``rla`` in
+    each stage and, with ``with_hidden``, ``hidden_norm``.
 
-    The released code of the authors computes variant v3 (resp. v4) where the paper says v1 (resp. v2);
-    their checkpoints need ``variant='v3'``.
+    The authors' code computes variant v3 where the paper describes v1, and v4 for v2. Their checkpoints need
+    ``variant='v3'``.
 
-    The rows of the paper's ablations (Table 6 on ResNet-50; Table 11 has the same on a CIFAR network):
+    Arguments of the ablations in Table 6 (ResNet-50) and Table 11 (a CIFAR network):
 
     ==============================  ===============================================
     ResNet-50                       ``rla_channels=0``
     channel +32                     ``rla_channels=0, extra_channels=32``
-    RLA-v1, unshared                ``shared=False``
+    RLA-v1, unshared                ``share=None``
     RLA-v1, no exchange             ``exchange=False, with_hidden=True``
     RLA-v1, ConvLSTM                ``cell='lstm'`` (in the authors' code also ``'gru'``)
     RLA-v1, PostAct.                ``post_act=True``
@@ -109,47 +111,47 @@ class RLAResNet(Backbone):
 
     Args:
         depth (int): 50, 101 or 152.
-        rla_channels (int): Channels k of the recurrent state; 0 for the plain network, without any of
-            the options of the recurrent path. Defaults to 32.
-        variant (str): ``'v1'`` to ``'v6'`` of Figure 4: what is aggregated (residual, output, shortcut)
-            and whether it joins the state before the recurrent convolution (v1, v3, v5) or after it.
-            Defaults to 'v1', the paper's proposal.
-        attention (str or dict, optional): Attention on the residuals: ``'se'``, ``'eca'``, ``'cbam'`` or
-            a dict with one of these as ``type`` and its arguments. Defaults to None.
-        cell (str): Recurrent unit: ``'conv'``, the paper's, ``'lstm'`` or ``'gru'``, which know neither
-            v2, v4, v6 nor ``post_act``. Defaults to 'conv'.
-        shared (bool): Whether the blocks of a stage share the cell's convolutions. Defaults to True.
-        exchange (bool): Whether blocks read the state. Without, only a classifier does, so it needs
+        rla_channels (int): Channels k of the state. 0 gives the plain network, without the options of the
+            recurrent path. Defaults to 32.
+        variant (str): ``'v1'`` to ``'v6'`` of Figure 4. It determines which map is aggregated (residual,
+            output, shortcut) and whether the map joins the state before the recurrent convolution (v1, v3,
+            v5) or after it. Defaults to 'v1', which the paper proposes.
+        attention (str or dict, optional): Attention on the residuals: ``'se'``, ``'eca'``, ``'cbam'``, or a
+            dict with one of these as ``type`` and arguments of the layer. Defaults to None.
+        cell (str): Recurrent unit: ``'conv'``, ``'lstm'`` or ``'gru'``. The last two do not support v2, v4,
+            v6 and ``post_act``. Defaults to 'conv', which the paper proposes.
+        share (str, optional): ``'stage'``: the blocks of a stage share the convolutions of the cell. None:
+            each block has its own. Defaults to 'stage'.
+        exchange (bool): Whether blocks read the state. If False, only a classifier reads it, which requires
             ``with_hidden``. Defaults to True.
-        post_act (bool): Compute ``h = tanh(BN(W_r * (h + W_o * s)))``; not with v2, v4, v6. Defaults to
-            False.
-        plugins (list[dict], optional): MMCV's plugin layers, as in MMDetection's ResNets: the layer's
-            ``cfg``, its ``position`` and ``stages``, four booleans (all stages by default).
-            ``'after_conv3'`` is the residual of every block, where there is no ``attention`` then:
-            ``dict(type='ContextBlock', ratio=1 / 16)`` gives GCNet. ``'before_last_block'`` is the input
-            of a stage's last block: ``dict(type='NonLocal2d')``. Defaults to None.
+        post_act (bool): Compute ``h = tanh(BN(W_r * (h + W_o * s)))``. Not supported with v2, v4, v6.
+            Defaults to False.
+        plugins (list[dict], optional): MMCV's plugin layers, as in MMDetection's ResNets. Each dict has the
+            ``cfg`` of the layer, its ``position`` and optionally ``stages``, four booleans (default: all).
+            ``'after_conv3'`` stands for the residual of every block and excludes ``attention``:
+            ``dict(type='ContextBlock', ratio=1 / 16)`` gives GCNet. ``'before_last_block'`` stands for the
+            input of the last block of a stage: ``dict(type='NonLocal2d')``. Defaults to None.
         groups (int): Groups of the 3x3 convolutions (ResNeXt). Defaults to 1.
         base_width (int): Channels of a group in the first stage (ResNeXt-32x4d: ``groups=32,
-            base_width=4``). With one group the 3x3 convolutions have ``base_width / 64`` times the
-            channels of ResNet's, as torchvision counts (Wide ResNet-50-2: ``base_width=128``). Defaults
-            to 64.
-        base_channels (int): Channels of the stem; stage i has ``4 * base_channels * 2**i`` outputs.
+            base_width=4``). With one group, as in torchvision, the 3x3 convolutions are ``base_width / 64``
+            times as wide as in a ResNet (Wide ResNet-50-2: ``base_width=128``). Defaults to 64.
+        base_channels (int): Channels of the stem. Stage i has ``4 * base_channels * 2**i`` output channels.
             Defaults to 64.
-        extra_channels (int): Outputs that every stage has beyond these, a multiple of ``4 * groups``;
-            its 3x3 convolutions have a quarter as many more channels. Defaults to 0.
-        deep_stem (bool): Three 3x3 convolutions as stem (ResNet-D). Defaults to False.
-        avg_down (bool): Average pooling on strided shortcuts (ResNet-D). Defaults to False.
-        style (str): Where a stage's stride is: ``'pytorch'`` on the 3x3 convolution, ``'caffe'`` on the
-            1x1 before it, as weights converted from Caffe expect. Defaults to 'pytorch'.
-        strides (Sequence[int]): Stride of each stage's first block. Defaults to (1, 2, 2, 2).
-        dilations (Sequence[int]): Dilation of each stage's 3x3 convolutions. Defaults to (1, 1, 1, 1).
-        with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read;
-            ``cat(x, h)`` where h is an activation already (``post_act`` and gated cells). Defaults to
+        extra_channels (int): Additional output channels of every stage, a multiple of ``4 * groups``. The
+            3x3 convolutions get a quarter as many. Defaults to 0.
+        deep_stem (bool): Use three 3x3 convolutions as stem (ResNet-D). Defaults to False.
+        avg_down (bool): Use average pooling on strided shortcuts (ResNet-D). Defaults to False.
+        style (str): ``'pytorch'`` puts strides on the 3x3 convolutions, ``'caffe'`` on the 1x1 convolutions
+            before them, as required by weights converted from Caffe. Defaults to 'pytorch'.
+        strides (Sequence[int]): Stride of the first block of each stage. Defaults to (1, 2, 2, 2).
+        dilations (Sequence[int]): Dilation of the 3x3 convolutions of each stage. Defaults to (1, 1, 1, 1).
+        with_hidden (bool): Append the state to the last output, for classifiers: ``cat(x, relu(BN(h)))``, or
+            ``cat(x, h)`` where h is the output of an activation (``post_act`` and gated cells). Defaults to
             False.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return. Stages behind the last are not built.
+        out_indices (Sequence[int]): Stages to return. Stages after the last one are not built.
             Defaults to (0, 1, 2, 3).
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i stages with their
             recurrent cells. Defaults to -1.
         norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
         norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
@@ -157,8 +159,8 @@ class RLAResNet(Backbone):
         init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
-            allowed.
+        TypeError, ValueError: If an argument is wrong. The message names the argument, its value and the
+            allowed values.
 
     Example:
         >>> import torch
@@ -185,7 +187,7 @@ class RLAResNet(Backbone):
         variant: str = 'v1',
         attention: str | dict | None = None,
         cell: str = 'conv',
-        shared: bool = True,
+        share: str | None = 'stage',
         exchange: bool = True,
         post_act: bool = False,
         plugins: list[dict] | None = None,
@@ -219,18 +221,8 @@ class RLAResNet(Backbone):
         )
         check_choice('depth', depth, self.arch_settings)
         check_choice('style', style, ('pytorch', 'caffe'))
-        check_int('groups', groups, 1)
-        check_int('base_width', base_width, 1)
-        check_int('base_channels', base_channels, 2)
-        check_int('extra_channels', extra_channels, 0)
         check_flag(deep_stem=deep_stem, avg_down=avg_down)
-        width = base_width * groups if groups > 1 else base_channels * base_width // 64
-        if groups == 1 and base_channels * base_width % 64:
-            multiple = 64 // math.gcd(64, base_channels)
-            raise ValueError(f'base_width={base_width} with groups=1, allowed: a multiple of {multiple}')
-        if extra_channels % (self.expansion * groups):
-            multiple = self.expansion * groups
-            raise ValueError(f'extra_channels={extra_channels}, allowed: a multiple of {multiple}')
+        width = self._checked_width(groups, base_width, base_channels, extra_channels)
         self._check_per_stage(strides=strides, dilations=dilations)
         self.depth = depth
         self.rla_channels = rla_channels
@@ -240,7 +232,7 @@ class RLAResNet(Backbone):
         self.plugins = Plugins(plugins or ())
         if plugins:
             self.init_cfg = with_plugin_init(self.init_cfg)
-        self.recurrence = RLASettings(rla_channels, variant, cell, shared, exchange, post_act, with_hidden)
+        self.recurrence = RLASettings(rla_channels, variant, cell, share, exchange, post_act, with_hidden)
         self.style = style
         norm_layer = make_norm_layer(self.norm_cfg)
         self._build_stem(base_channels, deep_stem, norm_layer)
@@ -251,13 +243,11 @@ class RLAResNet(Backbone):
         for i in range(self.num_stages):
             inner = width * 2**i + extra_channels // self.expansion
             outputs = base_channels * 2**i * self.expansion + extra_channels
-            stage = self._make_stage(
-                i, channels, inner, outputs, strides[i], dilations[i], groups, norm_layer
-            )
-            channels = outputs
-            self.add_module(f'layer{i + 1}', stage)
+            shape = (channels, inner, outputs, strides[i], dilations[i], groups)
             self.stages.append(f'layer{i + 1}')
+            self.add_module(self.stages[-1], self._make_stage(i, *shape, norm_layer))
             self.stage_channels.append(outputs)
+            channels = outputs
         self.hidden_norm = self.recurrence.make_hidden_norm(norm_layer)
 
         self.out_channels = tuple(
@@ -266,6 +256,21 @@ class RLAResNet(Backbone):
         )
         self.out_strides = tuple(4 * math.prod(strides[: i + 1]) for i in self.out_indices)
         self._freeze()
+
+    @classmethod
+    def _checked_width(cls, groups: int, base_width: int, base_channels: int, extra_channels: int) -> int:
+        """Check the widths and return the inner channels of the first stage, without ``extra_channels``."""
+        check_int('groups', groups, 1)
+        check_int('base_width', base_width, 1)
+        check_int('base_channels', base_channels, 2)
+        check_int('extra_channels', extra_channels, 0)
+        if groups == 1 and base_channels * base_width % 64:
+            multiple = 64 // math.gcd(64, base_channels)
+            raise ValueError(f'base_width={base_width} with groups=1, allowed: a multiple of {multiple}')
+        if extra_channels % (cls.expansion * groups):
+            multiple = cls.expansion * groups
+            raise ValueError(f'extra_channels={extra_channels}, allowed: a multiple of {multiple}')
+        return base_width * groups if groups > 1 else base_channels * base_width // 64
 
     @staticmethod
     def _check_per_stage(**arguments: Sequence[int]) -> None:
@@ -297,7 +302,7 @@ class RLAResNet(Backbone):
     ) -> RLAStage:
         num_blocks = self.arch_settings[self.depth][index]
         blocks = [
-            Bottleneck(
+            RLABottleneck(
                 in_channels if i == 0 else out_channels,
                 inner_channels,
                 out_channels,
@@ -313,9 +318,8 @@ class RLAResNet(Backbone):
             for i in range(num_blocks)
         ]
         is_last = index == self.num_stages - 1
-        stage = self.recurrence.make_stage(blocks, out_channels, is_last, norm_layer, self.with_cp)
-        stage.before_last = self.plugins.build('before_last_block', index, out_channels)
-        return stage
+        plugin = self.plugins.build('before_last_block', index, out_channels)
+        return self.recurrence.make_stage(blocks, out_channels, is_last, norm_layer, self.with_cp, plugin)
 
     def _build_attention(self, stage: int, channels: int, norm_layer: NormLayer) -> nn.Module | None:
         attention = build_attention(self.attention, channels, stage, norm_layer)
@@ -327,7 +331,7 @@ class RLAResNet(Backbone):
         return attention if plugin is None else plugin
 
     def plugin_layers(self) -> list[nn.Module]:
-        """list[nn.Module]: The layers that ``plugins`` made."""
+        """Return the layers built from ``plugins``, which :class:`PluginInit` initialises."""
         stages = [getattr(self, name) for name in self.stages]
         layers = [stage.before_last for stage in stages if stage.before_last is not None]
         for index, stage in enumerate(stages):
@@ -344,28 +348,17 @@ class RLAResNet(Backbone):
             modules.append(self.hidden_norm)
         return modules
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the features.
-
-        Args:
-            x (Tensor): Images, shape (N, in_channels, H, W).
-
-        Returns:
-            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
-            (N, C_i, H / stride_i, W / stride_i), sizes rounded up. With ``with_hidden`` the last one has
-            ``rla_channels`` more channels.
-        """
+    def _run_stem(self, x: Tensor) -> Tensor:
         x = self.stem(x) if self.deep_stem else self.relu(self.bn1(self.conv1(x)))
-        x = self.maxpool(x)
-        state = None  # zeros, at no cost
-        outputs = []
-        for i, name in enumerate(self.stages):
-            x, state = getattr(self, name)(x, state)
-            if i in self.out_indices:
-                outputs.append(x)
+        return self.maxpool(x)
+
+    def _run_stage(self, index: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return getattr(self, self.stages[index])(x, state)
+
+    def _finish_outputs(self, outputs: list[Tensor], state: State) -> list[Tensor]:
         if self.with_hidden:
-            outputs[-1] = append_hidden(x, state, self.hidden_norm)
-        return tuple(outputs)
+            outputs[-1] = append_hidden(outputs[-1], state, self.hidden_norm)
+        return outputs
 
     def _switch_to_deploy(self) -> None:
         if self.deep_stem:
@@ -374,4 +367,4 @@ class RLAResNet(Backbone):
             self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         for name in self.stages:
             getattr(self, name).switch_to_deploy()
-        getattr(self.layer1, '0').conv1_hidden = None  # reads zeros
+        self.layer1[0].assume_zero_state()

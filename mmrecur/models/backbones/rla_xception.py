@@ -7,112 +7,40 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
-from mmrecur.models.layers.common.activation_checkpoint import run_step
 from mmrecur.models.layers.common.checks import check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.common.parallel import is_sharded
-from mmrecur.models.layers.common.separable import XceptionBlock
-from mmrecur.models.layers.common.stage import BlockSequence
-from mmrecur.models.layers.common.tap import Tap
-from mmrecur.models.layers.rla.cell import downsample_hidden
 from mmrecur.models.layers.rla.multi_width_cell import MultiWidthRLACell
 from mmrecur.models.layers.rla.stage import append_hidden
+from mmrecur.models.layers.rla.xception import RLAXceptionStage, XceptionBlock
 from mmrecur.registry import MODELS
-
-
-class RLAXceptionStage(BlockSequence):
-    """A stage: blocks of the same input resolution and the recurrent cell ``rla`` they share.
-
-    Args:
-        blocks (Sequence[XceptionBlock]): The stage's blocks.
-        cell (MultiWidthRLACell, optional): Its cell, with an update for each block, or for each but the
-            last if nothing reads the state after the stage. None for a plain stage.
-        with_cp (bool): Recompute each block with its update in the backward pass. Defaults to False.
-    """
-
-    def __init__(
-        self,
-        blocks: Sequence[XceptionBlock],
-        cell: MultiWidthRLACell | None = None,
-        with_cp: bool = False,
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.rla = cell
-        self.with_cp = with_cp
-
-    def block_parts(self) -> list[list[nn.Module]]:
-        """See :meth:`BlockSequence.block_parts`; what the cell has for one update goes with its block."""
-        parts = super().block_parts()
-        for index in range(0 if self.rla is None else self.rla.num_steps):
-            parts[index] += self.rla.step_parts(index)
-        return parts
-
-    def step(self, x: Tensor, h: Tensor | None, index: int) -> tuple[Tensor, Tensor | None]:
-        """Run one block and, if there is one, the update after it."""
-        block = self.blocks[index]
-        first = block.convs[0]
-        updates = self.rla is not None and index < self.rla.num_steps
-        tap = Tap()
-        x = block(x, h, tap)
-        residual = tap.value
-        unread = [] if first.depthwise_hidden is None else [first.depthwise_hidden, first.pointwise_hidden]
-        if h is None and self.training and unread and not any(is_sharded(conv.weight) for conv in unread):
-            # DistributedDataParallel waits for the gradient of every parameter: one of zeros here. FSDP2 does
-            # not, and where blocks are sharded these weights are gathered in the block only.
-            residual = residual + 0 * sum(conv.weight.sum() for conv in unread)
-        if updates:
-            h = self.rla.update(h, self.rla.readout(index)(residual), index)
-            h = downsample_hidden(h, block.stride)
-        return x, h
-
-    def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Run the stage.
-
-        Args:
-            x (Tensor): Shape (N, C_in, H, W).
-            h (Tensor, optional): State, shape (N, k, H, W); None for zeros.
-
-        Returns:
-            tuple[Tensor, Tensor]: The stage's output and the state after its last update.
-        """
-        for index in range(len(self.blocks)):
-            x, h = run_step(self, self.with_cp, self.step, x, h, index)
-        return x, h
-
-    def switch_to_deploy(self) -> None:
-        """Fold the norms."""
-        for block in self.blocks:
-            block.switch_to_deploy()
-        if self.rla is not None:
-            self.rla.switch_to_deploy()
 
 
 @MODELS.register_module()
 class RLAXception(Backbone):
-    """The thin Xception for small images, with recurrent layer aggregation or without.
+    """Thin Xception for small images with recurrent layer aggregation (RLA).
 
     Table 9 and Appendix B.1 of Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021,
     https://arxiv.org/abs/2110.11852; Xception by Chollet, CVPR 2017, https://arxiv.org/abs/1610.02357. The
-    36 convolutions of Xception with fewer channels, average for max pooling and three strides less. Table 9
-    leaves out the third block of the entry flow, which "depth unchanged" and 2.70 M parameters need.
+    network has the 36 convolutions of Xception with fewer channels, average instead of max pooling and three
+    strides fewer. Table 9 omits the third block of the entry flow, but "depth unchanged" and 2.70 M
+    parameters imply it.
 
-    A stage is what computes at one resolution, as the rows of Table 9: the three blocks of the entry
-    flow, the middle flow with the block that widens, the last two convolutions. Its blocks share the
-    recurrent 3x3 convolution, and those of the same width the 1x1 convolution that reads them. The state is
-    updated with what a block's convolutions compute, before pooling, and then pooled itself. (Counts for
-    10 and 100 classes in the paper's Table 2 tell these stages from others: 2.77 M and 2.81 M.)
+    The stages are the parts of one resolution, as the rows of Table 9: the three blocks of the entry flow,
+    the middle flow with the block that widens, and the last two convolutions. The blocks of a stage share
+    the recurrent 3x3 convolution. Those of the same width share the 1x1 convolution that reads them. The
+    output of a block's convolutions updates the state before both are pooled. Only these stages give the
+    parameters in Table 2, 2.77 M for 10 and 2.81 M for 100 classes.
 
     Args:
-        rla_channels (int): Channels k of the recurrent state, 0 for the plain thin Xception. Defaults to 12.
-        base_channels (int): Channels of the first convolution; the others have 2 to 32 times as many.
+        rla_channels (int): Channels k of the state. 0 gives the plain thin Xception. Defaults to 12.
+        base_channels (int): Channels of the first convolution. The others have 2 to 32 times as many.
             Defaults to 16.
-        with_hidden (bool): Make the last output ``cat(x, relu(BN(h)))``, which classifiers read.
+        with_hidden (bool): Append the state to the last output, for classifiers: ``cat(x, relu(BN(h)))``.
             Defaults to False.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return, of strides 2, 4 and 4. Stages behind the last are
-            not built. Defaults to (0, 1, 2).
-        frozen_stages (int): -1 freezes nothing, 0 the stem, i also the first i stages with their
+        out_indices (Sequence[int]): Stages to return, of strides 2, 4 and 4. Stages after the last one
+            are not built. Defaults to (0, 1, 2).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, i the stem and the first i stages with their
             recurrent cells. Defaults to -1.
         norm_cfg (dict): Norm config. Defaults to ``dict(type='BN', requires_grad=True)``.
         norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
@@ -120,8 +48,8 @@ class RLAXception(Backbone):
         init_cfg (dict or list[dict], optional): Initialisers, see :class:`Backbone`. Defaults to None.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong; the message names it, its value and what is
-            allowed.
+        TypeError, ValueError: If an argument is wrong. The message names the argument, its value and the
+            allowed values.
 
     Example:
         >>> import torch
@@ -134,8 +62,8 @@ class RLAXception(Backbone):
         (1, 524, 8, 8)
     """
 
-    #: Of each stage its blocks: width of the input and of each convolution, over that of the stem's first,
-    #: and what differs from a block with shortcut, ReLU first and stride 1.
+    #: Blocks of each stage: channels of the input and of each convolution, relative to ``base_channels``, and
+    #: options of :class:`XceptionBlock`.
     stages_settings = (
         (
             ((2, 4, 4), dict(relu_first=False)),
@@ -205,7 +133,7 @@ class RLAXception(Backbone):
         ]
         read = [block.out_channels for block in blocks]
         if not self.with_hidden and index == self.num_stages - 1:
-            # what nothing reads is not built: its parameters would never get a gradient
+            # an update that nothing reads is omitted: its parameters would never get a gradient
             read.pop()
         cell = MultiWidthRLACell(read, self.rla_channels, norm_layer) if self.rla_channels and read else None
         return RLAXceptionStage(blocks, cell, self.with_cp)
@@ -219,33 +147,21 @@ class RLAXception(Backbone):
             modules.append(self.hidden_norm)
         return modules
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the features.
-
-        Args:
-            x (Tensor): Images, shape (N, in_channels, H, W).
-
-        Returns:
-            tuple[Tensor]: Of each stage in ``out_indices`` its map, shape
-            (N, C_i, H / stride_i, W / stride_i), sizes rounded up. With ``with_hidden`` the last one has
-            ``rla_channels`` more channels.
-        """
+    def _run_stem(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        h = None  # zeros, at no cost
-        outputs = []
-        for i in range(self.num_stages):
-            x, h = getattr(self, f'layer{i + 1}')(x, h)
-            if i in self.out_indices:
-                outputs.append(x)
+        return self.relu(self.bn2(self.conv2(x)))
+
+    def _run_stage(self, index: int, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return getattr(self, f'layer{index + 1}')(x, state)
+
+    def _finish_outputs(self, outputs: list[Tensor], state: Tensor | None) -> list[Tensor]:
         if self.hidden_norm is not None:
-            outputs[-1] = append_hidden(x, h, self.hidden_norm)
-        return tuple(outputs)
+            outputs[-1] = append_hidden(outputs[-1], state, self.hidden_norm)
+        return outputs
 
     def _switch_to_deploy(self) -> None:
         self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         self.conv2, self.bn2 = fuse_norm(self.conv2, self.bn2)
         for i in range(self.num_stages):
             getattr(self, f'layer{i + 1}').switch_to_deploy()
-        first = self.layer1.blocks[0].convs[0]
-        first.depthwise_hidden = first.pointwise_hidden = None  # read zeros
+        self.layer1[0].assume_zero_state()

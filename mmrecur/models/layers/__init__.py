@@ -1,18 +1,42 @@
-"""The arithmetic: plain ``torch.nn`` layers that need nothing but torch."""
+"""Layers of all families, built from ``torch.nn`` alone: importing them needs nothing but torch.
+
+=====================  ===================================================================================
+Sub-package            Idea
+=====================  ===================================================================================
+``common``             Parts that several families share: residual blocks, attention, fusing of norms
+``rla``                Recurrent layer aggregation, Zhao et al. 2021
+``filter_basis``       Convolutions that share filter bases (ResNet-Shared), Kang and Kim 2021
+``template_bank``      Convolutions drawn from template banks (SWRN), Savarese and Maire 2019
+``loop``               Blocks in gated loops (DR-ResNet), Guo et al. 2019
+``channel_recurrence`` Recurrence along the channels (RecNet), Retsinas et al. 2019
+=====================  ===================================================================================
+"""
 
 from mmrecur.models.layers.channel_recurrence import ChannelRecurrentConv, RecurrentModule
-from mmrecur.models.layers.common.activation_checkpoint import checkpoint_step
-from mmrecur.models.layers.common.attention import CBAM, ECA, SqueezeExcite
-from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
-from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.common.fuse_preact import fuse_preactivation
-from mmrecur.models.layers.common.inverted_residual import InvertedResidual
-from mmrecur.models.layers.common.pointwise_sum import pointwise_sum
-from mmrecur.models.layers.common.residual import Bottleneck, DeepStem
-from mmrecur.models.layers.common.residual_basic import BasicBlock
-from mmrecur.models.layers.common.separable import SeparableConv, XceptionBlock
-from mmrecur.models.layers.common.stage import BlockSequence, Stage
-from mmrecur.models.layers.common.tap import Tap
+from mmrecur.models.layers.common import (
+    CBAM,
+    ECA,
+    BasicBlock,
+    BlockSequence,
+    Bottleneck,
+    ChannelClamp,
+    ChannelGate,
+    DeepStem,
+    InvertedResidual,
+    PaddedShortcut,
+    SqueezeExcite,
+    Stage,
+    check_choice,
+    check_flag,
+    check_int,
+    check_weight,
+    checkpoint_step,
+    fuse_norm,
+    fuse_norm_of_sum,
+    fuse_preactivation,
+    pointwise_sum,
+    run_step,
+)
 from mmrecur.models.layers.filter_basis import (
     BasisConv2d,
     FactorizedConv2d,
@@ -20,14 +44,38 @@ from mmrecur.models.layers.filter_basis import (
     orthogonality_penalty,
 )
 from mmrecur.models.layers.loop import GumbelGate, LoopBlock, LoopNorm
-from mmrecur.models.layers.rla.cell import RLACell
-from mmrecur.models.layers.rla.dense_block import DenseBlock
-from mmrecur.models.layers.rla.dual_path_block import DualPathBlock
-from mmrecur.models.layers.rla.multi_width_cell import MultiWidthRLACell
-from mmrecur.models.layers.rla.other_cells import make_rla_cell
+from mmrecur.models.layers.rla import (
+    RLA_VARIANTS,
+    ConvGRU,
+    ConvLSTM,
+    DenseBlock,
+    DenseLayer,
+    DualPathBlock,
+    GatedRLACell,
+    MultiWidthRLACell,
+    PostActRLACell,
+    PreActBasicBlock,
+    PreActBottleneck,
+    RLABottleneck,
+    RLACell,
+    RLAInvertedResidual,
+    RLASettings,
+    RLAStage,
+    RLAXceptionStage,
+    SeparableConv,
+    Tap,
+    Transition,
+    UnsharedCells,
+    XceptionBlock,
+    append_hidden,
+    downsample_hidden,
+    make_rla_cell,
+)
 from mmrecur.models.layers.template_bank import (
     TemplateBank,
     TemplateConv2d,
+    WideBasicBlock,
+    WideBottleneck,
     layer_similarity,
     materialise_convs,
     share_convs,
@@ -37,41 +85,66 @@ from mmrecur.models.layers.template_bank import (
 __all__ = [
     'CBAM',
     'ECA',
+    'RLA_VARIANTS',
     'BasicBlock',
+    'BasisConv2d',
     'BlockSequence',
     'Bottleneck',
+    'ChannelClamp',
+    'ChannelGate',
     'ChannelRecurrentConv',
+    'ConvGRU',
+    'ConvLSTM',
     'DeepStem',
     'DenseBlock',
+    'DenseLayer',
     'DualPathBlock',
     'FactorizedConv2d',
     'FilterBasis',
+    'GatedRLACell',
     'GumbelGate',
     'InvertedResidual',
     'LoopBlock',
     'LoopNorm',
     'MultiWidthRLACell',
+    'PaddedShortcut',
+    'PostActRLACell',
+    'PreActBasicBlock',
+    'PreActBottleneck',
+    'RLABottleneck',
     'RLACell',
+    'RLAInvertedResidual',
+    'RLASettings',
+    'RLAStage',
+    'RLAXceptionStage',
     'RecurrentModule',
     'SeparableConv',
-    'TemplateConv2d',
-    'BasisConv2d',
     'SqueezeExcite',
     'Stage',
     'Tap',
     'TemplateBank',
+    'TemplateConv2d',
+    'Transition',
+    'UnsharedCells',
+    'WideBasicBlock',
+    'WideBottleneck',
     'XceptionBlock',
+    'append_hidden',
     'check_choice',
     'check_flag',
     'check_int',
+    'check_weight',
     'checkpoint_step',
+    'downsample_hidden',
     'fuse_norm',
+    'fuse_norm_of_sum',
     'fuse_preactivation',
     'layer_similarity',
     'make_rla_cell',
     'materialise_convs',
     'orthogonality_penalty',
     'pointwise_sum',
+    'run_step',
     'share_convs',
     'template_banks',
 ]

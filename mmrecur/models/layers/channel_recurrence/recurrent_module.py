@@ -8,8 +8,8 @@ from mmrecur.models.layers.channel_recurrence.conv import ChannelRecurrentConv, 
 from mmrecur.models.layers.channel_recurrence.inference import fuse_output_norms
 from mmrecur.models.layers.common.activation_checkpoint import run_step
 from mmrecur.models.layers.common.checks import check_flag, check_int
+from mmrecur.models.layers.common.fast_paths import pointwise_sum
 from mmrecur.models.layers.common.fuse import fuse_norm, is_fusible
-from mmrecur.models.layers.common.pointwise_sum import pointwise_sum, with_fast_layout
 
 
 class RecurrentModule(nn.Module):
@@ -61,7 +61,7 @@ class RecurrentModule(nn.Module):
         Returns:
             Tensor: Shape (N, out_channels, H, W).
         """
-        return run_step(self, self.with_cp, self._compute, with_fast_layout(x))
+        return run_step(self, self.with_cp, self._compute, x)
 
     def _compute(self, x: Tensor) -> Tensor:
         weights = self.conv.weight.split(self.crc.out_channels, dim=1)

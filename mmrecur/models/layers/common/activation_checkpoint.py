@@ -1,4 +1,4 @@
-"""Activation checkpointing that leaves the running statistics of norms as they should be."""
+"""Activation checkpointing that updates the running statistics of norms only once a step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 class _StatisticsUntouched:
-    """Context in which norms use batch statistics where training does, without recording them.
+    """Context in which norms use batch statistics as in training, without recording them.
 
-    It can be entered again: a graph may be run backward more than once.
+    It can be entered several times, because a graph may be run backward more than once.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -27,7 +27,7 @@ class _StatisticsUntouched:
             if isinstance(norm, _NormBase) and norm.training:
                 count = norm.num_batches_tracked
                 self.before.append((norm, norm.momentum, count))
-                # a share of 0 for the batch; the same tensors are saved as in the first pass
+                # momentum 0 ignores the batch, and autograd saves the same tensors as in the first pass
                 norm.momentum = 0.0
                 norm.num_batches_tracked = None if count is None else count.clone()
 
@@ -38,21 +38,21 @@ class _StatisticsUntouched:
         self.before.clear()
 
 
-@torch.compiler.disable  # compilers know no contexts of a user's
+@torch.compiler.disable  # compilers do not support user-defined contexts
 def checkpoint_step(module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
     """Run ``function(*args)``, recomputing its activations in the backward pass.
 
-    A plain checkpoint runs every batch norm twice and so updates its running statistics twice a
-    step, by which a checkpointed run ends with other weights files than one without. Here the second
-    pass leaves them alone.
+    A plain checkpoint runs every batch norm twice and updates its running statistics twice a step, so that
+    a run with checkpoints would end with other statistics than a run without. Here the second pass does not
+    update them.
 
     Args:
-        module (nn.Module): Holds every norm that ``function`` runs.
-        function (Callable): What to run.
-        *args: Its inputs.
+        module (nn.Module): Module that holds every norm that ``function`` runs.
+        function (Callable): Function to run.
+        *args: Inputs of the function.
 
     Returns:
-        What ``function`` returns.
+        The result of ``function``.
     """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -62,16 +62,16 @@ def checkpoint_step(module: nn.Module, function: Callable[..., Any], *args: Any)
 
 
 def run_step(module: nn.Module, with_cp: bool, function: Callable[..., Any], *args: Any) -> Any:
-    """Run ``function(*args)``, through :func:`checkpoint_step` where it is asked for and saves memory.
+    """Run ``function(*args)``, through :func:`checkpoint_step` if ``with_cp`` is set in training.
 
     Args:
-        module (nn.Module): Holds every norm that ``function`` runs.
-        with_cp (bool): Whether recomputation is asked for; it happens in training with gradients only.
-        function (Callable): What to run.
-        *args: Its inputs.
+        module (nn.Module): Module that holds every norm that ``function`` runs.
+        with_cp (bool): Recompute activations. Ignored in evaluation and without gradients.
+        function (Callable): Function to run.
+        *args: Inputs of the function.
 
     Returns:
-        What ``function`` returns.
+        The result of ``function``.
     """
     if with_cp and module.training and torch.is_grad_enabled():
         return checkpoint_step(module, function, *args)

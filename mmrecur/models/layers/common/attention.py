@@ -1,4 +1,4 @@
-"""Attention on a residual: squeeze-and-excitation, efficient channel attention, CBAM."""
+"""Attention on residuals: squeeze-and-excitation, efficient channel attention, CBAM."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mmrecur.models.layers.common.fuse import fuse_norm
 
 
 def check_kernel_size(kernel_size: int) -> None:
-    """Raise a ValueError unless a kernel has a middle."""
+    """Raise a ValueError unless ``kernel_size`` is an odd positive integer."""
     check_int('kernel_size', kernel_size, 1)
     if kernel_size % 2 == 0:
         raise ValueError(f'kernel_size={kernel_size}, allowed: an odd integer')
 
 
 class ChannelGate(nn.Module):
-    """Scales every channel of a map by a gate computed from the channels' spatial means."""
+    """Base of channel attention: scales each channel by a gate computed from the spatial means."""
 
     def gate(self, mean: Tensor) -> Tensor:
-        """Gate of every channel.
+        """Compute the gate of each channel.
 
         Args:
             mean (Tensor): Spatial means, shape (N, C).
@@ -51,8 +51,8 @@ class SqueezeExcite(ChannelGate):
         channels (int): Channels of the map.
         reduction (int): The hidden layer has ``channels // reduction`` units, at least one.
             Defaults to 16.
-        bias (bool): Biases in both layers, which the published plain SE-ResNets have and the RLA-ResNets
-            of the paper have not. Defaults to False.
+        bias (bool): Give both layers biases, as in the published SE-ResNets. The RLA-ResNets of the paper
+            have none. Defaults to False.
     """
 
     def __init__(self, channels: int, reduction: int = 16, bias: bool = False) -> None:
@@ -94,19 +94,19 @@ class CBAM(nn.Module):
         x &\leftarrow x \cdot \sigma(\mathrm{MLP}(\mathrm{avg}(x)) + \mathrm{MLP}(\max(x)))\\
         x &\leftarrow x \cdot \sigma(\mathrm{conv}_{7 \times 7}(\mathrm{cat}(\mathrm{avg}(x), \max(x))))
 
-    with the mean and the maximum over the pixels in the first, over the channels in the second. The
-    defaults are these equations, without biases as in SE; they give the parameters that Table 3 of the
-    RLA paper prints. The code that Woo et al. released has ``bias=True, spatial_norm=True`` (28.09 M
-    parameters on ResNet-50, as their paper says).
+    The first line averages and maximises over the pixels, the second over the channels. With the default
+    arguments, which leave out biases as in SE, the number of parameters is that of Table 3 in the RLA paper.
+    The code of Woo et al. has ``bias=True, spatial_norm=True`` (28.09 M parameters with ResNet-50, as in
+    their paper).
 
     Args:
         channels (int): Channels of the map.
         reduction (int): The MLP's hidden layer has ``channels // reduction`` units, at least one.
             Defaults to 16.
         kernel_size (int): Odd size of the spatial convolution. Defaults to 7.
-        bias (bool): Whether the MLP has biases. Defaults to False.
-        spatial_norm (bool): Whether a norm follows the spatial convolution. Defaults to False.
-        norm_layer (Callable): Builds it from a channel count. Defaults to ``nn.BatchNorm2d``.
+        bias (bool): Give the MLP biases. Defaults to False.
+        spatial_norm (bool): Add a norm after the spatial convolution. Defaults to False.
+        norm_layer (Callable): Builds this norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
 
     Raises:
         TypeError, ValueError: If an argument is wrong.
@@ -147,5 +147,5 @@ class CBAM(nn.Module):
         return x * torch.sigmoid(self.spatial_norm(self.spatial(pooled)))
 
     def switch_to_deploy(self) -> None:
-        """Fold the norm into the spatial convolution; outputs in evaluation stay the same."""
+        """Fuse the norm into the spatial convolution."""
         self.spatial, self.spatial_norm = fuse_norm(self.spatial, self.spatial_norm)

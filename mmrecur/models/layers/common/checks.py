@@ -1,4 +1,4 @@
-"""Checks of constructor arguments that name the argument, its value and what is allowed."""
+"""Checks of arguments. The messages name the argument, its value and the allowed values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raise unless ``value`` is one of ``allowed``.
 
     Args:
-        name (str): The argument's name, for the message.
-        value (Any): What was given.
-        allowed (Iterable): What may be given.
+        name (str): Name of the argument.
+        value (Any): Value of the argument.
+        allowed (Iterable): Allowed values.
 
     Raises:
         ValueError: If ``value`` is not among ``allowed``. ``True`` does not pass for 1.
@@ -26,13 +26,13 @@ def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -
     """Raise unless ``value`` is an integer in ``[minimum, maximum]``.
 
     Args:
-        name (str): The argument's name, for the message.
-        value (Any): What was given.
+        name (str): Name of the argument.
+        value (Any): Value of the argument.
         minimum (int): Smallest allowed value.
         maximum (int, optional): Largest allowed value; no bound by default.
 
     Raises:
-        ValueError: If ``value`` is no integer or out of range.
+        ValueError: If ``value`` is not an integer or is out of range.
     """
     is_int = isinstance(value, int) and not isinstance(value, bool)
     if is_int and value >= minimum and (maximum is None or value <= maximum):
@@ -45,11 +45,11 @@ def check_weight(name: str, value: Any) -> None:
     """Raise unless ``value`` is a number of at least 0.
 
     Args:
-        name (str): The argument's name, for the message.
-        value (Any): What was given.
+        name (str): Name of the argument.
+        value (Any): Value of the argument.
 
     Raises:
-        ValueError: If ``value`` is no number, negative or not a number (NaN).
+        ValueError: If ``value`` is not a number, is negative or is NaN.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not value >= 0:
@@ -60,7 +60,7 @@ def check_flag(**flags: Any) -> None:
     """Raise unless every keyword's value is a bool.
 
     Raises:
-        TypeError: Naming the argument, its value and what is allowed.
+        TypeError: If a value is not a bool. The message names the argument.
     """
     for name, value in flags.items():
         if not isinstance(value, bool):

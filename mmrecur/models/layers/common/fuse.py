@@ -1,4 +1,4 @@
-"""Folding of batch norms into the convolutions before them."""
+"""Fusing batch norms into the convolutions before them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def is_fusible(norm: nn.Module) -> bool:
-    """Whether a norm is an affine map in evaluation: a batch norm that keeps running statistics."""
+    """Return whether a norm is a batch norm with running statistics, hence affine in evaluation."""
     return isinstance(norm, _BatchNorm) and norm.running_mean is not None
 
 
 def norm_affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Scale and shift that a batch norm applies in evaluation.
+    """Return the scale and the shift that a batch norm applies in evaluation.
 
     Args:
         norm (_BatchNorm): Norm with running statistics.
 
     Returns:
-        tuple[Tensor, Tensor]: ``scale`` and ``shift``, each of shape (C,), such that the norm computes
+        tuple[Tensor, Tensor]: ``scale`` and ``shift`` of shape (C,). The norm computes
         ``scale * x + shift``.
     """
     with torch.no_grad():
@@ -32,15 +32,15 @@ def norm_affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 def fuse_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
-    """Fold the norm behind a convolution into it, where the norm allows.
+    """Fuse a norm into the convolution before it, if the norm allows it.
 
     Args:
         conv (nn.Conv2d): The convolution.
         norm (nn.Module): The norm that follows it.
 
     Returns:
-        tuple[nn.Conv2d, nn.Module]: A convolution with bias and an identity, or the two modules as
-        they are if the norm cannot be folded (a group norm, say).
+        tuple[nn.Conv2d, nn.Module]: A convolution with bias and an identity. If the norm cannot be
+        fused (a group norm, for example), the two modules are returned unchanged.
     """
     if not is_fusible(norm):
         return conv, norm
@@ -54,16 +54,16 @@ def fuse_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
 def fuse_norm_of_sum(
     first: nn.Conv2d, second: nn.Conv2d | None, norm: nn.Module
 ) -> tuple[nn.Conv2d, nn.Conv2d | None, nn.Module]:
-    """Fold the norm behind the sum of two convolutions into them, where the norm allows.
+    """Fuse a norm into the two convolutions whose sum it follows, if the norm allows it.
 
     Args:
-        first (nn.Conv2d): The one that takes the norm's shift as its bias.
-        second (nn.Conv2d, optional): The other, without bias; None if there is none.
+        first (nn.Conv2d): Convolution that receives the shift of the norm as its bias.
+        second (nn.Conv2d, optional): Other convolution, without bias. None for a single convolution.
         norm (nn.Module): The norm of ``first(x) + second(h)``.
 
     Returns:
-        tuple[nn.Conv2d, nn.Conv2d, nn.Module]: The three in their new form, the norm an identity; or
-        as they are if it cannot be folded.
+        tuple[nn.Conv2d, nn.Conv2d, nn.Module]: The new convolutions and an identity. If the norm cannot be
+        fused, the modules are returned unchanged.
     """
     if second is not None and is_fusible(norm):
         scaled, _ = fuse_norm(second, norm)

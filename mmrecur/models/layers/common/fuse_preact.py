@@ -1,4 +1,4 @@
-"""Folding of a norm and a ReLU into the pointwise convolutions behind them."""
+"""Fusing a norm and a ReLU into the pointwise convolutions after them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from mmrecur.models.layers.common.fuse import is_fusible, norm_affine
 from mmrecur.models.layers.common.modes import generators_kept
 
-#: A channel whose norm changes its sign nowhere in +-_REACH counts as linear or as zero. It keeps the
-#: bounds, and what they are multiplied with, in the range of half precision.
+#: A channel whose norm does not change its sign within +-_REACH counts as linear or as zero. This keeps the
+#: bounds and the products with them within the range of half precision.
 _REACH = 2.0**15
 
 
 class ChannelClamp(nn.Module):
-    """Clamp each channel to bounds of its own.
+    """Clamps each channel to its own bounds.
 
     Args:
         lower (Tensor): Lower bounds, shape (C,), -inf for none.
@@ -36,22 +36,22 @@ class ChannelClamp(nn.Module):
 def fuse_preactivation(
     norm: nn.Module, convs: Sequence[nn.Conv2d]
 ) -> tuple[ChannelClamp, list[nn.Conv2d]] | None:
-    r"""Fold a norm followed by a ReLU into the 1x1 convolutions that read it.
+    r"""Fuse a norm and a ReLU into the 1x1 convolutions that read them.
 
     In evaluation the norm is ``g x + b`` for each channel. Where ``g > 0``
 
     .. math:: \mathrm{relu}(g x + b) = g \max(x, -b / g) + b,
 
-    and with a minimum where ``g < 0``: the factor and the summand go into the convolutions, a clamp in
-    one pass over memory stays. An average pooling between the ReLU and the convolutions may stay there.
+    and with a minimum where ``g < 0``. The factor and the summand go into the convolutions. A clamp remains,
+    which takes one pass over memory. Average pooling may stand between the ReLU and the convolutions.
 
     Args:
         norm (nn.Module): The norm.
-        convs (Sequence[nn.Conv2d]): Pointwise convolutions of the ReLU's output, without padding.
+        convs (Sequence[nn.Conv2d]): 1x1 convolutions of the output of the ReLU, without padding.
 
     Returns:
-        tuple[ChannelClamp, list[nn.Conv2d]], optional: What replaces norm and ReLU, and the
-        convolutions, now with bias; None if the norm cannot be folded.
+        tuple[ChannelClamp, list[nn.Conv2d]], optional: Replacement of norm and ReLU, and the
+        convolutions with bias. None if the norm cannot be fused.
     """
     if not is_fusible(norm):
         return None
@@ -68,14 +68,14 @@ def fuse_preactivation(
 
 
 def _with_input_affine(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
-    """The convolution of ``scale * x + shift`` as one of ``x``."""
+    """Return the convolution of ``scale * x + shift`` as a convolution of ``x``."""
     with generators_kept():
-        folded = nn.Conv2d(conv.in_channels, conv.out_channels, 1, conv.stride, device=conv.weight.device)
-    folded.to(conv.weight.dtype).train(conv.training)
+        fused = nn.Conv2d(conv.in_channels, conv.out_channels, 1, conv.stride, device=conv.weight.device)
+    fused.to(conv.weight.dtype).train(conv.training)
     weight = conv.weight.data
-    # in double precision: bounds far from zero let the sums cancel
+    # in double precision, because sums with bounds far from zero cancel
     bias = torch.mv(weight.flatten(1).double(), shift.double())
     bias = bias if conv.bias is None else bias + conv.bias.data
-    folded.weight.data.copy_(weight * scale.view(1, -1, 1, 1))
-    folded.bias.data.copy_(bias)
-    return folded
+    fused.weight.data.copy_(weight * scale.view(1, -1, 1, 1))
+    fused.bias.data.copy_(bias)
+    return fused

@@ -1,4 +1,4 @@
-"""State that a function changes for a while, and what kind of pass is under way."""
+"""Temporary changes of state, and detection of traced passes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode within a context.
 
     Args:
-        module (nn.Module): Any module. Afterwards each of its parts is in the mode that it was in before:
-            norms may have been in evaluation mode in a module that trains.
+        module (nn.Module): Any module. Each submodule returns to its own previous mode, since norms may be
+            in evaluation mode within a module in training.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()
@@ -27,15 +27,15 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether a tensor may stand for others, so that neither its values nor its layout are to be looked at.
+    """Return whether a tensor is a placeholder, whose values and layout must not decide anything.
 
     Args:
         x (Tensor): Any tensor.
 
     Returns:
-        bool: True under tracing, export, compilation and the transforms of ``torch.func``.
+        bool: True under tracing, export, compilation and transforms of ``torch.func``.
     """
-    # the type check comes first: stand-ins of tracers are not to be asked further
+    # the type comes first, because placeholders do not support the other checks
     if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     return torch._C._are_functorch_transforms_active()
@@ -43,10 +43,10 @@ def is_traced(x: Tensor) -> bool:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Leave torch's global generators as they are, whatever is drawn within a context.
+    """Restore torch's global random generators on leaving a context.
 
-    Building a layer draws its weights, even if others take their place at once. Generators of GPUs are
-    included where this process uses any.
+    Building a layer draws weights even if they are overwritten at once. The generators of GPUs are included
+    if this process uses GPUs.
     """
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(gpus):

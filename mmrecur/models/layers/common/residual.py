@@ -1,31 +1,31 @@
-"""Parts of a residual network: bottleneck block, deep stem, shortcut."""
+"""Parts of residual networks: stem, shortcuts, basic and bottleneck blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.attention import CBAM, ChannelGate
-from mmrecur.models.layers.common.fuse import fuse_norm, fuse_norm_of_sum
-from mmrecur.models.layers.common.modes import is_traced
-from mmrecur.models.layers.common.tap import Tap
+from mmrecur.models.layers.common.attention import CBAM
+from mmrecur.models.layers.common.fuse import fuse_norm
 
+#: Builds a norm from a number of channels.
 NormLayer = Callable[[int], nn.Module]
+#: Builds a block's convolution from its place (1 or 2), input channels, output channels and stride.
+ConvLayer = Callable[[int, int, int, int], nn.Module]
 
 
 class DeepStem(nn.Sequential):
-    """Three 3x3 convolutions in the place of the 7x7 one (ResNet-D).
+    """Three 3x3 convolutions that replace the 7x7 convolution of the stem (ResNet-D).
 
-    `He et al. 2019, Bag of Tricks <https://arxiv.org/abs/1812.01187>`_. Halves the resolution; the max
-    pooling is the network's.
+    `He et al. 2019, Bag of Tricks <https://arxiv.org/abs/1812.01187>`_. The stem halves the resolution; the
+    max pooling after it belongs to the network.
 
     Args:
         in_channels (int): Channels of the image.
-        channels (int): Output channels; the two hidden convolutions have half of them.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        channels (int): Output channels. The first two convolutions have half as many.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
     """
 
     def __init__(self, in_channels: int, channels: int, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
@@ -40,7 +40,7 @@ class DeepStem(nn.Sequential):
         super().__init__(*layers)
 
     def switch_to_deploy(self) -> None:
-        """Fold the norms."""
+        """Fuse the norms into the convolutions."""
         for i in range(0, len(self), 3):
             self[i], self[i + 1] = fuse_norm(self[i], self[i + 1])
 
@@ -48,22 +48,22 @@ class DeepStem(nn.Sequential):
 def shortcut_projection(
     in_channels: int, out_channels: int, stride: int, avg_down: bool, norm_layer: NormLayer
 ) -> nn.Sequential:
-    """Projection on the shortcut of a block that changes resolution or width.
+    """Build the projection shortcut of a block that changes resolution or width.
 
     Args:
         in_channels (int): Channels of the block's input.
-        out_channels (int): Channels of its output.
-        stride (int): The block's stride.
-        avg_down (bool): Average pooling and a 1x1 convolution of stride 1 (ResNet-D) instead of a
-            1x1 convolution with the stride.
-        norm_layer (Callable): Builds a norm from a channel count.
+        out_channels (int): Channels of the block's output.
+        stride (int): Stride of the block.
+        avg_down (bool): Use average pooling and a 1x1 convolution of stride 1 (ResNet-D) instead of a
+            strided 1x1 convolution.
+        norm_layer (Callable): Builds a norm from a number of channels.
 
     Returns:
         nn.Sequential: ``conv, norm``, or ``pool, conv, norm`` with ``avg_down``.
     """
     layers: list[nn.Module] = []
     if avg_down:
-        # also at stride 1, so that the parameters of all blocks have the same names
+        # at stride 1 an identity keeps the parameter names the same in all blocks
         pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
         layers.append(nn.Identity() if stride == 1 else pool)
         stride = 1
@@ -71,54 +71,121 @@ def shortcut_projection(
     return nn.Sequential(*layers)
 
 
-def gated_pointwise(conv: nn.Conv2d | None, x: Tensor, gate: Tensor) -> Tensor:
-    """A 1x1 convolution of a gated map, with the gate multiplied into the weights.
+class PaddedShortcut(nn.Module):
+    """Parameter-free shortcut: subsample the pixels and pad the channels with zeros.
+
+    Option A of `He et al. 2016 <https://arxiv.org/abs/1512.03385>`_, with half of the zeros before and half
+    after the channels.
 
     Args:
-        conv (nn.Conv2d, optional): Convolution of stride 1, C -> k channels; None for the gated map.
-        x (Tensor): Shape (N, C, H, W).
-        gate (Tensor): Factor of every channel, shape (N, C).
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of the output, at least ``in_channels``.
+        stride (int): Distance between the pixels that are kept.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        before = (out_channels - in_channels) // 2
+        self.padding = (before, out_channels - in_channels - before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), sizes rounded up."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
+
+
+def conv3x3(place: int, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Build a plain 3x3 convolution, the default ``conv_layer`` of :class:`BasicBlock`."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Basic residual block, 3x3 - 3x3.
+
+    `He et al. 2016 <https://arxiv.org/abs/1512.03385>`_.
+
+    Args:
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of the output.
+        stride (int): Stride of the first convolution. Defaults to 1.
+        padded_shortcut (bool): Use a :class:`PaddedShortcut` instead of a projection where resolution or
+            width change. Defaults to False.
+        conv_layer (Callable): Builds the convolutions. Defaults to :func:`conv3x3`.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        padded_shortcut: bool = False,
+        conv_layer: ConvLayer = conv3x3,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv_layer(1, in_channels, out_channels, stride)
+        self.bn1 = norm_layer(out_channels)
+        self.conv2 = conv_layer(2, out_channels, out_channels, 1)
+        self.bn2 = norm_layer(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = (
+                PaddedShortcut(in_channels, out_channels, stride)
+                if padded_shortcut
+                else shortcut_projection(in_channels, out_channels, stride, False, norm_layer)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), sizes rounded up."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return self.relu(x + shortcut)
+
+    def switch_to_deploy(self) -> None:
+        """Fuse the norms into the convolutions."""
+        self.conv1, self.bn1 = fuse_last(self.conv1, self.bn1)
+        self.conv2, self.bn2 = fuse_last(self.conv2, self.bn2)
+        if isinstance(self.downsample, nn.Sequential):
+            self.downsample[-2], self.downsample[-1] = fuse_norm(*self.downsample)
+
+
+def fuse_last(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Fuse a norm into the convolution before it, which may be the last layer of a sequence.
+
+    Args:
+        conv (nn.Module): A convolution or a sequence that ends with one.
+        norm (nn.Module): The norm that follows.
 
     Returns:
-        Tensor: ``conv(gate * x)``, shape (N, k, H, W), in the layout of x.
+        tuple[nn.Module, nn.Module]: See :func:`fuse_norm`.
     """
-    if conv is None:
-        return x * gate.unsqueeze(-1).unsqueeze(-1)
-    weights = conv.weight.flatten(1) * gate.unsqueeze(1)
-    columns = x.flatten(2)
-    if type(x) is Tensor and not x.is_contiguous():
-        read = torch.matmul(columns.transpose(1, 2), weights.transpose(1, 2))
-        read = (read if conv.bias is None else read + conv.bias).transpose(1, 2)
-    else:
-        read = torch.matmul(weights, columns)
-        read = read if conv.bias is None else read + conv.bias.unsqueeze(-1)
-    # not unflatten, which ONNX takes for one of a fixed batch
-    return read.reshape(x.size(0), conv.out_channels, x.size(2), x.size(3))
+    if isinstance(conv, nn.Sequential):
+        conv[-1], norm = fuse_norm(conv[-1], norm)
+        return conv, norm
+    return fuse_norm(conv, norm)
 
 
 class Bottleneck(nn.Module):
-    """Bottleneck residual block, 1x1 - 3x3 - 1x1, that can also read a hidden state.
+    """Bottleneck residual block, 1x1 - 3x3 - 1x1.
 
-    `He et al. 2016 <https://arxiv.org/abs/1512.03385>`_, its stride on the 3x3 convolution. With
-    ``hidden_channels`` the first convolution sees ``cat(x, h)`` (Zhao et al. 2021, Recurrence along
-    Depth, Section 3.3). Its weight is kept as two, ``conv1`` for x and ``conv1_hidden`` for h, and their
-    products are added: nothing is copied to concatenate, and ``conv1`` has the shape of the plain
-    network's.
+    `He et al. 2016 <https://arxiv.org/abs/1512.03385>`_.
 
     Args:
         in_channels (int): Channels of the input.
         inner_channels (int): Channels between the 1x1 convolutions.
         out_channels (int): Channels of the output.
-        stride (int): Stride of the block, on the 3x3 convolution. Defaults to 1.
+        stride (int): Stride of the 3x3 convolution. Defaults to 1.
         dilation (int): Dilation of the 3x3 convolution. Defaults to 1.
-        groups (int): Its groups. Defaults to 1.
-        hidden_channels (int): Channels of the hidden state, 0 for none. Defaults to 0.
-        attention (nn.Module, optional): Attention on the residual, a :class:`ChannelGate`, :class:`CBAM` or
-            any layer that keeps the shape. Defaults to None.
-        avg_down (bool): ResNet-D shortcut. Defaults to False.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
-        stride_first (bool): Put the stride on the first convolution instead, where networks converted
-            from Caffe have it. Defaults to False.
+        groups (int): Groups of the 3x3 convolution. Defaults to 1.
+        attention (nn.Module, optional): Layer applied to the residual, such as a :class:`ChannelGate` or
+            :class:`CBAM`. It must keep the shape. Defaults to None.
+        avg_down (bool): Use average pooling on strided shortcuts (ResNet-D). Defaults to False.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
+        stride_first (bool): Put the stride on the first 1x1 convolution, as networks converted from Caffe
+            have it. Defaults to False.
     """
 
     def __init__(
@@ -129,7 +196,6 @@ class Bottleneck(nn.Module):
         stride: int = 1,
         dilation: int = 1,
         groups: int = 1,
-        hidden_channels: int = 0,
         attention: nn.Module | None = None,
         avg_down: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
@@ -138,98 +204,36 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.stride = stride
         first, second = (stride, 1) if stride_first else (1, stride)
+        conv2_args = dict(padding=dilation, dilation=dilation, groups=groups, bias=False)
         self.conv1 = nn.Conv2d(in_channels, inner_channels, 1, first, bias=False)
-        self.conv1_hidden = (
-            nn.Conv2d(hidden_channels, inner_channels, 1, first, bias=False) if hidden_channels else None
-        )
         self.bn1 = norm_layer(inner_channels)
-        self.conv2 = nn.Conv2d(
-            inner_channels,
-            inner_channels,
-            3,
-            second,
-            padding=dilation,
-            dilation=dilation,
-            groups=groups,
-            bias=False,
-        )
+        self.conv2 = nn.Conv2d(inner_channels, inner_channels, 3, second, **conv2_args)
         self.bn2 = norm_layer(inner_channels)
         self.conv3 = nn.Conv2d(inner_channels, out_channels, 1, bias=False)
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.attention = attention
-        self.gates_products = False  # the inference form of a block with channel attention
         self.downsample = (
             shortcut_projection(in_channels, out_channels, stride, avg_down, norm_layer)
             if stride != 1 or in_channels != out_channels
             else None
         )
 
-    def forward(self, x: Tensor, h: Tensor | None = None, tap: Tap | None = None) -> Tensor:
-        """Compute the block.
-
-        Args:
-            x (Tensor): Shape (N, in_channels, H, W).
-            h (Tensor, optional): Hidden state, shape (N, hidden_channels, H, W); None stands for zeros.
-            tap (Tap, optional): Reads one of the maps of the output's resolution: the ``'output'``
-                itself, the ``'residual'`` (after attention), the ``'shortcut'``, or ``'inner'``, the
-                input of the last convolution. Defaults to None.
-
-        Returns:
-            Tensor: Shape (N, out_channels, H / stride, W / stride).
-        """
-        inner = self.conv1(x)
-        if h is not None:
-            inner += self.conv1_hidden(h)
-        inner = self.relu(self.bn1(inner))
-        inner = self.relu(self.bn2(self.conv2(inner)))
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), sizes rounded up."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        if self.gates_products:
-            return self._gated(inner, shortcut, tap)
-        residual = self.bn3(self.conv3(inner))
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
         if self.attention is not None:
-            residual = self.attention(residual)
-        source = None if tap is None else tap.source
-        if source == 'residual':
-            tap.read(residual)
-            # what was read is kept: a sum in place would turn it into the output
-            return self.relu(residual + shortcut)
-        residual += shortcut
-        output = self.relu(residual)
-        if tap is not None:
-            tap.read({'output': output, 'shortcut': shortcut, 'inner': inner}[source])
-        return output
-
-    def _gated(self, inner: Tensor, shortcut: Tensor, tap: Tap | None) -> Tensor:
-        """The end of the block in the inference form, where the gated residual is never built.
-
-        The gate needs the mean of the last convolution's output, which is that of the mean of its input;
-        the sum with the shortcut and the readout's weights take it in.
-        """
-        weight = self.conv3.weight.flatten(1)
-        gate = self.attention.gate(F.linear(inner.mean((2, 3)), weight, self.conv3.bias))
-        residual = self.conv3(inner)
-        if tap is not None and tap.source == 'residual':
-            tap.value = gated_pointwise(tap.readout, residual, gate)
-        gate = gate.unsqueeze(-1).unsqueeze(-1)
-        # a trace serves both grad modes, and ONNX knows no results in given places
-        in_place = not is_traced(residual) and not torch.is_grad_enabled()
-        output = self.relu(torch.addcmul(shortcut, residual, gate, out=residual if in_place else None))
-        if tap is not None and tap.source != 'residual':
-            tap.read({'output': output, 'shortcut': shortcut, 'inner': inner}[tap.source])
-        return output
-
-    def residual_conv(self) -> nn.Conv2d | None:
-        """In the inference form the convolution whose output is the residual; None if none is."""
-        ends = self.attention is None and isinstance(self.bn3, nn.Identity)
-        return self.conv3 if ends else None
+            x = self.attention(x)
+        return self.relu(x + shortcut)
 
     def switch_to_deploy(self) -> None:
-        """Fold the norms into the convolutions; outputs in evaluation stay the same."""
-        self.conv1, self.conv1_hidden, self.bn1 = fuse_norm_of_sum(self.conv1, self.conv1_hidden, self.bn1)
+        """Fuse the norms into the convolutions."""
+        self.conv1, self.bn1 = fuse_norm(self.conv1, self.bn1)
         self.conv2, self.bn2 = fuse_norm(self.conv2, self.bn2)
         self.conv3, self.bn3 = fuse_norm(self.conv3, self.bn3)
-        self.gates_products = isinstance(self.attention, ChannelGate) and isinstance(self.bn3, nn.Identity)
         if isinstance(self.attention, CBAM):
             self.attention.switch_to_deploy()
         if self.downsample is not None:

@@ -1,4 +1,4 @@
-"""Recurrent layer aggregation.
+"""The recurrent cell of recurrent layer aggregation (RLA) and its equation.
 
 Zhao, Fang and Li, *Recurrence along Depth: Deep Convolutional Neural Networks with Recurrent Layer
 Aggregation*, NeurIPS 2021, https://arxiv.org/abs/2110.11852, Section 3.3 and Figure 4.
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from mmrecur.models.layers.common.checks import check_int
 from mmrecur.models.layers.common.fuse import is_fusible, norm_affine
-from mmrecur.models.layers.common.modes import is_traced
 
-#: Variant -> (what is aggregated, whether it joins the state before BN-tanh-conv or after); Figure 4.
+#: Variant -> (aggregated map, whether it joins the state before BN-tanh-conv); Figure 4.
 RLA_VARIANTS: dict[str, tuple[str, bool]] = {
     'v1': ('residual', True),
     'v2': ('residual', False),
@@ -25,26 +24,26 @@ RLA_VARIANTS: dict[str, tuple[str, bool]] = {
     'v5': ('shortcut', True),
     'v6': ('shortcut', False),
 }
-#: State of a cell: h, with the memory c beside it in an LSTM, or None for zeros.
+#: State of a cell: h, or (h, c) with the memory c of an LSTM. None stands for zeros.
 State = Tensor | tuple[Tensor, Tensor] | None
 
 
 def hidden_state(state: State) -> Tensor | None:
-    """The part of a cell's state that blocks and classifiers read."""
+    """Return h, the part of the state that blocks and classifiers read."""
     return state[0] if isinstance(state, tuple) else state
 
 
 def downsample_hidden(h: State, stride: int) -> State:
-    """Bring a hidden state to the resolution of a strided block's output by average pooling.
+    """Pool a state to the resolution of the output of a strided block.
 
     Args:
-        h (Tensor or tuple[Tensor, Tensor], optional): Shape (N, k, H, W), or two such maps, or None for
+        h (Tensor or tuple[Tensor, Tensor], optional): Shape (N, k, H, W), or two such maps. None stands for
             zeros.
-        stride (int): The block's stride.
+        stride (int): Stride of the block.
 
     Returns:
-        Tensor or tuple[Tensor, Tensor], optional: Shape (N, k, ceil(H / stride), ceil(W / stride)):
-        rounded up as a padded convolution does, so that odd sizes fit.
+        Tensor or tuple[Tensor, Tensor], optional: Average of each window, shape
+        (N, k, ceil(H / stride), ceil(W / stride)). Sizes are rounded up as in a padded convolution.
     """
     if h is None or stride == 1:
         return h
@@ -53,39 +52,20 @@ def downsample_hidden(h: State, stride: int) -> State:
     return F.avg_pool2d(h, stride, stride, ceil_mode=True, count_include_pad=False)
 
 
-def tanh_(x: Tensor) -> Tensor:
-    """Hyperbolic tangent in place, for inference.
-
-    Float32 on a CPU goes through ``(exp(2 x) - 1) / (exp(2 x) + 1)`` with ``expm1``, which takes two thirds
-    of the time of torch's tanh there. The error stays relative (2e-7): states can be small throughout.
-
-    Args:
-        x (Tensor): Any shape; overwritten.
-
-    Returns:
-        Tensor: ``x``.
-    """
-    # a trace would keep these steps, autograd would need what they overwrite
-    if is_traced(x) or torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != 'cpu':
-        return x.tanh_()
-    x.clamp_(-10, 10).mul_(2).expm1_()  # 1 beyond that; the exponential must not overflow
-    return x.div_(x + 2)
-
-
 class RecurrentCell(nn.Module):
-    """The recurrent path of a stage: what all kinds of cells have in common.
+    """Base of the recurrent cells of a stage.
 
-    A step reads ``s_t``, what is aggregated from block t, with the 1x1 convolution W_o (``conv_out``)
-    that all steps share, and updates the state with it; each step has a norm of its own (``norms``).
+    Step t reads ``s_t``, the map aggregated from block t, with a 1x1 convolution W_o (``conv_out``), and
+    updates the state with the result. All steps share W_o. Each step has its own norm (``norms``).
 
     Args:
-        in_channels (int): Channels C of what is aggregated.
+        in_channels (int): Channels C of the aggregated maps.
         hidden_channels (int): Channels k of the state. Defaults to 32.
         num_steps (int): Updates in the stage. Defaults to 1.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
 
     Raises:
-        ValueError: If a count is not a positive integer.
+        ValueError: If a number is not a positive integer.
     """
 
     def __init__(
@@ -107,9 +87,10 @@ class RecurrentCell(nn.Module):
         """Update the state.
 
         Args:
-            h (Tensor or tuple[Tensor, Tensor], optional): State before the block, at its output's
-                resolution, shape (N, k, H, W), an LSTM's two of them; None for zeros.
-            s (Tensor): What is aggregated from the block, shape (N, C, H, W).
+            h (Tensor or tuple[Tensor, Tensor], optional): State before the block, at the
+                resolution of its output, shape (N, k, H, W), or two such maps of an LSTM. None stands for
+                zeros.
+            s (Tensor): Map aggregated from the block, shape (N, C, H, W).
             step (int): Index of the update in the stage.
 
         Returns:
@@ -118,47 +99,47 @@ class RecurrentCell(nn.Module):
         return self.update(h, self.readout(step)(s), step)
 
     def readout(self, step: int) -> nn.Module:
-        """The layer that reads what is aggregated, for blocks that can apply it more cheaply."""
+        """Return the layer that reads the aggregated map of a step."""
         return self.conv_out
 
     def step_parts(self, step: int) -> list[nn.Module]:
-        """What the cell has for one step alone."""
+        """Return the modules that only one step uses."""
         return [self.norms[step]]
 
     def update(self, h: State, new: Tensor, step: int) -> State:
-        """Update the state from what :meth:`readout` gave, shape (N, k, H, W)."""
+        """Update the state with ``new``, the output of :meth:`readout`, shape (N, k, H, W)."""
         raise NotImplementedError
 
     def fused(self, last_convs: Sequence[nn.Conv2d] | None = None) -> FusedCell | None:
-        """The cell in its inference form.
+        """Build the inference form of the cell.
 
         Args:
-            last_convs (Sequence[nn.Conv2d], optional): The convolutions, norm folded, that compute
-                ``s_t`` from the blocks' inner maps. Given, they are collapsed with W_o and the fused
+            last_convs (Sequence[nn.Conv2d], optional): Last convolution of each block, with its norm fused,
+                which computes ``s_t`` from an inner map. If given, it is collapsed with W_o, and the fused
                 cell aggregates the inner maps instead. Defaults to None.
 
         Returns:
-            FusedCell: The fused cell, or None if a norm cannot be folded.
+            FusedCell, optional: The fused cell. None if a norm cannot be fused.
         """
         if not all(is_fusible(norm) for norm in self.norms):
             return None
         return self._fused(last_convs)
 
     def _fused(self, last_convs: Sequence[nn.Conv2d] | None) -> FusedCell:
-        """The fused cell; the norms can be folded."""
+        """Build the fused cell of a cell whose norms can be fused."""
         raise NotImplementedError
 
 
 class FusedCell(nn.Module):
-    """A cell's inference form: what :class:`RecurrentCell` is, with a readout for each step.
+    """Base of the inference forms of cells, which have a separate readout for each step.
 
-    Where ``s = W_3 a + b_3`` with fewer channels in ``a`` than in ``s``, the chain ``W_o W_3`` is one
-    small matrix.
+    If ``s = W_3 a + b_3`` and ``a`` has fewer channels than ``s``, the product ``W_o W_3`` is one small
+    matrix.
 
     Args:
-        cell (RecurrentCell): The cell in evaluation, with foldable norms.
+        cell (RecurrentCell): Cell in evaluation whose norms can be fused.
         last_convs (Sequence[nn.Conv2d], optional): See :meth:`RecurrentCell.fused`.
-        norm_behind (bool): Whether a step's norm ``g * x + b`` follows W_o and is folded into it.
+        norm_behind (bool): Whether the norm of a step, ``g * x + b``, follows W_o and is fused into it.
     """
 
     def __init__(
@@ -170,7 +151,7 @@ class FusedCell(nn.Module):
         for step, norm in enumerate(cell.norms):
             weight, bias = cell.conv_out.weight.data, cell.conv_out.weight.new_zeros(())
             if last_convs is not None:
-                # in double precision: the product of two folded matrices is rounded once
+                # in double precision, so that the product is rounded only once
                 w_o, last = weight.flatten(1).double(), last_convs[step]
                 if last.bias is not None:
                     bias = (w_o @ last.bias.data.double()).to(weight)
@@ -187,7 +168,7 @@ class FusedCell(nn.Module):
         self.inputs = nn.ModuleList(inputs)
 
     def forward(self, h: State, s: Tensor, step: int) -> State:
-        """Update the state; arguments and result as in :meth:`RecurrentCell.forward`."""
+        """See :meth:`RecurrentCell.forward`."""
         return self.update(h, self.readout(step)(s), step)
 
     def readout(self, step: int) -> nn.Module:
@@ -199,34 +180,34 @@ class FusedCell(nn.Module):
         return [self.inputs[step]]
 
     def update(self, h: State, new: Tensor, step: int) -> State:
-        """Update the state from what :meth:`readout` gave, which may be overwritten."""
+        """See :meth:`RecurrentCell.update`."""
         raise NotImplementedError
 
 
 class RLACell(RecurrentCell):
-    r"""The recurrent path of one stage as the paper proposes it.
+    r"""The recurrent cell that the paper proposes.
 
-    With ``s_t`` what is aggregated from block t, the state of ``k = hidden_channels`` channels becomes
+    The map ``s_t`` aggregated from block t updates the state of ``k = hidden_channels`` channels:
 
     .. math::
         h_t &= W_r * \tanh(\mathrm{BN}_t(h_{t-1} + W_o * s_t)) &\quad\text{(add\_first)}\\
         h_t &= W_r * \tanh(\mathrm{BN}_t(h_{t-1})) + W_o * s_t &\quad\text{(otherwise)}
 
-    The 1x1 convolution W_o (``conv_out``) and the 3x3 convolution W_r (``recurrent_conv``) are shared
-    by all steps of the stage, each step has a norm of its own (``norms``).
+    All steps of the stage share the 1x1 convolution W_o (``conv_out``) and the 3x3 convolution W_r
+    (``recurrent_conv``). Each step has its own norm (``norms``).
 
     Args:
-        in_channels (int): Channels C of what is aggregated.
+        in_channels (int): Channels C of the aggregated maps.
         hidden_channels (int): Channels k of the state. Defaults to 32.
         num_steps (int): Updates in the stage. Defaults to 1.
-        add_first (bool): Whether new information joins before BN-tanh-conv (v1, v3, v5) or after it
+        add_first (bool): Add the new information before BN-tanh-conv (v1, v3, v5) instead of after it
             (v2, v4, v6). Defaults to True.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
-        recurrent_conv (nn.Module, optional): W_r. ``nn.Identity()`` leaves it to the caller, where
-            several stages share one. Defaults to None, a convolution of the cell's own.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
+        recurrent_conv (nn.Module, optional): W_r. ``nn.Identity()`` leaves it to the caller, for stages that
+            share one. Defaults to None, a 3x3 convolution.
 
     Raises:
-        ValueError: If a count is not a positive integer.
+        ValueError: If a number is not a positive integer.
 
     Example:
         >>> import torch
@@ -268,11 +249,11 @@ class RLACell(RecurrentCell):
 class FusedRLACell(FusedCell):
     r"""The inference form of :class:`RLACell`.
 
-    A step's norm is an affine map ``g * x + b``. In front of the tanh it is folded into W_o:
+    The norm of a step is an affine map ``g * x + b``. Before the tanh it is fused into W_o:
     ``tanh(g h + (g W_o) s + b)``.
 
     Args:
-        cell (RLACell): The cell in evaluation, with foldable norms.
+        cell (RLACell): Cell in evaluation whose norms can be fused.
         last_convs (Sequence[nn.Conv2d], optional): See :meth:`RecurrentCell.fused`.
     """
 
@@ -289,9 +270,9 @@ class FusedRLACell(FusedCell):
         """See :meth:`FusedCell.update`."""
         if self.add_first:
             state = new if h is None else torch.addcmul(new, h, self.scales[step])
-            return self.recurrent_conv(tanh_(state))
+            return self.recurrent_conv(torch.tanh(state))
         if h is None:
             state = self.shifts[step].expand_as(new).clone()
         else:
             state = torch.addcmul(self.shifts[step], h, self.scales[step])
-        return self.recurrent_conv(tanh_(state)) + new
+        return self.recurrent_conv(torch.tanh(state)) + new

@@ -1,8 +1,8 @@
 """Dense blocks whose bottleneck convolutions share weights along the depth.
 
-Huang et al., *Densely Connected Convolutional Networks*, CVPR 2017, https://arxiv.org/abs/1608.06993; the
-sharing by Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852,
-Section 3.2 and Appendix A.2.
+Dense blocks are from Huang et al., *Densely Connected Convolutional Networks*, CVPR 2017,
+https://arxiv.org/abs/1608.06993. The shared weights are from Zhao, Fang and Li, *Recurrence along Depth*,
+NeurIPS 2021, https://arxiv.org/abs/2110.11852, Section 3.2 and Appendix A.2.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mmrecur.models.layers.common.stage import BlockSequence
 
 NormLayer = Callable[[int], nn.Module]
 
-#: What the shared weights of an earlier layer's output depend on: its distance or its place.
-SHARING = (None, 'lag', 'ordinal')
+#: What the weights for an earlier layer depend on: its distance (lag) or its position (ordinal).
+SHARES = (None, 'lag', 'ordinal')
 
 
 class DenseLayer(nn.Module):
@@ -31,9 +31,9 @@ class DenseLayer(nn.Module):
     Args:
         in_channels (int): Channels of the input, all of which ``norm1`` sees.
         growth_rate (int): Channels of the output.
-        own_channels (int, optional): Leading channels of the input whose weights in the 1x1 convolution
-            are the layer's own; those of the others are given to ``forward``. Defaults to all.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        own_channels (int, optional): Number of leading input channels for which the layer has weights of the
+            1x1 convolution. ``forward`` receives the weights of the others. Defaults to all channels.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
     """
 
     #: Output channels of the 1x1 convolution for each channel of the layer's output.
@@ -56,10 +56,10 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(inner, growth_rate, 3, padding=1, bias=False)
 
     def weight(self, shared: Tensor | None) -> Tensor:
-        """The weight of the whole 1x1 convolution.
+        """Return the weight of the whole 1x1 convolution.
 
         Args:
-            shared (Tensor, optional): Its part that layers share, shape (4 k, channels, 1, 1).
+            shared (Tensor, optional): Shared part of the weight, shape (4 k, channels, 1, 1).
 
         Returns:
             Tensor: Shape (4 k, in_channels, 1, 1).
@@ -82,40 +82,40 @@ class DenseLayer(nn.Module):
         return self.conv2(self.relu2(self.norm2(x)))
 
     def switch_to_deploy(self, shared: Tensor | None = None) -> None:
-        """Fold the norms; from now on the layer is called without shared weights."""
+        """Fuse the norms. Afterwards ``forward`` takes no shared weights."""
         if shared is not None:
             weight = self.weight(shared)
             self.conv1 = nn.Conv2d(weight.size(1), weight.size(0), 1, bias=False, device=weight.device)
             self.conv1.to(weight.dtype).weight.data.copy_(weight)
-        folded = fuse_preactivation(self.norm1, [self.conv1])
-        if folded is not None:
-            self.norm1, (self.conv1,) = folded
+        fused = fuse_preactivation(self.norm1, [self.conv1])
+        if fused is not None:
+            self.norm1, (self.conv1,) = fused
             self.relu1 = nn.Identity()
         self.conv1, self.norm2 = fuse_norm(self.conv1, self.norm2)
 
 
 class DenseBlock(BlockSequence):
-    r"""Layers each of which reads the block's input and the outputs of all layers before it.
+    r"""Layers that each read the input of the block and the outputs of all previous layers.
 
-    The 1x1 convolution of layer t acts on the maps :math:`x^0, ..., x^{t-1}` separately: its weight is a row
-    of pieces :math:`W^t_0, ..., W^t_{t-1}` (Zhao et al., Equation 4). With sharing, all but that of the
-    block's input come from one row of pieces that the layers have in common:
+    The 1x1 convolution of layer t is a sum over the maps :math:`x^0, ..., x^{t-1}`. Its weight is a row of
+    pieces :math:`W^t_0, ..., W^t_{t-1}` (Zhao et al., Equation 4). With ``share``, the layers have all pieces
+    except that of the block's input in common:
 
     .. math::
         W^t_l &= S_{t-l} &\quad\text{(lag, Equation 9)}\\
         W^t_l &= S_l &\quad\text{(ordinal, Equation 10)}
 
-    It is kept in one convolution ``shared_conv1``, ordered such that what layer t needs stands side by side:
-    with lags the most distant piece is first and a layer reads the end of the row, with ordinals the
-    first is first and it reads the beginning. Norms are a layer's own (the paper shares the 1x1
-    convolutions only), so a layer's sum is no update of the sum before it.
+    One convolution ``shared_conv1`` stores the shared pieces in an order in which the pieces of layer t are
+    adjacent. With lags, the most distant piece comes first and a layer reads the end of the row. With
+    ordinals, the first piece comes first and a layer reads the beginning. Each layer has its own norms,
+    because the paper shares only the 1x1 convolutions.
 
     Args:
-        num_layers (int): Layers L in the block; at least 2 with sharing.
+        num_layers (int): Number of layers L, at least 2 with ``share``.
         in_channels (int): Channels of the block's input.
         growth_rate (int): Channels k that each layer adds.
-        sharing (str, optional): ``'lag'``, ``'ordinal'`` or None. Defaults to None.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        share (str, optional): ``'lag'``, ``'ordinal'``, or None for a plain dense block. Defaults to None.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
         with_cp (bool): Recompute each layer in the backward pass. Defaults to False.
 
     Raises:
@@ -123,7 +123,7 @@ class DenseBlock(BlockSequence):
 
     Example:
         >>> import torch
-        >>> block = DenseBlock(num_layers=4, in_channels=24, growth_rate=12, sharing='lag')
+        >>> block = DenseBlock(num_layers=4, in_channels=24, growth_rate=12, share='lag')
         >>> block(torch.rand(2, 24, 8, 8)).shape
         torch.Size([2, 72, 8, 8])
     """
@@ -133,32 +133,32 @@ class DenseBlock(BlockSequence):
         num_layers: int,
         in_channels: int,
         growth_rate: int,
-        sharing: str | None = None,
+        share: str | None = None,
         norm_layer: NormLayer = nn.BatchNorm2d,
         with_cp: bool = False,
     ) -> None:
         super().__init__()
-        check_choice('sharing', sharing, SHARING)
-        check_int('num_layers', num_layers, 1 if sharing is None else 2)
+        check_choice('share', share, SHARES)
+        check_int('num_layers', num_layers, 1 if share is None else 2)
         check_int('in_channels', in_channels, 1)
         check_int('growth_rate', growth_rate, 1)
         self.num_layers = num_layers
         self.in_channels = in_channels
         self.growth_rate = growth_rate
-        self.sharing = sharing
+        self.share = share
         self.with_cp = with_cp
         for i in range(num_layers):
             layer = DenseLayer(
                 in_channels + i * growth_rate,
                 growth_rate,
-                own_channels=in_channels if sharing else None,
+                own_channels=in_channels if share else None,
                 norm_layer=norm_layer,
             )
             self.add_module(f'denselayer{i + 1}', layer)
-        # never called: it holds a weight where initialisers find it
+        # never called, but a convolution is where initialisers find weights
         self.shared_conv1 = (
             nn.Conv2d((num_layers - 1) * growth_rate, DenseLayer.bottleneck * growth_rate, 1, bias=False)
-            if sharing
+            if share
             else None
         )
 
@@ -170,19 +170,19 @@ class DenseBlock(BlockSequence):
     blocks = layers
 
     def shared_weight(self, index: int) -> Tensor | None:
-        """What a layer reads of the shared weights.
+        """Return the shared weights that a layer reads.
 
         Args:
-            index (int): Index of the layer from 0.
+            index (int): Index of the layer, from 0.
 
         Returns:
             Tensor, optional: Shape (4 k, index * k, 1, 1), for the outputs of layers 0, ..., index - 1 in
-            this order. None for the first layer and without sharing.
+            this order. None for the first layer and without ``share``.
         """
         if self.shared_conv1 is None or index == 0:
             return None
         channels = index * self.growth_rate
-        if self.sharing == 'ordinal':
+        if self.share == 'ordinal':
             return self.shared_conv1.weight[:, :channels]
         return self.shared_conv1.weight[:, -channels:]
 
@@ -205,7 +205,7 @@ class DenseBlock(BlockSequence):
         return x
 
     def switch_to_deploy(self) -> None:
-        """Give every layer its whole 1x1 convolution and fold the norms."""
+        """Give every layer its whole 1x1 convolution and fuse the norms."""
         for index, layer in enumerate(self.layers):
             layer.switch_to_deploy(self.shared_weight(index))
         self.shared_conv1 = None
@@ -214,13 +214,13 @@ class DenseBlock(BlockSequence):
 class Transition(nn.Module):
     """Norm, ReLU, 1x1 convolution and average pooling between dense blocks.
 
-    The pooling is computed before the convolution: both are linear and act on different axes, so the
-    order changes nothing but the work, which is a quarter.
+    The pooling comes before the convolution, which then costs a quarter. The result is the same, because both
+    are linear and act on different axes.
 
     Args:
         in_channels (int): Channels of the input.
         out_channels (int): Channels of the output.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, norm_layer: NormLayer = nn.BatchNorm2d) -> None:
@@ -235,8 +235,8 @@ class Transition(nn.Module):
         return self.conv(self.pool(self.relu(self.norm(x))))
 
     def switch_to_deploy(self) -> None:
-        """Fold the norm and the ReLU."""
-        folded = fuse_preactivation(self.norm, [self.conv])
-        if folded is not None:
-            self.norm, (self.conv,) = folded
+        """Fuse the norm and the ReLU into the convolution."""
+        fused = fuse_preactivation(self.norm, [self.conv])
+        if fused is not None:
+            self.norm, (self.conv,) = fused
             self.relu = nn.Identity()

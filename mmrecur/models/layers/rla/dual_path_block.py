@@ -17,23 +17,22 @@ class DualPathBlock(nn.Module):
     """Bottleneck block with a residual and a densely connected path.
 
     Chen et al., *Dual Path Networks*, NeurIPS 2017, https://arxiv.org/abs/1707.01629, Section 4. Each
-    convolution follows a norm and a ReLU. Of the block's output the first ``out_channels`` channels are
-    added to the residual path, the other ``dense_channels`` are appended to the dense one. The first
-    block of a stage starts both paths anew: a 1x1 projection of its whole input gives the residual path
-    and ``2 * dense_channels`` channels of the dense path.
+    convolution follows a norm and a ReLU. The first ``out_channels`` channels of the result are added to the
+    residual path, the other ``dense_channels`` are appended to the dense path. The first block of a stage
+    projects its whole input to a new residual path and ``2 * dense_channels`` channels of a new dense path.
 
     Args:
-        in_channels (int): Channels of the input, both paths together.
+        in_channels (int): Channels of both input paths together.
         inner_channels (int): Channels between the 1x1 convolutions.
         out_channels (int): Channels of the residual path.
-        dense_channels (int): Channels that the block appends to the dense path; 0 for a plain
-            pre-activated bottleneck block. Defaults to 0.
+        dense_channels (int): Channels appended to the dense path. 0 gives a plain pre-activated bottleneck
+            block. Defaults to 0.
         stride (int): Stride of the 3x3 convolution. Defaults to 1.
         project (bool): Whether the block starts a stage. Defaults to False.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
 
     Attributes:
-        total_channels (int): Channels of the output, both paths together.
+        total_channels (int): Channels of both output paths together.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class DualPathBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block.
+        """Run the block.
 
         Args:
             x (Tensor): Residual path and dense path, shape (N, in_channels, H, W).
@@ -81,11 +80,11 @@ class DualPathBlock(nn.Module):
         return torch.cat([x[:, :main] + y[:, :main], x[:, main:], y[:, main:]], dim=1)
 
     def switch_to_deploy(self) -> None:
-        """Fold the norms; outputs in evaluation stay the same."""
+        """Fuse the norms into the convolutions."""
         readers = [self.conv1] if self.downsample is None else [self.conv1, self.downsample]
-        folded = fuse_preactivation(self.bn1, readers)
-        if folded is not None:
-            self.bn1, readers = folded
+        fused = fuse_preactivation(self.bn1, readers)
+        if fused is not None:
+            self.bn1, readers = fused
             self.relu1 = nn.Identity()
             self.conv1, self.downsample = readers if len(readers) == 2 else (readers[0], None)
         self.conv1, self.bn2 = fuse_norm(self.conv1, self.bn2)

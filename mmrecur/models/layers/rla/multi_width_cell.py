@@ -1,4 +1,4 @@
-"""Recurrent layer aggregation over blocks of several widths."""
+"""The recurrent cell of a stage whose blocks differ in width."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from mmrecur.models.layers.rla.cell import RLACell
 
 
 class MultiWidthRLACell(nn.Module):
-    """The recurrent path of a stage whose blocks differ in width.
+    """An :class:`RLACell` for blocks that differ in width.
 
-    All steps share the 3x3 convolution W_r (``recurrent_conv``); a 1x1 convolution W_o is shared by the steps
-    in a row that read the same number of channels. Otherwise as :class:`RLACell`, of which there is one
-    without W_r for each width.
+    All steps share the 3x3 convolution W_r (``recurrent_conv``). Consecutive steps that read the same number
+    of channels share a 1x1 convolution W_o; they form an :class:`RLACell` without W_r.
 
     Args:
-        in_channels (Sequence[int]): Channels of what each step aggregates.
+        in_channels (Sequence[int]): Channels of the map that each step aggregates.
         hidden_channels (int): Channels k of the state. Defaults to 32.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
 
     Raises:
-        ValueError: If a count is not a positive integer.
+        ValueError: If a number is not a positive integer.
 
     Example:
         >>> import torch
@@ -44,12 +43,12 @@ class MultiWidthRLACell(nn.Module):
     ) -> None:
         super().__init__()
         self.cells = nn.ModuleList()
-        #: Which cell a step belongs to, and its step there.
+        #: For each step, the index of its cell and the step in this cell.
         self.places: list[tuple[int, int]] = []
         self.recurrent_conv = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1, bias=False)
         for index, (width, run) in enumerate(groupby(in_channels)):
             steps = len(list(run))
-            # W_r stands here once: in every cell it would be one tensor under several names
+            # registered once here; in every cell W_r would be one tensor under several names
             cell = RLACell(width, hidden_channels, steps, norm_layer=norm_layer, recurrent_conv=nn.Identity())
             self.cells.append(cell)
             self.places += [(index, step) for step in range(steps)]
@@ -61,7 +60,7 @@ class MultiWidthRLACell(nn.Module):
         return self.cells[index].readout(place)
 
     def step_parts(self, step: int) -> list[nn.Module]:
-        """See :meth:`RLACell.step_parts`; the first step of a width brings the convolution that reads it."""
+        """See :meth:`RLACell.step_parts`. The first step of a cell includes its W_o."""
         index, place = self.places[step]
         parts = self.cells[index].step_parts(place)
         return parts if place else [*parts, self.readout(step)]
@@ -72,13 +71,13 @@ class MultiWidthRLACell(nn.Module):
         return self.recurrent_conv(self.cells[index].update(h, new, place))
 
     def switch_to_deploy(self) -> None:
-        """Bring the cells into their inference form, unless a norm cannot be folded."""
+        """Replace the cells by their inference form, unless a norm cannot be fused."""
         fused = [cell.fused() for cell in self.cells]
         if None not in fused:
             self.cells = nn.ModuleList(fused)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take older checkpoints too, in which W_r has a name in every cell."""
+        """Accept older checkpoints, in which every cell has a copy of W_r."""
         old = [f'{prefix}cells.{index}.recurrent_conv.weight' for index in range(len(self.cells))]
         found = [state_dict.pop(name) for name in old if name in state_dict]
         if found:

@@ -1,4 +1,4 @@
-"""The other recurrent cells that the ablations of the RLA paper compare, and the choice among all.
+"""Recurrent cells of the ablations in the RLA paper, and the function that builds any cell.
 
 Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852, Section 4.4,
 Appendix B.4.1, Figures 6 and 7.
@@ -13,23 +13,25 @@ from torch import Tensor, nn
 
 from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
-from mmrecur.models.layers.rla.cell import FusedCell, RecurrentCell, RLACell, State, tanh_
+from mmrecur.models.layers.rla.cell import FusedCell, RecurrentCell, RLACell, State
 
-#: The recurrent units: the paper's 3x3 convolution, and two that gate.
+#: Recurrent units: the 3x3 convolution that the paper proposes, and two gated units.
 CELLS = ('conv', 'lstm', 'gru')
+#: What shares the convolutions of a cell: the steps of a stage, or nothing.
+CELL_SHARES = ('stage', None)
 
 
 class PostActRLACell(RecurrentCell):
-    r"""The recurrent path with the post-activated unit (Appendix B.4.1, Figure 7).
+    r"""The cell with the post-activated unit (Appendix B.4.1, Figure 7).
 
     .. math::
         h_t = \tanh(\mathrm{BN}_t(W_r * (h_{t-1} + W_o * s_t)))
 
     Args:
-        in_channels (int): Channels C of what is aggregated.
+        in_channels (int): Channels C of the aggregated maps.
         hidden_channels (int): Channels k of the state. Defaults to 32.
         num_steps (int): Updates in the stage. Defaults to 1.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
     """
 
     def __init__(
@@ -52,27 +54,27 @@ class PostActRLACell(RecurrentCell):
 
 
 class FusedPostActRLACell(FusedCell):
-    """The inference form of :class:`PostActRLACell`: each step has its norm folded into a W_r of its own.
+    """The inference form of :class:`PostActRLACell`: each step has a W_r into which its norm is fused.
 
     Args:
-        cell (PostActRLACell): The cell in evaluation, with foldable norms.
+        cell (PostActRLACell): Cell in evaluation whose norms can be fused.
         last_convs (Sequence[nn.Conv2d], optional): See :meth:`RecurrentCell.fused`.
     """
 
     def __init__(self, cell: PostActRLACell, last_convs: Sequence[nn.Conv2d] | None = None) -> None:
         super().__init__(cell, last_convs, norm_behind=False)
-        folded = (fuse_norm(cell.recurrent_conv, norm)[0] for norm in cell.norms)
-        self.recurrent_convs = nn.ModuleList(folded)
+        fused = (fuse_norm(cell.recurrent_conv, norm)[0] for norm in cell.norms)
+        self.recurrent_convs = nn.ModuleList(fused)
 
     def update(self, h: Tensor | None, new: Tensor, step: int) -> Tensor:
         """See :meth:`FusedCell.update`."""
-        return tanh_(self.recurrent_convs[step](new if h is None else h + new))
+        return torch.tanh(self.recurrent_convs[step](new if h is None else h + new))
 
 
 class ConvLSTM(nn.Module):
     r"""A convolutional LSTM unit without peepholes (Appendix B.4.1, Figure 6).
 
-    One 3x3 convolution of ``cat(input, h)`` without bias gives i, f, o and g in this order;
+    One 3x3 convolution of ``cat(input, h)`` without bias computes i, f, o and g, in this order:
 
     .. math::
         c_t &= \sigma(f) c_{t-1} + \sigma(i) \tanh(g)\\
@@ -91,8 +93,9 @@ class ConvLSTM(nn.Module):
         """Update the state.
 
         Args:
-            state (tuple[Tensor, Tensor], optional): h and c, each (N, k, H, W); None for zeros.
-            x (Tensor): Input, same shape.
+            state (tuple[Tensor, Tensor], optional): h and c, each of shape (N, k, H, W). None
+                stands for zeros.
+            x (Tensor): Input of the same shape.
 
         Returns:
             tuple[Tensor, Tensor]: h and c after the step.
@@ -105,25 +108,25 @@ class ConvLSTM(nn.Module):
 
 
 class ConvGRU(nn.Module):
-    r"""A convolutional GRU unit with group norms (in the authors' code only).
+    r"""A convolutional GRU unit with group norms, from the code of the authors.
 
     .. math::
         r, u &= \sigma(\mathrm{GN}(W_g * \mathrm{cat}(x, h_{t-1})))\\
         y &= \tanh(\mathrm{GN}(W_y * \mathrm{cat}(x, r h_{t-1})))\\
         h_t &= u h_{t-1} + (1 - u) y
 
-    Both convolutions are 3x3 with bias; r, u and y are normalised over all their channels and pixels.
+    Both convolutions are 3x3 with bias. The norms take statistics over all channels and pixels of r, u and y.
 
     Args:
         channels (int): Channels k of the input and of h.
-        eps (float): Of the norms. Defaults to 1e-6.
+        eps (float): Epsilon of the norms. Defaults to 1e-6.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
         check_int('channels', channels, 1)
         self.gates = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1)
-        # two groups are two norms of one group each, r's and u's
+        # two groups are separate norms for r and u
         self.gates_norm = nn.GroupNorm(2, 2 * channels, eps)
         self.candidate = nn.Conv2d(2 * channels, channels, 3, padding=1)
         self.candidate_norm = nn.GroupNorm(1, channels, eps)
@@ -132,8 +135,8 @@ class ConvGRU(nn.Module):
         """Update the state.
 
         Args:
-            h (Tensor, optional): State, shape (N, k, H, W); None for zeros.
-            x (Tensor): Input, same shape.
+            h (Tensor, optional): State, shape (N, k, H, W). None stands for zeros.
+            x (Tensor): Input of the same shape.
 
         Returns:
             Tensor: h after the step.
@@ -146,14 +149,14 @@ class ConvGRU(nn.Module):
 
 
 class GatedRLACell(RecurrentCell):
-    r"""The recurrent path with a gated unit, whose input is :math:`\tanh(\mathrm{BN}_t(W_o * s_t))`.
+    r"""The cell with a gated unit whose input is :math:`\tanh(\mathrm{BN}_t(W_o * s_t))`.
 
     Args:
         unit (nn.Module): :class:`ConvLSTM` or :class:`ConvGRU` of k channels, shared by the steps.
-        in_channels (int): Channels C of what is aggregated.
+        in_channels (int): Channels C of the aggregated maps.
         hidden_channels (int): Channels k of the state. Defaults to 32.
         num_steps (int): Updates in the stage. Defaults to 1.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
     """
 
     def __init__(
@@ -176,10 +179,10 @@ class GatedRLACell(RecurrentCell):
 
 
 class FusedGatedRLACell(FusedCell):
-    """The inference form of :class:`GatedRLACell`: each step's norm is folded into a W_o of its own.
+    """The inference form of :class:`GatedRLACell`: each step has a W_o into which its norm is fused.
 
     Args:
-        cell (GatedRLACell): The cell in evaluation, with foldable norms.
+        cell (GatedRLACell): Cell in evaluation whose norms can be fused.
         last_convs (Sequence[nn.Conv2d], optional): See :meth:`RecurrentCell.fused`.
     """
 
@@ -189,14 +192,14 @@ class FusedGatedRLACell(FusedCell):
 
     def update(self, h: State, new: Tensor, step: int) -> State:
         """See :meth:`FusedCell.update`."""
-        return self.unit(h, tanh_(new))
+        return self.unit(h, torch.tanh(new))
 
 
 class UnsharedCells(nn.Module):
-    """A stage's recurrent path without sharing: each step is a cell with weights of its own.
+    """The cells of a stage whose steps share nothing.
 
     Args:
-        cells (Sequence[nn.Module]): Cells of one step each, of the same kind.
+        cells (Sequence[nn.Module]): One cell of a single step for each step, all of the same kind.
     """
 
     def __init__(self, cells: Sequence[nn.Module]) -> None:
@@ -209,11 +212,11 @@ class UnsharedCells(nn.Module):
         return self.steps[step](h, s, 0)
 
     def readout(self, step: int) -> nn.Module:
-        """See :meth:`RecurrentCell.readout`; here every step has its own."""
+        """See :meth:`RecurrentCell.readout`."""
         return self.steps[step].readout(0)
 
     def step_parts(self, step: int) -> list[nn.Module]:
-        """See :meth:`RecurrentCell.step_parts`; here it is a whole cell."""
+        """See :meth:`RecurrentCell.step_parts`."""
         return [self.steps[step]]
 
     def update(self, h: State, new: Tensor, step: int) -> State:
@@ -234,39 +237,39 @@ def make_rla_cell(
     hidden_channels: int = 32,
     num_steps: int = 1,
     cell: str = 'conv',
-    shared: bool = True,
+    share: str | None = 'stage',
     post_act: bool = False,
     add_first: bool = True,
     norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
 ) -> RecurrentCell | UnsharedCells:
-    """Build the recurrent path of a stage.
+    """Build the recurrent cell of a stage.
 
     Args:
-        in_channels (int): Channels C of what is aggregated.
+        in_channels (int): Channels C of the aggregated maps.
         hidden_channels (int): Channels k of the state. Defaults to 32.
         num_steps (int): Updates in the stage. Defaults to 1.
         cell (str): ``'conv'``, ``'lstm'`` or ``'gru'``. Defaults to 'conv'.
-        shared (bool): Whether the steps share their convolutions. Defaults to True.
-        post_act (bool): Activate behind the recurrent convolution instead of before it. Defaults to
-            False.
-        add_first (bool): Whether new information joins before the recurrent convolution or after it.
+        share (str, optional): ``'stage'``: the steps share the convolutions. None: each step has its own.
+            Defaults to 'stage'.
+        post_act (bool): Activate after the recurrent convolution instead of before it. Defaults to False.
+        add_first (bool): Add the new information before the recurrent convolution instead of after it.
             Defaults to True.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
 
     Returns:
         RecurrentCell or UnsharedCells: The cell.
 
     Raises:
-        TypeError, ValueError: If an argument is wrong, or ``post_act`` or ``add_first`` are set for a
-            cell that knows no such choice.
+        TypeError, ValueError: If an argument is wrong, or if the cell does not support ``post_act`` or
+            ``add_first``.
     """
     check_cell(cell, post_act, add_first)
-    check_flag(shared=shared)
+    check_choice('share', share, CELL_SHARES)
     check_int('num_steps', num_steps, 1)
-    if not shared:
+    if share is None:
         return UnsharedCells(
             [
-                make_rla_cell(in_channels, hidden_channels, 1, cell, True, post_act, add_first, norm_layer)
+                make_rla_cell(in_channels, hidden_channels, 1, cell, 'stage', post_act, add_first, norm_layer)
                 for _ in range(num_steps)
             ]
         )
@@ -279,10 +282,10 @@ def make_rla_cell(
 
 
 def check_cell(cell: str, post_act: bool, add_first: bool) -> None:
-    """Raise unless a cell is what its arguments say, see :func:`make_rla_cell`.
+    """Raise unless ``post_act`` and ``add_first`` suit the cell, see :func:`make_rla_cell`.
 
     Raises:
-        TypeError, ValueError: Naming the argument, its value and what is allowed.
+        TypeError, ValueError: If they do not. The message names the argument.
     """
     check_choice('cell', cell, CELLS)
     check_flag(post_act=post_act, add_first=add_first)

