@@ -18,7 +18,6 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from mmrecur.apis.runner import (
-    ToolError,
     add_common_arguments,
     build_runner,
     clean_errors,
@@ -26,7 +25,8 @@ from mmrecur.apis.runner import (
     prepare_config,
 )
 from mmrecur.apis.summary import print_metrics, print_results
-from mmrecur.checkpoint.io import CheckpointError, load_checkpoint_file
+from mmrecur.checkpoint.io import load_checkpoint_file
+from mmrecur.errors import CheckpointError, ToolError
 
 #: What each library calls the parts that --out, --show-dir and --tta need. No scope is given: some
 #: are registered in MMEngine's root, where a scoped name does not find them.

@@ -15,7 +15,6 @@ from mmengine.runner import Runner
 
 from mmrecur.apis.pictures import draw_predictions
 from mmrecur.apis.runner import (
-    ToolError,
     add_common_arguments,
     build_runner,
     clean_errors,
@@ -25,9 +24,9 @@ from mmrecur.apis.runner import (
     use_auto_scale_lr,
 )
 from mmrecur.apis.summary import final_metrics, print_metrics, print_results, training_results
-from mmrecur.checkpoint.io import CheckpointError
 from mmrecur.checkpoint.resume import find_checkpoint_to_resume, load_run_checkpoint
 from mmrecur.engine import lock_work_dir
+from mmrecur.errors import CheckpointError, ToolError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

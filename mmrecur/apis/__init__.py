@@ -8,8 +8,10 @@ from mmrecur.apis.deploy import deploy
 from mmrecur.apis.models import get_model, list_models, register_models
 from mmrecur.apis.swap import list_backbones, swap_backbone
 from mmrecur.checkpoint.io import use_safe_loading
+from mmrecur.errors import ToolError
 
 __all__ = [
+    'ToolError',
     'deploy',
     'get_model',
     'list_backbones',

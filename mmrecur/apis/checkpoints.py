@@ -13,11 +13,11 @@ import torch
 from mmengine.config import DictAction
 from torch import Tensor, nn
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model, read_model
-from mmrecur.checkpoint import Report, TransferError
+from mmrecur.checkpoint import Report
 from mmrecur.checkpoint.io import load_checkpoint_file
 from mmrecur.engine.file_backend import AtomicLocalBackend
+from mmrecur.errors import ToolError, TransferError
 from mmrecur.version import __version__
 
 Function = Callable[[dict[str, Any], nn.Module], tuple[dict[str, Tensor], Report]]

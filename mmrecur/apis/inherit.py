@@ -11,8 +11,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmrecur.apis.runner import ToolError, config_path
+from mmrecur.apis.runner import config_path
 from mmrecur.engine.file_backend import AtomicLocalBackend
+from mmrecur.errors import ToolError
 
 #: Longest line that is written.
 WIDTH = 100

@@ -28,25 +28,16 @@ from mmengine.runner import Runner
 from mmengine.utils import is_installed
 
 import mmrecur
-from mmrecur.checkpoint.io import CheckpointError, use_safe_loading
-from mmrecur.engine import (
-    AverageLossesHook,
-    CPUAmpOptimWrapper,
-    ResumableRandomnessHook,
-    WorkDirInUseError,
-    explain_no_room,
-)
+from mmrecur.checkpoint.io import use_safe_loading
+from mmrecur.engine import AverageLossesHook, CPUAmpOptimWrapper, ResumableRandomnessHook, explain_no_room
 from mmrecur.engine.file_backend import use_atomic_writes
+from mmrecur.errors import CheckpointError, ToolError, WorkDirInUseError
 
 # What these libraries say on import is nothing that a user of the tools could act on.
 for _message in ('Failed to load image Python extension', 'faster_coco_eval is not installed'):
     warnings.filterwarnings('ignore', message=_message)
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-
-
-class ToolError(RuntimeError):
-    """An error of the user's input; the message says what to change."""
 
 
 @contextlib.contextmanager

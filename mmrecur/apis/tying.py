@@ -16,12 +16,13 @@ from torch import nn
 
 from mmrecur.analysis.tied_layers import describe_loops, find_loops, layer_sequences
 from mmrecur.apis.checkpoints import check_out, put_checkpoint
-from mmrecur.apis.runner import ToolError, build_runner, load_config, stack_batches
+from mmrecur.apis.runner import build_runner, load_config, stack_batches
 from mmrecur.apis.specs import build_model, parse_module
 from mmrecur.checkpoint.io import load_checkpoint_file
 from mmrecur.checkpoint.tie import TiedLayers, fold
 from mmrecur.checkpoint.unwrap import unwrap
 from mmrecur.engine.file_backend import AtomicLocalBackend
+from mmrecur.errors import ToolError
 
 
 def read_whole_config(name: str, options: dict[str, Any] | None = None) -> Config:

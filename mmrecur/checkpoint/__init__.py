@@ -5,13 +5,12 @@ from mmrecur.checkpoint.grafts.graft import graft, register_graft
 from mmrecur.checkpoint.grafts.init import GraftInit
 from mmrecur.checkpoint.grafts.resnet_shared import graft_shared
 from mmrecur.checkpoint.tie import TiedLayers, fold
-from mmrecur.checkpoint.transfer import Report, TransferError
+from mmrecur.checkpoint.transfer import Report
 
 __all__ = [
     'TiedLayers',
     'GraftInit',
     'Report',
-    'TransferError',
     'convert',
     'fold',
     'graft',

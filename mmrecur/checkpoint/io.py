@@ -21,6 +21,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmrecur.checkpoint.safe_types import SAFE_GLOBALS, only_safe_types
 from mmrecur.checkpoint.verification import find_damage
+from mmrecur.errors import CheckpointError, DamagedCheckpointError
 
 #: Schemes that MMEngine downloads over HTTP, and those whose clients load as they like.
 _HTTP_SCHEMES = (
@@ -36,14 +37,6 @@ _REFUSED_SCHEMES = ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 
 
 _DAMAGED = 'it is truncated, damaged or not a checkpoint'
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot or must not be loaded; the message names the file and the reason."""
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A checkpoint that is truncated or damaged, or no checkpoint at all."""
 
 
 def _name_of(file: Any) -> str:

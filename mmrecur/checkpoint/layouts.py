@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.errors import TransferError
 
 #: What a backbone's names start with in some checkpoint or other; the longest that fits is taken off.
 _BACKBONE_PREFIXES = ('backbone.', 'encoder.', 'img_backbone.', 'model.backbone.')

@@ -14,7 +14,7 @@ from itertools import accumulate
 from torch import Tensor, nn
 
 from mmrecur.checkpoint.layouts import backbone_prefix, why_absent
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 
 #: Blocks in each group, and the number of the first one where they are counted through from 1.

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmrecur.checkpoint.io import CheckpointError, DamagedCheckpointError, load_checkpoint_file
+from mmrecur.checkpoint.io import load_checkpoint_file
 from mmrecur.checkpoint.verification import find_damage, is_zip
+from mmrecur.errors import CheckpointError, DamagedCheckpointError
 
 
 def find_checkpoint_to_resume(

@@ -12,9 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-
-class TransferError(ValueError):
-    """Keys or shapes that a transfer cannot explain."""
+from mmrecur.errors import TransferError
 
 
 @dataclass

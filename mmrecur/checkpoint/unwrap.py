@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mmrecur.checkpoint.layouts import below
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.errors import TransferError
 
 #: Keys of the weights, and of their moving average beside them (timm, torchvision, RT-DETR).
 _WEIGHTS = ('state_dict', 'model', 'model_state_dict')

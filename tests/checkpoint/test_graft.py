@@ -13,7 +13,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmrecur.apis.swap.names import find_backbone
-from mmrecur.checkpoint import Report, TransferError, graft, register_graft
+from mmrecur.checkpoint import Report, graft, register_graft
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import Backbone, RLAResNet
 from tests.models.test_rla import randomise_norms
 

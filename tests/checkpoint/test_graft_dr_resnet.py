@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmrecur.checkpoint import graft
 from mmrecur.checkpoint.grafts.dr_resnet import assign_blocks, graft_loops
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet, RLAMobileNetV2
 from tests.models.test_rla import randomise_norms
 

@@ -9,7 +9,8 @@ import torch
 from mmpretrain.models import ResNet
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import TransferError, graft
+from mmrecur.checkpoint import graft
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import SWRN
 from tests.models.test_rla import randomise_norms
 

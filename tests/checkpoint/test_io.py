@@ -8,7 +8,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmrecur.checkpoint.io import CheckpointError, DamagedCheckpointError, load_checkpoint_file
+from mmrecur.checkpoint.io import load_checkpoint_file
+from mmrecur.errors import CheckpointError, DamagedCheckpointError
 
 FORMATS = pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
 

@@ -12,8 +12,9 @@ from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from mmrecur.checkpoint import TransferError, graft
+from mmrecur.checkpoint import graft
 from mmrecur.checkpoint.unwrap import read_weights, unwrap
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import ResNetShared, RLAResNet
 from tests.checkpoint.test_graft import assert_same, features, plain
 

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from mmrecur.engine import file_backend
-from mmrecur.engine.file_backend import AtomicLocalBackend, FileWriteError
+from mmrecur.engine.file_backend import AtomicLocalBackend
+from mmrecur.errors import FileWriteError
 
 
 def write_forever(path, size):

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmrecur.apis import deploy
-from mmrecur.apis.runner import ToolError
+from mmrecur.errors import ToolError
 from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
 from tests.tool_module import load_tool

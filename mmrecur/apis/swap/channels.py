@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmrecur.apis.runner import ToolError
+from mmrecur.errors import ToolError
 
 #: Place and key in a host's config, e.g. ``('neck', {...}, 'in_channels')``.
 Place = tuple[str, dict[str, Any], str]

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.swap.target import Replaced, build, outputs
 from mmrecur.apis.swap.weights import PLAIN_DEPTHS, Start, largest_difference, randomize_norms, ways_out
-from mmrecur.checkpoint import Report, TransferError, graft
-from mmrecur.checkpoint.io import CheckpointError, load_checkpoint_file
+from mmrecur.checkpoint import Report, graft
+from mmrecur.checkpoint.io import load_checkpoint_file
 from mmrecur.checkpoint.layouts import plain_names
 from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names
 from mmrecur.checkpoint.unwrap import read_weights
+from mmrecur.errors import CheckpointError, ToolError, TransferError
 from mmrecur.models.backbones import Backbone
 
 #: What a pretrained network has not: it is trained without these parts.

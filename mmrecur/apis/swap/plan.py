@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 from torch import Tensor
 
 from mmrecur.apis.randomness import own_randomness
-from mmrecur.apis.runner import ToolError, load_config
+from mmrecur.apis.runner import load_config
 from mmrecur.apis.swap.channels import set_channels
 from mmrecur.apis.swap.fit import check_start
 from mmrecur.apis.swap.freezing import freeze_what_is_trained
@@ -21,6 +21,7 @@ from mmrecur.apis.swap.names import find_backbone, signature
 from mmrecur.apis.swap.stages import loss_notes, matching_indices, probe
 from mmrecur.apis.swap.target import ARCHITECTURE, Host, Replaced, build, find_target, outputs, read_replaced
 from mmrecur.apis.swap.weights import EXACT, Start, choose_start, pretrained, randomize_norms
+from mmrecur.errors import ToolError
 from mmrecur.models.backbones import Backbone
 
 #: Options whose loss is worth a note, unless they have these values.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.swap.target import outputs
+from mmrecur.errors import ToolError
 
 #: Sizes of images on which backbones are compared: multiples of 32, sides that differ. Windows of a
 #: transformer want their own size of the smallest map.

@@ -12,8 +12,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model
+from mmrecur.errors import ToolError
 from mmrecur.models.backbones import Backbone
 
 #: Plain networks whose options and weights the grafts know, by class name.

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from mmrecur.analysis.complexity import count_parameters
 from mmrecur.apis.demo_inputs import demo_inputs
 from mmrecur.apis.randomness import own_randomness
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.swap.plan import Swap
 from mmrecur.apis.swap.stages import probe
 from mmrecur.apis.swap.target import find_target, outputs
 from mmrecur.apis.swap.weights import largest_difference, randomize_norms
-from mmrecur.checkpoint import Report, TransferError, graft
+from mmrecur.checkpoint import Report, graft
 from mmrecur.checkpoint.layouts import below
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.errors import ToolError, TransferError
 
 
 @dataclass

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.swap.target import ALTERS_WEIGHTS, Replaced
+from mmrecur.errors import ToolError
 
 #: Depths of ResNets; those of other networks are no depths of a plain one.
 PLAIN_DEPTHS = (18, 34, 50, 101, 152)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 
 from mmrecur.checkpoint.layouts import why_absent
-from mmrecur.checkpoint.transfer import Transfer, TransferError
+from mmrecur.checkpoint.transfer import Transfer
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones.swrn import SWRN
 from mmrecur.models.layers.template_bank.bank import TemplateBank
 from mmrecur.models.layers.template_bank.fit import fit_templates

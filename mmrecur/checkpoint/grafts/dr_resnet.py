@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
 from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names
-from mmrecur.checkpoint.transfer import Report, TransferError
+from mmrecur.checkpoint.transfer import Report
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.errors import TransferError
 from mmrecur.models.layers.loop.norm import LoopNorm
 from mmrecur.models.layers.loop.recursive_block import RecursiveBlock
 

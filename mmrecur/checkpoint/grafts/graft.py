@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from mmrecur.checkpoint.grafts.advice import advice, style_note
 from mmrecur.checkpoint.layouts import plain_names, why_absent
-from mmrecur.checkpoint.transfer import Report, Transfer, TransferError
+from mmrecur.checkpoint.transfer import Report, Transfer
 from mmrecur.checkpoint.unwrap import read_weights
+from mmrecur.errors import TransferError
 
 #: A rule fills a :class:`GraftTransfer` for one backbone class.
 Rule = Callable[['GraftTransfer'], None]

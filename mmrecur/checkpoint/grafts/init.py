@@ -8,7 +8,7 @@ from torch import nn
 
 from mmrecur.checkpoint.grafts.graft import graft
 from mmrecur.checkpoint.io import load_checkpoint
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.errors import TransferError
 from mmrecur.registry import WEIGHT_INITIALIZERS
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.errors import TransferError
 
 
 @register_graft('RecNet')

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
 from mmrecur.checkpoint.layouts import backbone_prefix
 from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones.mobilenet_v2_shared import MobileNetV2Shared
 from mmrecur.models.backbones.resnext_shared import GroupedBasisConv2d
 from mmrecur.models.backbones.shared_basis_backbone import BasisStage, SharedBasisBackbone
