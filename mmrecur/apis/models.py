@@ -16,8 +16,7 @@ import mmrecur
 from mmrecur.apis.randomness import FreshSeeds
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.io import load_checkpoint
-from mmrecur.checkpoint.layouts import below
-from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.checkpoint.unwrap import below, unwrap
 
 #: Task of the models that mmpretrain can build, as the metafiles name it.
 CLASSIFICATION = 'Image Classification'

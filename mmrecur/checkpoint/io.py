@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from mmengine.runner import CheckpointLoader
 
+from mmrecur.checkpoint.checksums import find_damage
 from mmrecur.checkpoint.safe_types import SAFE_GLOBALS, only_safe_types
-from mmrecur.checkpoint.verification import find_damage
 from mmrecur.errors import CheckpointError, DamagedCheckpointError
 
 #: Schemes that MMEngine downloads over HTTP, and those whose clients load as they like.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmrecur.checkpoint.checksums import find_damage, is_zip
 from mmrecur.checkpoint.io import load_checkpoint_file
-from mmrecur.checkpoint.verification import find_damage, is_zip
 from mmrecur.errors import CheckpointError, DamagedCheckpointError
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mmrecur.apis.swap.target import Replaced, build, outputs
 from mmrecur.apis.swap.weights import PLAIN_DEPTHS, Start, largest_difference, randomize_norms, ways_out
 from mmrecur.checkpoint import Report, graft
+from mmrecur.checkpoint.grafts.mobilenet_names import mobilenet_names
+from mmrecur.checkpoint.grafts.resnet_names import plain_names
 from mmrecur.checkpoint.io import load_checkpoint_file
-from mmrecur.checkpoint.layouts import plain_names
-from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names
 from mmrecur.checkpoint.unwrap import read_weights
 from mmrecur.errors import CheckpointError, ToolError, TransferError
 from mmrecur.models.backbones import Backbone

@@ -23,8 +23,7 @@ from mmrecur.apis.swap.stages import probe
 from mmrecur.apis.swap.target import find_target, outputs
 from mmrecur.apis.swap.weights import largest_difference, randomize_norms
 from mmrecur.checkpoint import Report, graft
-from mmrecur.checkpoint.layouts import below
-from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.checkpoint.unwrap import below, unwrap
 from mmrecur.errors import ToolError, TransferError
 
 
