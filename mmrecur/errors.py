@@ -23,6 +23,10 @@ class CheckpointError(MMRecurError, RuntimeError):
     """A checkpoint file cannot or must not be loaded; the message names the file and the reason."""
 
 
+class CodeInCheckpointError(CheckpointError):
+    """A checkpoint file refers to code that loading it would run."""
+
+
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint file is truncated or damaged, or is not a checkpoint."""
 

@@ -127,9 +127,7 @@ def tie_layers(
         raise ValueError(f'threshold={threshold!r}, allowed: a number above 0 and at most 1')
     banks = template_banks(model)
     if not banks:
-        raise ValueError(
-            'the model has no template bank, allowed: one with banks, before switch_to_deploy()'
-        )
+        raise ValueError('the model has no template bank, allowed: one with banks, before switch_to_deploy()')
     check_banks(state_dict, banks)
     tied = {name: _tie_bank(state_dict, name, bank, threshold) for name, bank in banks.items()}
     state = {key: value.detach().clone() for key, value in state_dict.items()}

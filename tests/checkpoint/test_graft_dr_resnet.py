@@ -86,11 +86,11 @@ def test_images_choose_what_reconstructs_better() -> None:
         model.load_state_dict(state)
         with torch.no_grad():
             x = source.maxpool(source.relu(source.bn1(source.conv1(images(8)))))
-            x = source.layer3[0](source.layer2(source.layer1(x)))[0]
+            x = source.layer3[0](source.layer2(source.layer1(x)))
             wanted = x
             loop, off = model.layer3[1], 0.0
             for index in range(3):
-                before, wanted = wanted, source.layer3[1 + index](wanted)[0]
+                before, wanted = wanted, source.layer3[1 + index](wanted)
                 off += (loop._iterate(before, index) - wanted).square().sum().item()
             errors[name] = off
     assert errors['fitted'] < 0.9 * errors['average']
@@ -123,8 +123,8 @@ def test_a_stage_without_loops_may_have_fewer_blocks(batch: Tensor | None) -> No
     model.load_state_dict(state)
     assert {key.rsplit('.', 2)[0] for key in report.unused} == {'layer2.3'}
     with torch.no_grad():
-        x = source.layer4[0](images()[:, :, :6, :6].mean(1, keepdim=True).expand(-1, 64, -1, -1))[0]
-        wanted = source.layer4[2](source.layer4[1](x)[0])[0]
+        x = source.layer4[0](images()[:, :, :6, :6].mean(1, keepdim=True).expand(-1, 64, -1, -1))
+        wanted = source.layer4[2](source.layer4[1](x))
         torch.testing.assert_close(model.layer4[1](x), wanted, rtol=1e-3, atol=1e-4)
 
 

@@ -221,7 +221,6 @@ class _PlainReader:
                 block = self.plain_block(template, name)
             before = x
             x = block(x)
-            x = x[0] if isinstance(x, tuple) else x
             if template is not None and index:
                 self._blocks[name] = block
                 self.maps[name] = before, x
@@ -299,7 +298,6 @@ class _PlainReader:
             before, after = self.maps[name]
             with torch.no_grad():
                 y = block(before)
-            y = y[0] if isinstance(y, tuple) else y
             off += float((y - after).double().square().sum())
             whole += float(after.double().square().sum())
         return (off / whole) ** 0.5

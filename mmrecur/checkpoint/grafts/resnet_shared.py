@@ -130,8 +130,7 @@ def principal(matrix: Tensor, rank: int) -> Tensor:
     """
     if rank > matrix.size(1):
         raise TransferError(
-            f'a basis of {rank} filters, allowed for a fit: at most {matrix.size(1)}, the entries of '
-            'a filter'
+            f'a basis of {rank} filters, allowed for a fit: at most {matrix.size(1)}, the entries of a filter'
         )
     rows = torch.linalg.svd(matrix, full_matrices=len(matrix) < rank)[2]
     return rows[:rank]
