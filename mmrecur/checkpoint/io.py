@@ -45,9 +45,11 @@ def _name_of(file: Any) -> str:
     return repr(name) if isinstance(name, str) else f'in a {type(file).__name__}'
 
 
-def _explain(file: Any) -> CheckpointError:
-    """Return the error for a file that torch's unpickler has refused."""
+def _explain(file: Any, start: int | None) -> CheckpointError:
+    """Return the error for a file, read from position ``start``, that torch's unpickler has refused."""
     name = _name_of(file)
+    if start is not None:
+        file.seek(start)
     forbidden = forbidden_global(file) if _is_readable(file) else None
     return _damaged(name) if forbidden is None else _contains_code(name, forbidden)
 
@@ -95,6 +97,7 @@ def _load_as_data(
             raise _damaged(name, damage)
         if is_torchscript(file):
             raise CheckpointError(f'checkpoint {name} refused: it is a TorchScript archive, not a state dict')
+    start = file.tell() if hasattr(file, 'tell') else None
     options = dict(pickle_load_args) if mmap is None else dict(pickle_load_args, mmap=mmap)
     try:
         with only_safe_types():
@@ -102,7 +105,7 @@ def _load_as_data(
     except CodeInCheckpointError as error:
         refusal = _contains_code(name, str(error))
     except pickle.UnpicklingError:
-        refusal = _explain(file)
+        refusal = _explain(file, start)
     # raised outside the handler, because a chained traceback would show PyTorch's advice to load unsafely
     raise refusal
 

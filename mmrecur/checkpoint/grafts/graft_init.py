@@ -60,7 +60,7 @@ class GraftInit:
         """
         loaded = load_checkpoint(self.checkpoint, self.map_location)
         try:
-            state, report = graft(loaded, module, self.strict, self.prefix, self.ema)
+            state, report = graft(loaded, module, strict=self.strict, prefix=self.prefix, ema=self.ema)
         except TransferError as error:
             raise TransferError(f'checkpoint {self.checkpoint!r}: {error}') from error
         module.load_state_dict(state)
