@@ -23,8 +23,9 @@ from mmengine.config import DictAction
 
 from mmrecur.analysis.compare import Curve, Summary, print_summaries, read_curve
 from mmrecur.analysis.plots import picture_path, plot_curves, plot_sizes, save_figure
-from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.apis.runner import clean_errors
 from mmrecur.apis.specs import build_model, read_model
+from mmrecur.errors import ToolError
 
 TRAIN = Path(__file__).with_name('train.py')
 

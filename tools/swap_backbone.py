@@ -17,13 +17,18 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmrecur.apis.runner import ToolError, clean_errors, config_path, load_config
+from mmrecur.apis.runner import (
+    clean_errors,
+    config_path,
+    load_config,
+)
 from mmrecur.apis.summary import print_results
 from mmrecur.apis.swap import list_backbones, plan_swap
 from mmrecur.apis.swap.report import print_swap
 from mmrecur.apis.swap.trial import Trial, try_swap
 from mmrecur.apis.swap.write import write_swap
 from mmrecur.checkpoint.io import load_checkpoint
+from mmrecur.errors import ToolError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

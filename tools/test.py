@@ -21,7 +21,6 @@ from mmengine.runner import Runner
 from mmrecur.apis.checks import check_data, check_writable_folder
 from mmrecur.apis.loading import check_weights, load_strictly
 from mmrecur.apis.runner import (
-    ToolError,
     add_common_arguments,
     build_runner,
     clean_errors,
@@ -31,6 +30,7 @@ from mmrecur.apis.runner import (
 from mmrecur.apis.summary import print_metrics, print_results
 from mmrecur.apis.widths import explained_widths
 from mmrecur.checkpoint.io import load_checkpoint_file
+from mmrecur.errors import ToolError
 
 #: What each library calls the parts that --out, --show-dir and --tta need. No scope is given: some
 #: are registered in MMEngine's root, where a scoped name does not find them.

@@ -22,7 +22,6 @@ from mmrecur.apis.checks import check_data
 from mmrecur.apis.loading import check_resumable, check_weights, load_strictly
 from mmrecur.apis.pictures import draw_predictions
 from mmrecur.apis.runner import (
-    ToolError,
     add_common_arguments,
     build_runner,
     clean_errors,
@@ -35,6 +34,7 @@ from mmrecur.apis.summary import final_metrics, print_metrics, print_results, tr
 from mmrecur.apis.widths import explained_widths
 from mmrecur.checkpoint.resume import find_checkpoint_to_resume, load_run_checkpoint
 from mmrecur.engine import lock_work_dir
+from mmrecur.errors import ToolError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -7,9 +7,11 @@ Importing this package makes every checkpoint loader in the process read tensors
 from mmrecur.apis.models import get_model, list_models, register_models
 from mmrecur.apis.swap import list_backbones, swap_backbone
 from mmrecur.checkpoint.io import use_safe_loading
+from mmrecur.errors import ToolError
 from mmrecur.models.deployable import deploy
 
 __all__ = [
+    'ToolError',
     'deploy',
     'get_model',
     'list_backbones',

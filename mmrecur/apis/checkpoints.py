@@ -1,4 +1,4 @@
-"""Checkpoint files made into others: what the tools in ``tools/model_converters`` share."""
+"""Conversion of checkpoint files, shared by the tools in ``tools/model_converters``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import torch
 from mmengine.config import DictAction
 from torch import Tensor, nn
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model, read_model
-from mmrecur.checkpoint import Report, TransferError
+from mmrecur.checkpoint import Report
 from mmrecur.checkpoint.io import load_checkpoint_file
 from mmrecur.engine.file_backend import AtomicLocalBackend
+from mmrecur.errors import ToolError, TransferError
 from mmrecur.version import __version__
 
+#: Maps a checkpoint and a model to a state dict and a report.
 Function = Callable[[dict[str, Any], nn.Module], tuple[dict[str, Tensor], Report]]
 
 
@@ -32,33 +33,30 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('src', help='checkpoint to read')
     parser.add_argument('dst', help='checkpoint to write')
     parser.add_argument(
-        '--config', required=True, help='config whose model the checkpoint is for, or a backbone as in '
+        '--config', required=True, help='config of the model to fill, or a backbone such as '
         '"mmrecur.RLAResNet(depth=50)"',
     )  # fmt: skip
-    parser.add_argument('--backbone-only', action='store_true', help="for the model's backbone alone")
+    parser.add_argument('--backbone-only', action='store_true', help="fill only the model's backbone")
+    parser.add_argument('--no-strict', action='store_true', help='report unexplained keys instead of failing')
     parser.add_argument(
-        '--no-strict', action='store_true', help='report keys that are not explained instead of failing'
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='config values to override'
     )
 
 
 def transfer_file(args: argparse.Namespace, function: Function) -> Report:
-    """Read a checkpoint, transfer it to a model, try it, write it with its report.
-
-    ``DST`` appears complete or not at all. The report stands beside it as ``DST`` with the ending
-    ``.report.json``.
+    """Transfer a checkpoint to a model, run the model once, and write the new checkpoint and its report.
 
     Args:
-        args (argparse.Namespace): With the options of :func:`add_file_arguments`.
-        function (Callable): From a checkpoint and a model to a state dict and a report.
+        args (argparse.Namespace): Arguments with the options of :func:`add_file_arguments`. ``DST`` is
+            written atomically, the report beside it with the suffix ``.report.json``.
+        function (Callable): Maps a checkpoint and a model to a state dict and a report.
 
     Returns:
-        Report: What became of every tensor.
+        Report: The report on every tensor.
 
     Raises:
-        ToolError: If the config, the checkpoint and the model do not fit; nothing is written then.
+        ToolError: If the config or checkpoint does not fit, or an output of the backbone is not finite or
+            constant. Nothing is written then.
     """
     destination = Path(args.dst)
     if destination.exists() and Path(args.src).exists() and destination.samefile(args.src):
@@ -82,14 +80,15 @@ def write_checkpoint(
     destination: Path,
     dataset_meta: dict[str, Any] | None = None,
 ) -> None:
-    """Write a transferred checkpoint and, as ``DESTINATION`` with the ending ``.report.json``, its report.
+    """Write a transferred checkpoint and its report.
 
     Args:
         state (dict[str, Tensor]): Tensors by name.
-        report (Report): What became of every tensor.
-        source (str or Path): The checkpoint they are from; its name is noted.
-        destination (Path): Where to; it appears complete or not at all.
-        dataset_meta (dict, optional): The source's, which says what the classes are. Defaults to None.
+        report (Report): Report on every tensor, written beside the checkpoint as ``.report.json``.
+        source (str or Path): The original checkpoint, whose name is recorded.
+        destination (Path): File to write, atomically.
+        dataset_meta (dict, optional): Meta information of the data set, such as the names of the classes.
+            Defaults to None.
     """
     meta = dict(source=Path(source).name, config=None)
     if dataset_meta is not None:
@@ -100,12 +99,12 @@ def write_checkpoint(
 
 
 def put_checkpoint(state: Mapping[str, Tensor], meta: Mapping[str, Any], destination: str | Path) -> None:
-    """Write a checkpoint, which appears complete or not at all.
+    """Write a checkpoint atomically.
 
     Args:
         state (Mapping[str, Tensor]): Tensors by name.
-        meta (Mapping): Notes on where they are from; this package's version is added.
-        destination (str or Path): Where to.
+        meta (Mapping): Meta information, to which this package's version is added.
+        destination (str or Path): File to write.
     """
     buffer = io.BytesIO()
     torch.save(dict(meta=dict(meta, mmrecur_version=__version__), state_dict=state), buffer)
@@ -113,27 +112,27 @@ def put_checkpoint(state: Mapping[str, Tensor], meta: Mapping[str, Any], destina
 
 
 def check_out(out: str | Path, checkpoint: str | Path) -> None:
-    """Raise if the file that a tool is to write is the one that it reads.
+    """Raise if a tool would overwrite the checkpoint that it reads.
 
     Args:
-        out (str or Path): The file to write.
-        checkpoint (str or Path): The file to read.
+        out (str or Path): File to write.
+        checkpoint (str or Path): File to read.
 
     Raises:
-        ToolError: If they are one.
+        ToolError: If both are the same file.
     """
     if Path(out).exists() and Path(checkpoint).exists() and Path(out).samefile(checkpoint):
         raise ToolError(f'out={str(out)!r} is the checkpoint itself, allowed: another file')
 
 
 def check_outputs(model: nn.Module) -> None:
-    """Run the backbone on an image of noise.
+    """Run the backbone on random input and check its outputs.
 
     Args:
-        model (nn.Module): A backbone or a model with one, its weights loaded.
+        model (nn.Module): A backbone or a model with one, with its weights loaded.
 
     Raises:
-        ToolError: If an output is not finite or all its values are the same.
+        ToolError: If an output is not finite or is constant.
     """
     backbone = getattr(model, 'backbone', model)
     backbone.eval()

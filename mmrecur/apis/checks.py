@@ -15,8 +15,14 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch import nn
 
-from mmrecur.apis.errors import DATA_HINT, ToolError, argument_mistake, traceback_entries, unknown_type
+from mmrecur.apis.mistakes import (
+    DATA_HINT,
+    argument_mistake,
+    traceback_entries,
+    unknown_type,
+)
 from mmrecur.apis.start import prints_into_log
+from mmrecur.errors import ToolError
 
 #: Annotation files above this size are not read a second time only to compare the order of classes.
 _LARGE_FILE = 100 * 2**20

@@ -10,8 +10,9 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
 
-from mmrecur.apis.runner import ToolError, stack_batches
+from mmrecur.apis.runner import stack_batches
 from mmrecur.apis.specs import registry_scope
+from mmrecur.errors import ToolError
 
 
 def build_test_loader(

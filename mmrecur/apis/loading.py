@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from mmengine.runner import Runner
 
-from mmrecur.checkpoint.io import CheckpointError
+from mmrecur.errors import CheckpointError
 
 #: What a run is continued from, and what each of these must be.
 _STATE = {'meta': dict, 'state_dict': dict, 'message_hub': dict, 'optimizer': dict}

@@ -33,8 +33,11 @@ from torch import nn
 
 from mmrecur.analysis.complexity import count_parameters, image_inputs, is_detector, measure
 from mmrecur.analysis.loop_complexity import LoopComplexity, measure_loops
-from mmrecur.apis.runner import ToolError, load_config
+from mmrecur.apis.runner import (
+    load_config,
+)
 from mmrecur.apis.specs import build_model
+from mmrecur.errors import ToolError
 
 #: Kinds of generated columns by the beginning of their header.
 COLUMNS = {

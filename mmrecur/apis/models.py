@@ -17,8 +17,7 @@ from torch import nn
 import mmrecur
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.io import load_checkpoint
-from mmrecur.checkpoint.layouts import below
-from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.checkpoint.unwrap import below, unwrap
 
 #: Task of the models that mmpretrain can build, by its name in the metafiles.
 CLASSIFICATION = 'Image Classification'

@@ -25,14 +25,16 @@ from mmengine.utils import is_installed
 
 import mmrecur
 from mmrecur.apis.checks import check_loops, check_optimizer, check_work_dir
-from mmrecur.apis.errors import ToolError, clean_errors
+from mmrecur.apis.mistakes import (
+    clean_errors,
+)
 from mmrecur.apis.start import prints_into_log, short_start
 from mmrecur.checkpoint.io import use_safe_loading
 from mmrecur.engine import AverageLossesHook, CPUAmpOptimWrapper, ResumableRandomnessHook
 from mmrecur.engine.file_backend import use_atomic_writes
+from mmrecur.errors import ToolError
 
 __all__ = [
-    'ToolError',
     'add_common_arguments',
     'build_runner',
     'clean_errors',

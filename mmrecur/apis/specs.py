@@ -22,7 +22,8 @@ from torch import nn
 
 import mmrecur.registry  # noqa: F401  (adds this package to MMEngine's registries)
 from mmrecur.apis.randomness import own_randomness
-from mmrecur.apis.runner import ToolError, load_config
+from mmrecur.apis.runner import load_config
+from mmrecur.errors import ToolError
 
 
 def parse_module(text: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Folding of trained networks: files, report and accuracy."""
+"""Tying of a trained network's layers: checkpoint and config files, report and accuracy."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from torch import nn
 
 from mmrecur.analysis.tied_layers import describe_loops, find_loops, layer_sequences
 from mmrecur.apis.checkpoints import check_out, put_checkpoint
-from mmrecur.apis.runner import ToolError, build_runner, load_config, stack_batches
+from mmrecur.apis.runner import build_runner, load_config, stack_batches
 from mmrecur.apis.specs import build_model, parse_module
 from mmrecur.checkpoint.io import load_checkpoint_file
-from mmrecur.checkpoint.tie import TiedLayers, fold
+from mmrecur.checkpoint.tie import TiedLayers, tie_layers
 from mmrecur.checkpoint.unwrap import unwrap
 from mmrecur.engine.file_backend import AtomicLocalBackend
+from mmrecur.errors import ToolError
 
 
 def read_whole_config(name: str, options: dict[str, Any] | None = None) -> Config:
-    """Read a config, or make one of a module such as ``mmrecur.SWRN(depth=16, width=2)``.
+    """Read a config, or build one for a module such as ``mmrecur.SWRN(depth=16, width=2)``.
 
     Args:
         name (str): See :mod:`mmrecur.apis.specs`.
-        options (dict, optional): Changes by dotted key. Defaults to None.
+        options (dict, optional): Values to override, by dotted key. Defaults to None.
 
     Returns:
         Config: A config with ``model``.
 
     Raises:
-        ToolError: If there is none.
+        ToolError: If there is no such config or it has no model.
     """
     module = parse_module(name)
     if module is None:
@@ -49,11 +50,11 @@ def read_whole_config(name: str, options: dict[str, Any] | None = None) -> Confi
 
 
 def load_model(cfg: Config, checkpoint: str | Path) -> nn.Module:
-    """Build a config's model with the weights of a file.
+    """Build a config's model and load a checkpoint into it.
 
     Args:
         cfg (Config): The config.
-        checkpoint (str or Path): The file.
+        checkpoint (str or Path): The checkpoint file.
 
     Returns:
         nn.Module: The model in evaluation mode.
@@ -72,50 +73,52 @@ def load_model(cfg: Config, checkpoint: str | Path) -> nn.Module:
     return model.eval()
 
 
-def folded_config(cfg: Config, folding: TiedLayers, checkpoint: Path) -> Config:
-    """The config of a folded model.
+def tied_config(cfg: Config, tied: TiedLayers, checkpoint: Path) -> Config:
+    """Return the config of a model with tied layers.
 
     Args:
-        cfg (Config): Config of the model before.
-        folding (TiedLayers): What was tied.
-        checkpoint (Path): File of the folded weights, which the new config loads.
+        cfg (Config): Config of the original model.
+        tied (TiedLayers): Result of tying its layers.
+        checkpoint (Path): Checkpoint that the new config loads.
 
     Returns:
-        Config: A config of its own, without bases.
+        Config: A complete config without ``_base_``.
 
     Raises:
-        ToolError: If the model has no ``tied_layers`` argument to put it into.
+        ToolError: If the model has no ``tied_layers`` argument.
     """
     new = Config(cfg.to_dict())
     new.pop('filename', None)
-    has_backbone = all(name.startswith('backbone.') for name in folding.banks)
+    has_backbone = all(name.startswith('backbone.') for name in tied.banks)
     holder = new.model.backbone if has_backbone else new.model
     if not str(holder.type).endswith(('SWRN', 'ShortestPathNet')):
         raise ToolError(
             f'a model of type {holder.type} has no tied_layers argument, allowed: SWRN, ShortestPathNet'
         )
-    holder.tied_layers = folding.arguments('backbone.' if has_backbone else '')
-    holder.pop('init_cfg', None)  # a checkpoint of the network that was folded does not fit
+    holder.tied_layers = tied.arguments('backbone.' if has_backbone else '')
+    holder.pop('init_cfg', None)  # a checkpoint of the original network does not fit
     new.load_from = str(checkpoint.resolve())
     new.resume = False
     return new
 
 
-def fold_file(cfg: Config, source: str | Path, destination: str | Path, threshold: float) -> TiedLayers:
-    """Fold a checkpoint, check it, write it with a config beside it (``.py`` for ``.pth``).
+def tie_checkpoint(cfg: Config, source: str | Path, destination: str | Path, threshold: float) -> TiedLayers:
+    """Tie the layers of a checkpoint and write the new checkpoint and its config.
+
+    The config is written beside the checkpoint, with the suffix ``.py``.
 
     Args:
         cfg (Config): Config of the model.
-        source (str or Path): The checkpoint.
-        destination (str or Path): Checkpoint to write.
-        threshold (float): Least similarity of layers that become one.
+        source (str or Path): Checkpoint to read.
+        destination (str or Path): Checkpoint to write, with the suffix ``.pth``.
+        threshold (float): Minimum similarity of tied layers.
 
     Returns:
-        TiedLayers: What was tied.
+        TiedLayers: Result of tying the layers.
 
     Raises:
-        ToolError: If model, checkpoint or threshold do not fit, or no layers are that similar; nothing is
-            written then.
+        ToolError: If the checkpoint does not fit the model, an argument is wrong, or no two layers are
+            similar enough. Nothing is written then.
     """
     destination = Path(destination)
     if destination.suffix != '.pth':
@@ -123,37 +126,36 @@ def fold_file(cfg: Config, source: str | Path, destination: str | Path, threshol
     check_out(destination, source)
     model = load_model(cfg, source)
     try:
-        state, folding = fold(model.state_dict(), model, threshold)
+        state, tied = tie_layers(model.state_dict(), model, threshold)
     except ValueError as error:
         raise ToolError(str(error)) from error
-    if not any(bank.is_tied for bank in folding.banks.values()):
+    if not any(bank.is_tied for bank in tied.banks.values()):
         highest = max(
-            (bank.similarity - torch.eye(len(bank.similarity))).max().item()
-            for bank in folding.banks.values()
+            (bank.similarity - torch.eye(len(bank.similarity))).max().item() for bank in tied.banks.values()
         )
         raise ToolError(
             f'threshold={threshold}: no two layers are that similar, the highest is {highest:.4f}'
         )
-    new = folded_config(cfg, folding, destination)
+    new = tied_config(cfg, tied, destination)
     build_model(copy.deepcopy(new.model), new.get('default_scope')).load_state_dict(state)
-    put_checkpoint(state, dict(folded=Path(source).name), destination)
+    put_checkpoint(state, dict(tied=Path(source).name), destination)
     AtomicLocalBackend().put_text(new.pretty_text, destination.with_suffix('.py'))
-    return folding
+    return tied
 
 
 def evaluate_file(cfg: Config, checkpoint: str | Path, work_dir: str | Path) -> dict[str, float]:
-    """Run a config's test with the weights of a file.
+    """Test a checkpoint on the test data of a config.
 
     Args:
         cfg (Config): Config with test data.
-        checkpoint (str or Path): The file.
+        checkpoint (str or Path): The checkpoint file.
         work_dir (str or Path): Directory for the log.
 
     Returns:
-        dict[str, float]: The metrics.
+        dict[str, float]: Metrics by name.
 
     Raises:
-        ToolError: If the config describes no test.
+        ToolError: If the config has no test data.
     """
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise ToolError('the config has no test data')
@@ -165,47 +167,47 @@ def evaluate_file(cfg: Config, checkpoint: str | Path, work_dir: str | Path) -> 
 
 
 def metrics_before_and_after(before: tuple[Config, str | Path], after: tuple[Config, str | Path]) -> str:
-    """Run the tests of a network before and after something was done to it.
+    """Test a network before and after a change and format the metrics.
 
     Args:
-        before (tuple): Its config and checkpoint.
-        after (tuple): Those of what it became.
+        before (tuple): Config and checkpoint before the change.
+        after (tuple): Config and checkpoint after the change.
 
     Returns:
-        str: A line for each metric.
+        str: One line for each metric.
 
     Raises:
-        ToolError: If a config describes no test.
+        ToolError: If a config has no test data.
     """
     with tempfile.TemporaryDirectory() as directory:
         old, new = (evaluate_file(*network, directory) for network in (before, after))
     return '\n'.join(f'{name}: {value:.4f} before, {new[name]:.4f} after' for name, value in old.items())
 
 
-def folding_report(model: nn.Module, folding: TiedLayers) -> str:
-    """Say what was folded.
+def tying_report(model: nn.Module, tied: TiedLayers) -> str:
+    """Format the result of tying layers.
 
     Args:
-        model (nn.Module): The folded model.
-        folding (TiedLayers): What was tied.
+        model (nn.Module): The model with tied layers.
+        tied (TiedLayers): Result of tying them.
 
     Returns:
-        str: A table of the banks, the loops of every stage, the parameters.
+        str: A table of the banks, the loops of every stage and the number of parameters.
     """
     table = Table(box=box.SIMPLE_HEAD, title='Banks', title_justify='left')
     for heading in ('bank', 'layers', 'distinct', 'sign flips at', 'change of weights'):
         table.add_column(heading)
-    for name, bank in folding.banks.items():
+    for name, bank in tied.banks.items():
         flips = ', '.join(str(i + 1) for i, scale in enumerate(bank.scales.tolist()) if scale < 0)
         distinct = str(max(bank.rows) + 1)
         table.add_row(name, str(len(bank.rows)), distinct, flips or '-', f'{bank.error:.3g}')
     console = Console(width=110, color_system=None, markup=False)
     with console.capture() as capture:
         console.print(table)
-    lines = [capture.get().rstrip(), '', 'Loops (layers are numbered by the step at which they run first):']
+    lines = [capture.get().rstrip(), '', 'Loops (a layer is numbered by the step at which it first runs):']
     for stage, sequence in layer_sequences(model).items():
         loops = describe_loops(find_loops(sequence))
         lines.append(f'  {stage}: {loops}   [{len(set(sequence))} layers in {len(sequence)} steps]')
-    before, after = folding.parameters
+    before, after = tied.parameters
     lines.append(f'Parameters: {before:,} before, {after:,} after ({(after - before) / before:+.1%})')
     return '\n'.join(lines)

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmrecur.apis.errors import ToolError
+from mmrecur.errors import ToolError
 
 
 @contextlib.contextmanager

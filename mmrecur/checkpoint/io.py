@@ -1,7 +1,7 @@
-"""Checkpoint files: verified, read as data, never as code.
+"""Checkpoint files, verified and read as data, never as code.
 
-:func:`load_checkpoint_file` reads one file. :func:`use_safe_loading` makes every way in which this
-process loads a checkpoint go through the same rules, whichever library asks.
+:func:`load_checkpoint_file` reads one file. :func:`use_safe_loading` applies the same rules to all libraries
+in the process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import errno
 import functools
 import os
 import pickle
-import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +18,12 @@ from typing import Any
 import torch
 from mmengine.runner import CheckpointLoader
 
+from mmrecur.checkpoint.checksums import find_damage
+from mmrecur.checkpoint.pickle_scan import forbidden_global, is_torchscript
 from mmrecur.checkpoint.safe_types import SAFE_GLOBALS, only_safe_types
-from mmrecur.checkpoint.verification import find_damage
+from mmrecur.errors import CheckpointError, CodeInCheckpointError, DamagedCheckpointError
 
-#: Schemes that MMEngine downloads over HTTP, and those whose clients load as they like.
+#: Schemes that MMEngine downloads over HTTP.
 _HTTP_SCHEMES = (
     'http://',
     'https://',
@@ -32,47 +33,46 @@ _HTTP_SCHEMES = (
     'openmmlab://',
     'mmcls://',
 )
+#: Schemes whose clients do not load through torch.load.
 _REFUSED_SCHEMES = ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 
 
-_DAMAGED = 'it is truncated, damaged or not a checkpoint'
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot or must not be loaded; the message names the file and the reason."""
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A checkpoint that is truncated or damaged, or no checkpoint at all."""
-
-
 def _name_of(file: Any) -> str:
-    """Return how to call what somebody loads, a path or an open file."""
+    """Return the name of a path or open file for messages."""
     if isinstance(file, (str, os.PathLike)):
         return repr(os.fspath(file))
     name = getattr(file, 'name', None)
     return repr(name) if isinstance(name, str) else f'in a {type(file).__name__}'
 
 
-def _explain(error: Exception) -> tuple[type[CheckpointError], str]:
-    """Say why the unpickler refused a file, without PyTorch's advice to load it all the same."""
-    text = str(error).strip()
-    asked = re.search(
-        r"GLOBAL (\S+)|call reduce for unrecognized function (.+)|allowlisted.*but got <class '(.+)'", text
+def _explain(file: Any, start: int | None) -> CheckpointError:
+    """Return the error for a file, read from position ``start``, that torch's unpickler has refused."""
+    name = _name_of(file)
+    if start is not None:
+        file.seek(start)
+    forbidden = forbidden_global(file) if _is_readable(file) else None
+    return _damaged(name) if forbidden is None else _contains_code(name, forbidden)
+
+
+def _contains_code(name: str, forbidden: str) -> CodeInCheckpointError:
+    return CodeInCheckpointError(
+        f'checkpoint {name} refused: it carries code ({forbidden}); loading it would run the code, so only '
+        'tensors, plain Python values and types of MMEngine and NumPy are accepted'
     )
-    if asked or 'create new object for' in text or 'whose module' in text:
-        name = next(filter(None, asked.groups())).strip("`'.,") if asked else ''
-        return CheckpointError, (
-            f'it carries code{f" ({name})" if name else ""}; loading it would run the code, so '
-            'only tensors, plain Python values and types of MMEngine and NumPy are accepted'
-        )
-    if 'TorchScript' in text:
-        return CheckpointError, 'it is a TorchScript archive, not a state dict'
-    detail = text.split('WeightsUnpickler error:')[-1].strip()
-    first_line = detail.splitlines()[0] if detail else ''
-    if not first_line or re.search('weights.only', first_line, re.IGNORECASE):
-        first_line = type(error).__name__
-    return DamagedCheckpointError, f'{_DAMAGED} ({first_line})'
+
+
+def _damaged(name: str, detail: str | Exception = '') -> DamagedCheckpointError:
+    if isinstance(detail, Exception):
+        detail = (str(detail).strip().splitlines() or [type(detail).__name__])[0]
+    reason = f' ({detail})' if detail else ''
+    return DamagedCheckpointError(
+        f'checkpoint {name} refused: it is truncated, damaged or not a checkpoint{reason}'
+    )
+
+
+def _is_readable(file: Any) -> bool:
+    is_path = isinstance(file, (str, os.PathLike))
+    return is_path or all(hasattr(file, name) for name in ('seek', 'tell', 'read'))
 
 
 def _load_as_data(
@@ -85,53 +85,50 @@ def _load_as_data(
     mmap: bool | None = None,
     **pickle_load_args: Any,
 ) -> Any:
-    """Call :func:`torch.load`, given as ``load``, so that it verifies its file and runs no code."""
+    """Call ``load``, which is :func:`torch.load`, so that it verifies its file and runs no code."""
     name = _name_of(file)
     if pickle_module not in (None, pickle):
         raise CheckpointError(
-            f'checkpoint {name} refused: pickle_module={pickle_module!r} could run code that the file carries'
+            f'checkpoint {name} refused: pickle_module={pickle_module!r} could run code in the file'
         )
-    # a mapped file is read where it is used only, which may be a small part of it
-    if not mmap and (damage := _damage(file)):
-        raise DamagedCheckpointError(f'checkpoint {name} refused: {_DAMAGED} ({damage})')
+    if _is_readable(file):
+        # mapping avoids reading the whole file, so its checksums are not verified
+        if not mmap and (damage := find_damage(file)):
+            raise _damaged(name, damage)
+        if is_torchscript(file):
+            raise CheckpointError(f'checkpoint {name} refused: it is a TorchScript archive, not a state dict')
+    start = file.tell() if hasattr(file, 'tell') else None
     options = dict(pickle_load_args) if mmap is None else dict(pickle_load_args, mmap=mmap)
     try:
         with only_safe_types():
             return load(file, map_location, weights_only=True, **options)
-    except Exception as error:
-        advises = re.search('weights.only', str(error), re.IGNORECASE)
-        if not advises and not isinstance(error, pickle.UnpicklingError):
-            raise
-        kind, reason = _explain(error)
-    # Out of the handler: the traceback of a chained error would repeat PyTorch's advice.
-    raise kind(f'checkpoint {name} refused: {reason}')
-
-
-def _damage(file: Any) -> str | None:
-    if isinstance(file, (str, os.PathLike)) or all(hasattr(file, name) for name in ('seek', 'tell', 'read')):
-        return find_damage(file)
-    return None
+    except CodeInCheckpointError as error:
+        refusal = _contains_code(name, str(error))
+    except pickle.UnpicklingError:
+        refusal = _explain(file, start)
+    # raised outside the handler, because a chained traceback would show PyTorch's advice to load unsafely
+    raise refusal
 
 
 _torch_load = torch.load
 
 
 def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> dict[str, Any]:
-    """Read a checkpoint after verifying it, without running anything it carries.
+    """Verify a checkpoint and read it as data.
 
     Args:
-        path (str or PathLike): A local file, of the zip format of torch 1.6 or the one before, which
+        path (str or PathLike): A local file in torch's zip format, or in the format before torch 1.6, which
             has no checksums.
         map_location (Any): As for :func:`torch.load`. Defaults to 'cpu'.
 
     Returns:
-        dict: The checkpoint: a state dict, or what MMEngine's runner saved.
+        dict: The checkpoint: a state dict, or a dict saved by MMEngine's runner.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DamagedCheckpointError: If it is truncated, damaged or no checkpoint.
-        CheckpointError: If it carries code. Nothing has been executed then. The messages name the
-            file and the reason.
+        CodeInCheckpointError: If the file contains code. The code has not been run.
+        DamagedCheckpointError: If the file is truncated, damaged or not a checkpoint.
+        CheckpointError: If the file cannot be read or does not hold a dict.
 
     Example:
         >>> checkpoint = load_checkpoint_file('work_dirs/demo/epoch_6.pth')  # doctest: +SKIP
@@ -146,8 +143,8 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
     except CheckpointError:
         raise
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a position out of the file
-            raise DamagedCheckpointError(f'checkpoint {str(path)!r} refused: {_DAMAGED} ({error})') from error
+        if error.errno == errno.EINVAL:  # a position outside the file
+            raise _damaged(repr(str(path)), error) from error
         raise CheckpointError(f'checkpoint {str(path)!r} cannot be read: {error}') from error
     except (
         zipfile.BadZipFile,
@@ -161,11 +158,10 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
         MemoryError,
         OverflowError,
     ) as error:
-        # Devices are the one thing to fail here that the file is not to blame for.
-        if 'CUDA' in str(error):
+        if map_location != 'cpu':
+            load_checkpoint_file(path)  # raises if the file is at fault, not the device
             raise
-        kind, reason = _explain(error)
-        raise kind(f'checkpoint {str(path)!r} refused: {reason}') from error
+        raise _damaged(repr(str(path)), error) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
             f'checkpoint {str(path)!r} refused: it holds a {type(checkpoint).__name__}, not a dict'
@@ -174,14 +170,17 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
 
 
 def load_checkpoint(source: str, map_location: Any = 'cpu') -> dict[str, Any]:
-    """Read a checkpoint from a file or from whatever else MMEngine loads, as data only.
+    """Read a checkpoint from a file, a URL or another source known to MMEngine, as data only.
 
     Args:
         source (str): File, URL or name such as ``torchvision://resnet50``.
         map_location (Any): As for :func:`torch.load`. Defaults to 'cpu'.
 
     Returns:
-        dict: See :func:`load_checkpoint_file`, whose errors are raised too.
+        dict: The checkpoint.
+
+    Raises:
+        FileNotFoundError, CheckpointError: See :func:`load_checkpoint_file`.
     """
     if '://' not in source:
         return load_checkpoint_file(source, map_location)
@@ -190,19 +189,19 @@ def load_checkpoint(source: str, map_location: Any = 'cpu') -> dict[str, Any]:
 
 
 def use_safe_loading() -> None:
-    """Make this process verify checkpoints and load them as data only, whoever loads them.
+    """Make every library in this process verify checkpoints and load them as data only.
 
-    Importing :mod:`mmrecur.apis` calls this function. From then on:
+    Importing :mod:`mmrecur.apis` calls this function. It has these effects:
 
-    - :func:`torch.load` compares each file with its checksums, unless it maps it (``mmap=True``), and loads
-      with ``weights_only=True`` whatever it is told. A file that is damaged or carries code is refused with
-      a :class:`CheckpointError`. Types that were allowed by ``torch.serialization.add_safe_globals`` stay
-      allowed. For code that got hold of the function before, PyTorch's ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` is
-      set, which child processes inherit.
-    - MMEngine's loaders, and so those of mmdet and mmpretrain, do the same. They leave out the config in
-      the ``meta`` of MMCV's checkpoints, which MMEngine would run as a program. Petrel, S3 and Pavi paths
-      are refused, because their clients load as they like.
-    - MMEngine's inferencers take no config out of a checkpoint, since a config is a program, too.
+    - :func:`torch.load` verifies the checksums of each file, except with ``mmap=True``, and always loads with
+      ``weights_only=True``. A file that is damaged or contains code is refused with a
+      :class:`CheckpointError`. Types allowed by ``torch.serialization.add_safe_globals`` stay allowed.
+      PyTorch's variable ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` is set for child processes and for code that has
+      imported the original function.
+    - The loaders of MMEngine, which mmdet and mmpretrain use, do the same. They omit the config in the
+      ``meta`` of MMCV's checkpoints, which MMEngine would run as a program. Paths of Petrel, S3 and Pavi are
+      refused, because their clients do not load through :func:`torch.load`.
+    - MMEngine's inferencers do not use a config in a checkpoint, because a config is a program, too.
     """
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
@@ -242,7 +241,7 @@ def _guard_mmengine() -> None:
 
 
 def _without_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    # When resuming, MMEngine runs this text, which MMCV's checkpoints have, as a program.
+    # MMCV's checkpoints contain a config, which MMEngine runs as a program when it resumes
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     if isinstance(meta, dict):
         meta.pop('config', None)
@@ -253,11 +252,10 @@ def _naming_errors(loader: Callable) -> Callable:
     def load_from_url(filename: str, map_location: Any = None) -> dict[str, Any]:
         try:
             return _without_config(loader(filename, map_location))
-        except CheckpointError as error:  # which names the file in the cache of downloads
+        except CheckpointError as error:  # it names the file in the download cache, not the URL
             raise type(error)(f'download of {filename!r}: {error}') from None
         except (zipfile.BadZipFile, EOFError) as error:
-            kind, reason = _explain(error)
-            raise kind(f'checkpoint {filename!r} refused: {reason}') from error
+            raise _damaged(repr(filename), error) from error
 
     load_from_url.refuses_code = True
     return load_from_url

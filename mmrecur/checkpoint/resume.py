@@ -1,4 +1,4 @@
-"""The checkpoints of a run: where it got to, and which of its files are intact."""
+"""Search for the newest intact checkpoint of a training run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmrecur.checkpoint.io import CheckpointError, DamagedCheckpointError, load_checkpoint_file
-from mmrecur.checkpoint.verification import find_damage, is_zip
+from mmrecur.checkpoint.checksums import find_damage, is_zip
+from mmrecur.checkpoint.io import load_checkpoint_file
+from mmrecur.errors import CheckpointError, DamagedCheckpointError
 
 
 def find_checkpoint_to_resume(
@@ -18,15 +19,14 @@ def find_checkpoint_to_resume(
     """Find the newest intact checkpoint of a run.
 
     Args:
-        work_dir (str or PathLike): Directory of the run.
-        report (Callable, optional): Called with a sentence if newer checkpoints are damaged. Defaults to
-            None.
+        work_dir (str or PathLike): Directory of the run, which may have been moved.
+        report (Callable, optional): Function that is called with a message if newer checkpoints are
+            damaged. Defaults to None.
 
     Returns:
-        Path, optional: The file that ``last_checkpoint`` names, also if the directory has moved
-            since. If that file is damaged or not there (a kill can fall between deleting an old checkpoint
-            and naming the new one), the newest intact ``epoch_*.pth`` or ``iter_*.pth``. None if there is
-            none at all.
+        Path, optional: The file named in ``last_checkpoint``. If that file is damaged or missing, which a
+            kill at the wrong moment can cause, the newest intact ``epoch_*.pth`` or ``iter_*.pth``. None if
+            there are no checkpoints.
 
     Raises:
         DamagedCheckpointError: If there are checkpoints but none is intact.
@@ -45,7 +45,7 @@ def find_checkpoint_to_resume(
 
 
 def load_run_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint of a run; if it is damaged, say which of the others is intact.
+    """Read a checkpoint of a run.
 
     Args:
         path (str or PathLike): A local file.
@@ -54,14 +54,15 @@ def load_run_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         dict: The checkpoint.
 
     Raises:
-        FileNotFoundError, CheckpointError: As :func:`load_checkpoint_file` does.
+        FileNotFoundError, CheckpointError: See :func:`load_checkpoint_file`. If the file is damaged, the
+            message names an intact checkpoint of the same run, if there is one.
     """
     try:
         return load_checkpoint_file(path)
     except DamagedCheckpointError as error:
         path = Path(path).expanduser()
         others = _saved_like(path, path.parent)
-        # those saved before it first: what came after it may be of another run
+        # prefer checkpoints saved before it, because later ones may belong to another run
         others.sort(key=lambda other: _age(other) > _age(path))
         intact = next((other for other in others if other != path and _damage_of(other) is None), None)
         if intact is None:
@@ -70,12 +71,12 @@ def load_run_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _checkpoints(work_dir: Path) -> list[Path]:
-    """List the checkpoints that a run could go on from, the best choice first."""
+    """List the checkpoints that a run can resume from, the best choice first."""
     pointer = work_dir / 'last_checkpoint'
     named = None
     if pointer.is_file():
         text = pointer.read_text(errors='replace').strip()
-        # the directory may have moved, or be a copy whose original is still there
+        # look in the directory first: it may have been moved or copied
         places = (work_dir / Path(text).name, Path(text)) if text else ()
         named = next((place for place in places if place.is_file()), None)
     if named is None:
@@ -85,27 +86,27 @@ def _checkpoints(work_dir: Path) -> list[Path]:
 
 
 def _saved_like(example: Path | None, directory: Path) -> list[Path]:
-    """List the states of training in a directory, the newest first.
+    """List the training checkpoints in a directory, the newest first.
 
-    They are called epoch_N.pth or iter_N.pth, or as the example is but for the number.
+    Their names are epoch_N.pth, iter_N.pth, or that of the example with another number.
     """
     pattern = r'(epoch|iter)_\d+\.pth'
     if example is not None and (number := re.fullmatch(r'(.*?)\d+(\D*)', example.name)):
         before, after = map(re.escape, number.groups())
-        # not best_*: that has no state of the optimizer
+        # best_* lacks the optimizer's state
         pattern += rf'|(?!best_){before}\d+{after}'
     saved = [path for path in directory.glob('*.pth') if re.fullmatch(pattern, path.name)]
     return sorted(saved, key=_age, reverse=True)
 
 
 def _age(path: Path) -> tuple[int, int]:
-    """Return what orders checkpoints by time; copies of one moment are ordered by their numbers."""
+    """Return a sort key: the time of modification, then the number in the name."""
     numbers = re.findall(r'\d+', path.name)
     return path.stat().st_mtime_ns, int(numbers[-1]) if numbers else 0
 
 
 def _damage_of(path: Path) -> str | None:
-    """Say what is damaged in a file that would be refused for it; None if nothing is."""
+    """Describe the damage of a file; None if it is intact."""
     try:
         with open(path, 'rb') as file:
             if is_zip(file):
@@ -115,7 +116,7 @@ def _damage_of(path: Path) -> str | None:
     except DamagedCheckpointError as error:
         return str(error).partition('refused: ')[2]
     except CheckpointError:
-        return None  # it is whole; whoever loads it hears why it is refused
+        return None  # intact, but refused for another reason when it is loaded
     except OSError as error:
         return f'it cannot be read ({error.strerror})'
     return None

@@ -1,9 +1,8 @@
-"""Types that a checkpoint may hold besides tensors and plain Python values."""
+"""Types that a checkpoint may contain besides tensors and plain Python values."""
 
 from __future__ import annotations
 
 import contextlib
-import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
+from mmrecur.errors import CodeInCheckpointError
+
 try:
     from numpy._core import multiarray
 except ImportError:  # numpy 1
@@ -19,34 +20,34 @@ except ImportError:  # numpy 1
 
 
 def _renamed(name: str, function: Callable) -> Callable:
-    """Make ``function`` what the unpickler finds under ``name``; works in every torch from 2.4."""
+    """Rename a function so that the unpickler finds it under ``name`` (torch 2.4 and later)."""
     function.__module__, function.__name__ = name.rsplit('.', 1)
     function.__qualname__ = function.__name__
     return function
 
 
 def _get_statistic(owner: Any, name: str) -> Callable:
-    # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, 'mean'). A general getattr
-    # would open every namespace in reach, such as a function's builtins, to a crafted file.
+    # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, 'mean'). A general getattr would give
+    # a crafted file access to namespaces such as a function's builtins.
     if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr {name}')
+        raise CodeInCheckpointError(f'builtins.getattr of {name}')
     return getattr(HistoryBuffer, name)
 
 
 def _numpy_scalar(dtype: np.dtype, data: Any) -> Any:
     if dtype.hasobject:
-        raise pickle.UnpicklingError('Unsupported global: GLOBAL numpy scalar of objects')
+        raise CodeInCheckpointError('NumPy scalar of objects')
     return multiarray.scalar(dtype, data)
 
 
 def _numpy_array(subtype: type, shape: tuple, kind: bytes) -> np.ndarray:
     if subtype is not np.ndarray:
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {subtype}')
+        raise CodeInCheckpointError(f'NumPy array of type {subtype}')
     return multiarray._reconstruct(subtype, shape, kind)
 
 
 def _safe_globals() -> list[Any]:
-    """List what a checkpoint of MMEngine's runner holds."""
+    """List the types in the checkpoints of MMEngine's runner."""
     kinds = 'bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 str'
     allowed = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, slice]
     allowed += sorted({type(np.dtype(kind)) for kind in kinds.split()}, key=str)
@@ -66,12 +67,21 @@ SAFE_GLOBALS = _safe_globals()
 _SAFE_NAMES = frozenset(map(_name, SAFE_GLOBALS))
 
 
+def allowed_names() -> set[str]:
+    """Return the full names of all functions and classes that torch's unpickler may load."""
+    # torch has no public function for its own list
+    names = set(torch._weights_only_unpickler._get_allowed_globals())
+    if hasattr(torch.serialization, 'get_safe_globals'):  # from torch 2.4
+        names |= _SAFE_NAMES | {_name(item) for item in torch.serialization.get_safe_globals()}
+    return names
+
+
 @contextlib.contextmanager
 def only_safe_types() -> Iterator[None]:
-    """Allow the unpickler the types of this module, and under their names nothing else.
+    """Allow torch's unpickler the types of this module for the duration of a ``with`` block.
 
-    What the process has allowed under other names stays allowed. MMEngine allows the real ``getattr`` and
-    NumPy's own constructors while it loads; within this context the restricted ones of this module are found.
+    MMEngine allows the real ``getattr`` and NumPy's own constructors while it loads. Within this context, the
+    restricted functions of this module replace them. Other types that the process has allowed stay allowed.
     """
     serialization = torch.serialization
     if not hasattr(serialization, 'get_safe_globals'):  # before torch 2.4

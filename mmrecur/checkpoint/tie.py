@@ -1,4 +1,4 @@
-"""Folding: layers that do the same become one layer that runs several times."""
+"""Tying of similar layers, so that one layer runs several times (the paper calls this folding)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mmrecur.models.layers.template_bank import TemplateBank, check_banks, layer
 
 
 @dataclass(frozen=True)
-class FoldedBank:
-    """What became of one bank.
+class TiedBank:
+    """Result of tying the L layers of one template bank.
 
     Attributes:
-        rows (tuple[int, ...]): Of each layer the distinct layer that it is now.
-        scales (Tensor): Factor of each layer, negative where the sign is flipped, shape (L,).
-        coefficients (Tensor): Coefficients of the distinct layers, shape (R, k).
-        templates (Tensor): Their templates, in the shape of :class:`TemplateBank`'s.
-        similarity (Tensor): Layer similarity matrix before, shape (L, L).
+        rows (tuple[int, ...]): For each layer, the index of its distinct layer.
+        scales (Tensor): Factor of each layer, negative if its sign is flipped, shape (L,).
+        coefficients (Tensor): Coefficients of the R distinct layers over k templates, shape (R, k).
+        templates (Tensor): The new templates, in the shape of :class:`TemplateBank`'s.
+        similarity (Tensor): Layer similarity matrix before tying, shape (L, L).
         error (float): Relative change of the weights, ``||W' - W|| / ||W||``.
     """
 
@@ -34,31 +34,31 @@ class FoldedBank:
 
     @property
     def is_tied(self) -> bool:
-        """bool: Whether any layers became one."""
+        """bool: Whether any two layers are tied."""
         return len(set(self.rows)) < len(self.rows)
 
 
 @dataclass(frozen=True)
 class TiedLayers:
-    """What :func:`fold` did.
+    """Result of :func:`tie_layers`.
 
     Attributes:
-        banks (dict[str, FoldedBank]): By the bank's name in the model, tied or not.
-        parameters (tuple[int, int]): Of the model, before and after.
+        banks (dict[str, TiedBank]): All banks by their names in the model, with and without tied layers.
+        parameters (tuple[int, int]): Number of the model's parameters before and after.
     """
 
-    banks: dict[str, FoldedBank]
+    banks: dict[str, TiedBank]
     parameters: tuple[int, int]
 
     def arguments(self, prefix: str = '') -> dict[str, Any]:
-        """The ``tied_layers`` argument of the model that the folded state dict is for.
+        """Return the ``tied_layers`` argument with which to build the model with tied layers.
 
         Args:
-            prefix (str): What the names of the banks start with in the model, ``'backbone.'``.
-                Defaults to nothing.
+            prefix (str): Prefix to remove from the names of the banks, such as ``'backbone.'``. Defaults
+                to an empty string.
 
         Returns:
-            dict: Rows by the parts of the bank's name, ``dict(layer2=dict(bank=[0, 1, 0, 1]))``.
+            dict: Rows by the parts of the bank's name, such as ``dict(layer2=dict(bank=[0, 1, 0, 1]))``.
         """
         arguments: dict[str, Any] = {}
         for name, bank in self.banks.items():
@@ -72,82 +72,81 @@ class TiedLayers:
         return arguments
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Tie the layers of a model in place, also of one without a ``tied_layers`` argument.
+        """Tie the layers of a model in place and load the new weights of its banks.
+
+        This works for models without a ``tied_layers`` argument, too.
 
         Args:
-            model (nn.Module): The model that was folded, or one built like it.
+            model (nn.Module): The model given to :func:`tie_layers`, or one built in the same way.
 
         Returns:
-            nn.Module: The model, with the folded weights in its banks.
+            nn.Module: The same model.
         """
         for name, bank in self.banks.items():
             if bank.is_tied:
-                tied = model.get_submodule(name)
-                tied.tie(bank.rows, bank.scales, bank.coefficients, bank.templates)
+                model.get_submodule(name).tie(bank.rows, bank.scales, bank.coefficients, bank.templates)
         return model
 
 
-def fold(
+def tie_layers(
     state_dict: Mapping[str, Tensor], model: nn.Module, threshold: float
 ) -> tuple[dict[str, Tensor], TiedLayers]:
     """Tie layers whose similarity reaches a threshold, Savarese and Maire 2019, Sections 3.2 and 4.3.
 
-    Layers become one if each two of them are that similar. The new layer is the one whose multiples come
-    nearest to the old weights; each old layer keeps its factor, which is negative where the signs differ,
-    and its norm. So layers of similarity 1 compute what they did. Where the distinct layers are no more
-    than the templates, they are the new templates.
+    Layers are tied if every two of them are similar enough. They are replaced by one distinct layer, whose
+    multiples are closest to their weights. Each layer keeps its norm and a factor of its own, which is
+    negative if its sign is flipped. Tying layers of similarity 1 does not change the network. If a bank has
+    no more distinct layers than templates, the distinct layers become the new templates.
 
     Args:
         state_dict (Mapping[str, Tensor]): Weights of the model.
         model (nn.Module): A model with template banks. It is not changed.
-        threshold (float): Least similarity, above 0, at most 1. Similarities are rounded, so 1 stands for
+        threshold (float): Minimum similarity, above 0 and at most 1. To allow for rounding, 1 means
             ``1 - 1e-6``.
 
     Returns:
         tuple[dict[str, Tensor], TiedLayers]: A state dict for the model built with
-        ``tied_layers=result.arguments()`` (or for ``result.apply(model)``), and what was tied.
+        ``tied_layers=result.arguments()`` or for ``result.apply(model)``, and the result.
 
     Raises:
-        ValueError: If the threshold is out of range, the model has no bank, or the state dict lacks the
-            model's banks or has others.
+        ValueError: If the threshold is out of range, the model has no template bank, or the state dict does
+            not have exactly the model's banks.
 
     Example:
         >>> from mmrecur.models.backbones import SWRN
         >>> model = SWRN(depth=16, width=2, num_templates=1)
-        >>> state, folding = fold(model.state_dict(), model, 0.9)  # one template: all do the same
-        >>> folding.arguments()['layer2']
+        >>> state, tied = tie_layers(model.state_dict(), model, 0.9)  # one template: all layers are similar
+        >>> tied.arguments()['layer2']
         {'bank': [0, 0]}
-        >>> smaller = SWRN(16, 2, num_templates=1, tied_layers=folding.arguments())
+        >>> smaller = SWRN(16, 2, num_templates=1, tied_layers=tied.arguments())
         >>> smaller.load_state_dict(state)
         <All keys matched successfully>
     """
     if not isinstance(threshold, (int, float)) or not 0 < threshold <= 1:
-        raise ValueError(f'threshold={threshold!r}, allowed: a number above 0, at most 1')
+        raise ValueError(f'threshold={threshold!r}, allowed: a number above 0 and at most 1')
     banks = template_banks(model)
     if not banks:
-        raise ValueError('the model has no template bank, allowed: one that shares weights, not yet deployed')
+        raise ValueError('the model has no template bank, allowed: one with banks, before switch_to_deploy()')
     check_banks(state_dict, banks)
-    folded = {name: _fold_bank(state_dict, name, bank, threshold) for name, bank in banks.items()}
+    tied = {name: _tie_bank(state_dict, name, bank, threshold) for name, bank in banks.items()}
     state = {key: value.detach().clone() for key, value in state_dict.items()}
-    for name, bank in folded.items():
+    for name, bank in tied.items():
         if bank.is_tied:
             state[f'{name}.row_scales'] = bank.scales.clone()
             state[f'{name}.coefficients'] = bank.coefficients.clone()
             state[f'{name}.templates'] = bank.templates.clone()
     before = sum(p.numel() for p in model.parameters())
-    change = sum(_size(bank, banks[name]) for name, bank in folded.items() if bank.is_tied)
-    return state, TiedLayers(folded, (before, before + change))
+    change = sum(_size(bank, banks[name]) for name, bank in tied.items() if bank.is_tied)
+    return state, TiedLayers(tied, (before, before + change))
 
 
-def _size(folded: FoldedBank, bank: TemplateBank) -> int:
-    """Change of the number of parameters."""
-    new = (folded.scales, folded.coefficients, folded.templates)
+def _size(tied: TiedBank, bank: TemplateBank) -> int:
+    """Return the change of the number of parameters."""
+    new = (tied.scales, tied.coefficients, tied.templates)
     return sum(t.numel() for t in new) - sum(p.numel() for p in bank.parameters())
 
 
-def _fold_bank(
-    state_dict: Mapping[str, Tensor], name: str, bank: TemplateBank, threshold: float
-) -> FoldedBank:
+def _tie_bank(state_dict: Mapping[str, Tensor], name: str, bank: TemplateBank, threshold: float) -> TiedBank:
     templates = state_dict[f'{name}.templates']
     coefficients = state_dict[f'{name}.coefficients'].double()
     if bank.rows is not None:
@@ -157,13 +156,13 @@ def _fold_bank(
     similarity = layer_similarity(coefficients)
     if bank.rows is None:
         rows = cluster(similarity, threshold)
-    else:  # what is tied stays so, whatever factor a layer has learned, be it 0
+    else:  # tied layers stay tied whatever factors they have learned, even 0
         merged = cluster(layer_similarity(state_dict[f'{name}.coefficients'].double()), threshold)
         rows = tuple(merged[row] for row in bank.rows)
     num_rows = max(rows) + 1
     scales = torch.ones(len(rows), dtype=torch.float64, device=flat.device)
     distinct = coefficients.new_zeros(num_rows, bank.num_templates)
-    products = flat @ flat.t()  # of templates: all that the weights' distances depend on
+    products = flat @ flat.t()  # inner products of the templates, which determine all distances
     for row in range(num_rows):
         members = [i for i, r in enumerate(rows) if r == row]
         own = coefficients[members]
@@ -177,18 +176,18 @@ def _fold_bank(
     else:
         new = templates
     dtype = templates.dtype
-    return FoldedBank(
+    return TiedBank(
         rows, scales.to(dtype), distinct.to(dtype), new.to(dtype), similarity.float(), error.item()
     )
 
 
 def _squared_norm(coefficients: Tensor, products: Tensor) -> Tensor:
-    """Squared norm of the weights that coefficients make up."""
+    """Return the squared norm of the weights with these coefficients."""
     return ((coefficients @ products) * coefficients).sum().clamp(min=0)
 
 
 def _nearest_direction(coefficients: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors and one layer whose multiples are nearest to the weights of some layers."""
+    """Return factors and the coefficients of one layer whose multiples are closest to the given layers."""
     if len(coefficients) == 1:
         return coefficients.new_ones(1), coefficients[0]
     # the first left singular vector of the layers' weights
@@ -200,14 +199,14 @@ def _nearest_direction(coefficients: Tensor, products: Tensor) -> tuple[Tensor, 
 
 
 def cluster(similarity: Tensor, threshold: float) -> tuple[int, ...]:
-    """Group layers so that each two in a group are similar enough, merging the most similar first.
+    """Group layers by complete linkage: every two layers of a group are similar enough.
 
     Args:
-        similarity (Tensor): Shape (L, L).
-        threshold (float): Least similarity; 1 stands for ``1 - 1e-6``.
+        similarity (Tensor): Similarity matrix, shape (L, L).
+        threshold (float): Minimum similarity; 1 means ``1 - 1e-6``.
 
     Returns:
-        tuple[int, ...]: Group of each layer, numbered by their first layers.
+        tuple[int, ...]: Group of each layer. Groups are numbered in the order of their first layers.
     """
     threshold = min(threshold, 1 - 1e-6)
     values = similarity.tolist()

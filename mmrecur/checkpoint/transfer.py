@@ -1,4 +1,4 @@
-"""Moving tensors between layouts, with an account of every key."""
+"""Transfer of tensors from one state dict to another, with a report on every key."""
 
 from __future__ import annotations
 
@@ -12,24 +12,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-
-class TransferError(ValueError):
-    """Keys or shapes that a transfer cannot explain."""
+from mmrecur.errors import TransferError
 
 
 @dataclass
 class Report:
-    """What a transfer did: every source and target key stands in it exactly once.
+    """Result of a transfer, in which every target key and every source key is listed.
 
     Attributes:
-        copied (dict[str, str]): Target key -> source key.
-        transformed (dict[str, tuple[tuple[str, ...], str]]): Target key -> source keys and how. A
-            source key that feeds several targets is listed with each.
-        initial (dict[str, str]): Target key left at the model's own value -> why.
-        unused (dict[str, str]): Source key that went nowhere -> why.
-        notes (list[str]): Remarks for the user.
-        errors (dict[str, float]): Place in the backbone -> relative error of what was fitted there; empty
-            where nothing had to be fitted.
+        copied (dict[str, str]): Source key by target key.
+        transformed (dict[str, tuple[tuple[str, ...], str]]): Source keys and method by target key. A source
+            key that fills several targets is listed with each.
+        initial (dict[str, str]): Reasons by the target key of tensors that keep the model's own values.
+        unused (dict[str, str]): Reasons by the source key of tensors that are not used.
+        notes (list[str]): Notes for the user.
+        errors (dict[str, float]): Relative error of each fit by its name in the backbone; empty if nothing
+            was fitted.
     """
 
     copied: dict[str, str] = field(default_factory=dict)
@@ -40,7 +38,7 @@ class Report:
     errors: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain types, for JSON."""
+        """Return the report as plain types for JSON."""
         return {
             'copied': dict(self.copied),
             'transformed': {
@@ -54,7 +52,7 @@ class Report:
         }
 
     def __str__(self) -> str:
-        """The report as a table; keys that differ in numbers only share a row."""
+        """Return the report as a table in which keys that differ only in numbers share a row."""
         rows: Counter[tuple[str, str, str]] = Counter()
         for target, (sources, how) in self.transformed.items():
             origin = f'from {", ".join(map(_pattern, sources))}: ' if sources else ''
@@ -80,19 +78,20 @@ def _pattern(key: str) -> str:
 
 
 class Transfer:
-    """Collects a new state dict for a model, key by key, and accounts for all of them.
+    """Builds a new state dict for a model key by key and reports every key.
 
     Args:
-        source (Mapping[str, Tensor]): Where tensors come from.
-        model (nn.Module): A backbone of this package or a model with one; it is not changed.
+        source (Mapping[str, Tensor]): Tensors to transfer, by name.
+        model (nn.Module): A backbone of this package or a model with one. It is not changed.
 
     Attributes:
         target (dict[str, Tensor]): The model's own state dict.
         backbone (nn.Module): The model's backbone.
-        prefix (str): What the backbone's keys start with in the model.
+        prefix (str): Prefix of the backbone's keys in the model.
+        report (Report): Report on the keys so far.
 
     Raises:
-        ValueError: If the backbone is none of this package's or in its inference form.
+        ValueError: If the backbone is not from this package or is in its inference form.
     """
 
     def __init__(self, source: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -110,21 +109,33 @@ class Transfer:
         self._mismatched: list[str] = []
 
     def copy(self, target: str, source: str) -> None:
-        """Take a tensor as it is."""
+        """Fill a target with a source tensor.
+
+        Args:
+            target (str): Key in the model.
+            source (str): Key in the source.
+        """
         if self._put(target, self.source[source], (source,)):
             self.report.copied[target] = source
 
     def transform(self, target: str, sources: Sequence[str], tensor: Tensor, how: str) -> None:
-        """Take a tensor computed from others."""
+        """Fill a target with a tensor computed from source tensors.
+
+        Args:
+            target (str): Key in the model.
+            sources (Sequence[str]): Keys in the source; empty if the tensor is a constant.
+            tensor (Tensor): The value.
+            how (str): Explanation for the report.
+        """
         if self._put(target, tensor, sources):
             self.report.transformed[target] = (tuple(sources), how)
 
     def leave(self, target: str, why: str) -> None:
-        """Leave a target tensor as the model has it."""
+        """Keep the model's own value of a target, for the reason given."""
         self.report.initial[target] = why
 
     def leave_counters_and_other_parts(self) -> None:
-        """Explain targets that no checkpoint of a backbone or classifier has."""
+        """Keep targets outside the backbone and classifier, and counters, if they are not filled yet."""
         done = {*self.report.copied, *self.report.transformed, *self.report.initial}
         for key in self.target:
             if key in done:
@@ -135,31 +146,38 @@ class Transfer:
                 self.leave(key, 'a counter that old checkpoints lack')
 
     def drop(self, source: str, why: str) -> None:
-        """Leave a source tensor out."""
+        """Leave out a source tensor, for the reason given."""
         self.report.unused[source] = why
 
     def used_sources(self) -> set[str]:
-        """Source keys that went somewhere so far."""
+        """Return the source keys that have filled a target so far."""
         groups = (sources for sources, _ in self.report.transformed.values())
         return set(self.report.copied.values()).union(*groups)
 
     def require(self, source: str, family: type[nn.Module], allowed: str) -> None:
-        """Raise unless the backbone is of the family that a source's layout is for.
+        """Raise if the backbone is not an instance of the class that a source is for.
 
         Args:
-            source (str): Name of the layout.
-            family (type): The family's class.
-            allowed (str): What is allowed, for the message.
+            source (str): Name of the source, see :func:`convert`.
+            family (type): Class of the backbone.
+            allowed (str): Allowed backbones, for the message.
 
         Raises:
-            ValueError: If it is of another one.
+            ValueError: If the backbone is of another class.
         """
         if not isinstance(self.backbone, family):
             kind = type(self.backbone).__name__
             raise ValueError(f'source={source!r} with a backbone of type {kind}, allowed: {allowed}')
 
     def mismatch(self, target: str, wanted: Sequence[int], sources: Sequence[str], tensor: Tensor) -> None:
-        """Note a tensor of a wrong shape."""
+        """Record a tensor of the wrong shape, which :meth:`finish` reports.
+
+        Args:
+            target (str): Key in the model.
+            wanted (Sequence[int]): The right shape.
+            sources (Sequence[str]): Keys in the source.
+            tensor (Tensor): The tensor.
+        """
         self._mismatched.append(
             f'{target} has shape {tuple(wanted)}, {", ".join(sources)} gives {tuple(tensor.shape)}'
         )
@@ -169,28 +187,27 @@ class Transfer:
         if tensor.shape != wanted:
             self.mismatch(target, wanted, sources, tensor)
             return False
-        # a copy: neither a view that keeps a large tensor alive nor an alias of the source
+        # the copy neither keeps a larger tensor alive nor shares memory with the source
         self._tensors[target] = tensor.detach().clone().contiguous()
         return True
 
     def finish(self, strict: bool = True) -> tuple[dict[str, Tensor], Report]:
-        """Complete the state dict with what the model has.
+        """Complete the state dict with the model's own values.
 
         Args:
-            strict (bool): Raise if a key or shape is not explained; otherwise such keys are reported
-                as left at initialisation and unused. Defaults to True.
+            strict (bool): Raise if a key or shape is not explained. Otherwise the keys are reported as left
+                at initialisation or unused. Defaults to True.
 
         Returns:
-            tuple[dict[str, Tensor], Report]: A state dict with every key of the model, in its order,
+            tuple[dict[str, Tensor], Report]: A state dict with every key of the model in the model's order,
             and the report.
 
         Raises:
-            TransferError: With ``strict``, naming every unexplained key and every wrong shape. Without, if
-                nothing at all in the backbone is from the source.
+            TransferError: If no tensor of the backbone comes from the source or, with ``strict``, if any key
+                or shape is not explained. The message names them.
         """
-        report = self.report
-        used = self.used_sources() | set(report.unused)
-        missing = [key for key in self.target if key not in self._tensors and key not in report.initial]
+        used = self.used_sources() | set(self.report.unused)
+        missing = [key for key in self.target if key not in self._tensors and key not in self.report.initial]
         unexpected = [key for key in self.source if key not in used]
         if strict and (missing or unexpected or self._mismatched):
             problems = {
@@ -202,13 +219,7 @@ class Transfer:
                 'the source does not fit the model: '
                 + '; '.join(f'{name}: {_some(keys)}' for name, keys in problems.items() if keys)
             )
-        filled = {key for key, (sources, _) in report.transformed.items() if sources} | report.copied.keys()
-        if not any(k.startswith(self.prefix) and self._tensors[k].is_floating_point() for k in filled):
-            backbone = [key for key in self.target if key.startswith(self.prefix)]
-            raise TransferError(
-                f'nothing in the source fits the backbone: the source has {_some([*self.source], 3)}; the '
-                f'model has {_some(backbone, 3)}'
-            )
+        self._require_weights()
         for key in missing:
             self.leave(key, 'not explained: missing or of another shape in the source')
         for key in unexpected:
@@ -217,7 +228,18 @@ class Transfer:
             key: self._tensors[key] if key in self._tensors else value.detach().clone()
             for key, value in self.target.items()
         }
-        return state, report
+        return state, self.report
+
+    def _require_weights(self) -> None:
+        """Raise if no weight of the backbone comes from the source."""
+        transformed = self.report.transformed.items()
+        filled = {key for key, (sources, _) in transformed if sources} | self.report.copied.keys()
+        if not any(k.startswith(self.prefix) and self._tensors[k].is_floating_point() for k in filled):
+            backbone = [key for key in self.target if key.startswith(self.prefix)]
+            raise TransferError(
+                f'nothing in the source fits the backbone: the source has {_some([*self.source], 3)}; the '
+                f'model has {_some(backbone, 3)}'
+            )
 
 
 def _some(keys: Sequence[str], limit: int = 8) -> str:

@@ -1,6 +1,6 @@
 """What runs a training: hooks, optimizer wrappers, file writing."""
 
-from mmrecur.engine.file_backend import AtomicLocalBackend, FileWriteError, explain_no_room, use_atomic_writes
+from mmrecur.engine.file_backend import AtomicLocalBackend, explain_no_room, use_atomic_writes
 from mmrecur.engine.hooks import (
     AuxiliaryLossHook,
     AverageLossesHook,
@@ -11,7 +11,7 @@ from mmrecur.engine.hooks import (
     ResumableRandomnessHook,
 )
 from mmrecur.engine.optimizers import CPUAmpOptimWrapper
-from mmrecur.engine.work_dir import WorkDirInUseError, lock_work_dir
+from mmrecur.engine.work_dir import lock_work_dir
 
 __all__ = [
     'AtomicLocalBackend',
@@ -19,12 +19,10 @@ __all__ = [
     'AverageLossesHook',
     'CPUAmpOptimWrapper',
     'CurriculumHook',
-    'FileWriteError',
     'GateRateHook',
     'GradientFlowHook',
     'LayerSimilarityHook',
     'ResumableRandomnessHook',
-    'WorkDirInUseError',
     'explain_no_room',
     'lock_work_dir',
     'use_atomic_writes',

@@ -10,16 +10,12 @@ from typing import ClassVar
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from mmrecur.checkpoint.io import CheckpointError
+from mmrecur.errors import FileWriteError
 
 #: Errors that say that there is no room: on the disk, in the quota, for one file.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _CHUNK = 1 << 24
-
-
-class FileWriteError(CheckpointError, OSError):
-    """A file that could not be written; nothing was left of it, and the message says why."""
 
 
 class AtomicLocalBackend(LocalBackend):

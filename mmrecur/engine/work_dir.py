@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 from mmrecur.engine.file_backend import remove_partial_files
+from mmrecur.errors import WorkDirInUseError
 
 try:
     import fcntl
@@ -23,10 +24,6 @@ _RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 # Descriptors of the locks that this process holds, which end with it.
 _held: dict[Path, int] = {}
-
-
-class WorkDirInUseError(RuntimeError):
-    """Another training is at work in the directory; the message says which."""
 
 
 def lock_work_dir(work_dir: str | os.PathLike, launcher: str = 'none') -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from mmrecur.analysis.benchmark import deployed, evaluation_call, peak_memory, training_call
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model, read_model
+from mmrecur.errors import ToolError
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmrecur.analysis.coefficients import coefficients, cosine_similarity, gram_spectra, mean_similarity
-from mmrecur.apis.runner import ToolError
+from mmrecur.errors import ToolError
 from mmrecur.models.backbones import ResNetShared, RLAResNet
 from tests.tool_module import load_tool
 

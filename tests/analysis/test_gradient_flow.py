@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmrecur.analysis.gradient_flow import of_epoch, read_records, shared_filters
-from mmrecur.apis.runner import ToolError
 from mmrecur.engine import AuxiliaryLossHook, GradientFlowHook
+from mmrecur.errors import ToolError
 from mmrecur.models.backbones import ResNetShared
 from tests.tool_module import load_tool
 

@@ -34,7 +34,7 @@ from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.specs import build_model
 from mmrecur.apis.swap import plan_swap
 from mmrecur.apis.swap.trial import try_swap
-from mmrecur.checkpoint import convert, fold, graft
+from mmrecur.checkpoint import convert, graft, tie_layers
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
 from mmrecur.models.backbones import SWRN, DRResNet, ResNetShared, RLAResNet
 from mmrecur.models.layers import ChannelRecurrentConv, fuse_norm, materialise_convs
@@ -144,13 +144,13 @@ CASES: dict[str, tuple[Callable[[], tuple], Callable]] = {
     'apis.swap_backbone': (tuple, lambda: swap_backbone(Config(BASE), 'rla-resnet')),
     'apis.swap_backbone and a trial': (tuple, lambda: swap('none', True)),
     'checkpoint.graft': (lambda: (rla(0).state_dict(), rla()), grafted),
-    'checkpoint.graft_shared': (
+    'checkpoint.graft of shared bases': (
         lambda: (shared(share=None).state_dict(), shared()),
         grafted,
     ),
     'checkpoint.graft of loops': (lambda: (DRResNet(16).state_dict(), DRResNet(16)), grafted),
     'checkpoint.convert': (authors, lambda state, model: convert(state, 'rlanet', model)),
-    'checkpoint.fold': (lambda: (banks(),), lambda model: fold(model.state_dict(), model, 0.9)),
+    'checkpoint.tie_layers': (lambda: (banks(),), lambda model: tie_layers(model.state_dict(), model, 0.9)),
     'checkpoint.calibrate_gates': (lambda: (DRResNet(16),), lambda model: calibrate_gates(model, X)),
     'analysis.complexity': (lambda: (rla(),), measured),
     'analysis.benchmark': (lambda: (rla(),), benchmark.deployed),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmrecur.apis import get_model, list_models
-from mmrecur.apis.runner import ToolError
+from mmrecur.errors import ToolError
 
 ROOT = Path(__file__).parents[2]
 

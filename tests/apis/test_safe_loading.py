@@ -31,7 +31,7 @@ from pathlib import Path
 
 import mmrecur.apis
 import torch
-from mmrecur.checkpoint.io import CheckpointError
+from mmrecur.errors import CheckpointError
 
 import mmdet.apis, mmengine, mmpretrain
 from mmengine.runner.checkpoint import _load_checkpoint, _safe_torch_load

@@ -14,12 +14,15 @@ from torch import nn
 
 from mmrecur.apis import list_backbones, swap_backbone
 from mmrecur.apis.demo_inputs import demo_inputs
-from mmrecur.apis.runner import ToolError, load_config
+from mmrecur.apis.runner import (
+    load_config,
+)
 from mmrecur.apis.specs import build_model
 from mmrecur.apis.swap import plan_swap
 from mmrecur.apis.swap.features import randomize_norms
 from mmrecur.apis.swap.names import find_backbone, signature
 from mmrecur.apis.swap.write import changes, inheriting_text, source, without_scopes, write_checked
+from mmrecur.errors import ToolError
 from mmrecur.models.backbones import RLAResNet
 from mmrecur.registry import MODELS as OURS
 

@@ -9,10 +9,11 @@ import torch
 from mmdet.models.detectors import FasterRCNN
 from mmengine.config import Config
 
-from mmrecur.apis.runner import ToolError, load_config
+from mmrecur.apis.runner import load_config
 from mmrecur.apis.specs import build_model
 from mmrecur.apis.swap import plan_swap
 from mmrecur.apis.swap.trial import Trial, try_swap
+from mmrecur.errors import ToolError
 
 NARROW = dict(type='mmrecur.RLAResNet', depth=50, base_channels=8, rla_channels=4)
 FPN = [32, 64, 128, 256]

@@ -10,7 +10,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import Report, TransferError, convert
+from mmrecur.checkpoint import Report, convert
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import ResNetShared, RLAResNet
 from tests import golden
 from tests.checkpoint.net_rl2_networks import MobileNetV2SharedDouble, ResNeXtSingleShared

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import Report, TransferError, convert
+from mmrecur.checkpoint import Report, convert
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import RLAMobileNetV2
 from tests import golden
 from tests.checkpoint.test_convert_rlanet import gradient_norms, replay

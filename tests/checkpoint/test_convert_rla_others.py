@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import TransferError, convert
+from mmrecur.checkpoint import convert
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import RLAMobileNetV2, RLAResNet
 from tests.checkpoint.authors_rla import ECAMobileNetV2, GRUResNet, fill
 from tests.golden import relative_error

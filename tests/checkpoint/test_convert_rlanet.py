@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import TransferError, convert
+from mmrecur.checkpoint import convert
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import RLAResNet
 from tests import golden
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import TransferError, convert
+from mmrecur.checkpoint import convert
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import SWRN, RecNet
 from mmrecur.models.layers import TemplateBank, template_banks
 from tests import golden

@@ -13,7 +13,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmrecur.apis.swap.names import find_backbone
-from mmrecur.checkpoint import Report, TransferError, graft, register_graft
+from mmrecur.checkpoint import Report, graft, register_graft
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import Backbone, RLAResNet
 from tests.helpers import randomise_norms
 
@@ -107,7 +108,7 @@ def test_grafted_network_computes_the_plain_one(name: str, variant: str) -> None
     assert_same(features(model, (65, 96)), features(source, (65, 96)))
     after = model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
-    # what starts without a say learns nevertheless
+    # tensors that have no effect at first learn nevertheless
     model.train()
     sum((output * output).mean() for output in model(torch.randn(2, 3, 64, 64))).backward()
     learning = ['conv1_hidden', 'attention.conv', 'attention.fc2']
@@ -319,7 +320,7 @@ def test_a_family_declares_its_rule_and_subclasses_use_it() -> None:
             super().__init__(num_stages=1, out_indices=(0,))
             self.conv1 = nn.Conv2d(1, 1, 1, bias=False)
 
-    @register_graft('Mine')
+    @register_graft(Mine)
     def rule(transfer) -> None:
         for name in transfer.backbone_keys():
             transfer.take(name)

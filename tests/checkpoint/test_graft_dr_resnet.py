@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.checkpoint import graft
-from mmrecur.checkpoint.grafts.dr_resnet import assign_blocks, graft_loops
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.checkpoint.grafts.dr_resnet import assign_blocks
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import DRMobileNetV2, DRResNet, RLAMobileNetV2
 from tests.helpers import randomise_norms
 
@@ -48,7 +48,7 @@ def with_equal_convolutions(model: DRResNet, *groups: tuple) -> DRResNet:
 def test_blocks_with_equal_convolutions_become_a_loop_that_computes_the_same(fit: bool) -> None:
     source = with_equal_convolutions(plain(), ('layer3', 1, 2, 3), ('layer3', 4, 5, 6), ('layer4', 1, 2))
     model = looped()
-    state, report = graft_loops(source.state_dict(), model, images() if fit else None)
+    state, report = graft(source.state_dict(), model, images=images() if fit else None)
     model.load_state_dict(state)
     with torch.no_grad():
         for ours, theirs in zip(model(images()), source(images())):
@@ -82,7 +82,7 @@ def test_images_choose_what_reconstructs_better() -> None:
     source, errors = plain(), {}
     for name, batch in (('average', None), ('fitted', images(8))):
         model = looped()
-        state, report = graft_loops(source.state_dict(), model, batch)
+        state, report = graft(source.state_dict(), model, images=batch)
         model.load_state_dict(state)
         with torch.no_grad():
             x = source.maxpool(source.relu(source.bn1(source.conv1(images(8)))))
@@ -119,7 +119,7 @@ def test_a_stage_without_loops_may_have_fewer_blocks(batch: Tensor | None) -> No
     """As DR-ResNet-35's second stage has fewer than ResNet-50's."""
     source = with_equal_convolutions(plain((1, 4, 7, 3)), ('layer4', 1, 2))
     model = looped(blocks=(1, 3, 3, 2))
-    state, report = graft_loops(source.state_dict(), model, batch)
+    state, report = graft(source.state_dict(), model, images=batch)
     model.load_state_dict(state)
     assert {key.rsplit('.', 2)[0] for key in report.unused} == {'layer2.3'}
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_a_stage_without_loops_may_have_fewer_blocks(batch: Tensor | None) -> No
 def test_loops_are_fitted_on_the_device_of_the_model() -> None:
     source, model, batch = plain().state_dict(), looped(), images()
     with torch.device('meta'):  # where tensors of no stated device would lie
-        state, _ = graft_loops(source, model, batch)
+        state, _ = graft(source, model, images=batch)
     assert {tensor.device.type for tensor in state.values()} == {'cpu'}
 
 
@@ -140,10 +140,10 @@ def test_other_blocks_are_named(batch: Tensor | None) -> None:
     source = plain().state_dict()
     basic = {key: value for key, value in source.items() if '.conv3.' not in key and '.bn3.' not in key}
     with pytest.raises(TransferError, match=r'no layer3.1.conv3.weight, allowed for layer3.1: .* shape'):
-        graft_loops(basic, looped(), batch)
+        graft(basic, looped(), images=batch)
     shapes = r'\(16, 64, 1, 1\) layer3.1.conv1.weight, allowed .* \(32, 128, 1, 1\)'
     with pytest.raises(TransferError, match=shapes):
-        graft_loops(source, looped(base_channels=8), batch)
+        graft(source, looped(base_channels=8), images=batch)
 
 
 def test_a_network_with_loops_is_taken_as_it_is() -> None:
@@ -158,5 +158,5 @@ def test_mobilenet() -> None:
     state, report = graft(source.state_dict(), model)
     model.load_state_dict(state)
     assert torch.equal(state['layer4.1.block.bn2.2.weight'], source.state_dict()['layer4.3.bn2.weight'])
-    state, report = graft_loops(source.state_dict(), model, images())
+    state, report = graft(source.state_dict(), model, images=images())
     assert isinstance(model.layer4[1].block, nn.Module) and "||y - y'||" in report.notes[0]

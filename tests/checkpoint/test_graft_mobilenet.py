@@ -12,7 +12,8 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmrecur.checkpoint import TransferError, graft
+from mmrecur.checkpoint import graft
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import RLAMobileNetV2
 from tests.checkpoint.test_convert_rla_mobilenet import assert_complete
 from tests.checkpoint.test_graft import assert_same, features

@@ -9,7 +9,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import Report, TransferError, graft
+from mmrecur.checkpoint import Report, graft
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import (
     DenseNetShared,
     MobileNetV2Shared,

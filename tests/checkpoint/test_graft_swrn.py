@@ -9,7 +9,8 @@ import torch
 from mmpretrain.models import ResNet
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import TransferError, graft
+from mmrecur.checkpoint import graft
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import SWRN
 from tests.helpers import randomise_norms
 
@@ -131,7 +132,7 @@ def test_misfits_are_named() -> None:
     with pytest.raises(TransferError, match=r'layers of layer2.bank .*, layer2.1.conv2.weight gives \(3, 3'):
         graft(source, SWRN(**SMALL))
     folded = SWRN(**SMALL, num_templates=2, tied_layers=dict(layer1=dict(bank=[0, 1, 0, 1])))
-    with pytest.raises(TransferError, match='layer1.bank is folded'):
+    with pytest.raises(TransferError, match='layer1.bank has tied layers'):
         graft(wrn().state_dict(), folded)
 
 

@@ -1,5 +1,6 @@
 """Checkpoint files: data is read, anything else is refused without being executed."""
 
+import io
 import os
 import pickle
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmrecur.checkpoint.io import CheckpointError, DamagedCheckpointError, load_checkpoint_file
+from mmrecur.checkpoint.io import load_checkpoint_file, use_safe_loading
+from mmrecur.errors import CheckpointError, CodeInCheckpointError, DamagedCheckpointError
 
 FORMATS = pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
 
@@ -80,6 +82,32 @@ def test_plain_pickle_with_code_is_refused_and_not_run(tmp_path):
             load_checkpoint_file(path)
         assert str(path) in str(caught.value)
         assert not proof.exists()
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_the_forbidden_function_is_named(tmp_path, protocol):
+    content = pickle.dumps({'state_dict': {}, 'command': Command(tmp_path / 'executed')}, protocol=protocol)
+    (tmp_path / 'evil.pth').write_bytes(content)
+    with pytest.raises(CodeInCheckpointError, match=rf'carries code \({os.mkdir.__module__}\.mkdir\)'):
+        load_checkpoint_file(tmp_path / 'evil.pth')
+
+
+def test_whole_models_and_torchscript_are_told_apart(tmp_path):
+    with pytest.raises(CodeInCheckpointError, match=r'code \(torch\.nn\.modules\.linear\.Linear\)'):
+        load_checkpoint_file(save({'model': torch.nn.Linear(1, 1)}, tmp_path / 'model.pth'))
+    torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.ones(1)), tmp_path / 'script.pth')
+    with pytest.raises(CheckpointError, match='TorchScript archive'):
+        load_checkpoint_file(tmp_path / 'script.pth')
+
+
+def test_a_file_object_is_scanned_from_where_it_was(tmp_path):
+    buffer = io.BytesIO(b'before')
+    buffer.seek(0, io.SEEK_END)
+    torch.save({'model': Command(tmp_path / 'executed')}, buffer, _use_new_zipfile_serialization=False)
+    buffer.seek(len(b'before'))
+    use_safe_loading()
+    with pytest.raises(CodeInCheckpointError, match='in a BytesIO refused: it carries code'):
+        torch.load(buffer)
 
 
 def test_object_arrays_do_not_smuggle(tmp_path):

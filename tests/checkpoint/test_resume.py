@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from mmrecur.checkpoint.io import DamagedCheckpointError
 from mmrecur.checkpoint.resume import find_checkpoint_to_resume, load_run_checkpoint
+from mmrecur.errors import DamagedCheckpointError
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Folding: what it keeps, what it makes smaller, what can be done with the result."""
+"""Tied layers: unchanged outputs, fewer parameters, further training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmrecur.analysis.layer_similarity import similarity_matrices
 from mmrecur.analysis.sharing_figures import plot_loops
 from mmrecur.analysis.tied_layers import describe_loops, find_loops, layer_sequences
-from mmrecur.checkpoint import fold
+from mmrecur.checkpoint import tie_layers
 from mmrecur.checkpoint.tie import cluster
 from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
@@ -49,48 +49,48 @@ def assert_close(outputs, expected, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize('num_templates', [1, 2, 4, 'per_layer'])
-def test_layers_of_similarity_1_fold_without_a_change(num_templates) -> None:
+def test_layers_of_similarity_1_are_tied_without_a_change(num_templates) -> None:
     model = alike(swrn(num_templates=num_templates))
-    state, folding = fold(model.state_dict(), model, 1.0)
+    state, tied_layers = tie_layers(model.state_dict(), model, 1.0)
     rows = [0, 0, 0, 0, 0, 0] if num_templates == 1 else [0, 1, 0, 1, 0, 1]
-    assert folding.arguments() == {f'layer{i}': {'bank': rows} for i in (1, 2, 3)}
-    assert all(bank.error < 1e-6 for bank in folding.banks.values())
-    folded = swrn(num_templates=num_templates, tied_layers=folding.arguments())
-    folded.load_state_dict(state)
+    assert tied_layers.arguments() == {f'layer{i}': {'bank': rows} for i in (1, 2, 3)}
+    assert all(bank.error < 1e-6 for bank in tied_layers.banks.values())
+    tied = swrn(num_templates=num_templates, tied_layers=tied_layers.arguments())
+    tied.load_state_dict(state)
     with torch.no_grad():
         expected = model(image())
-        assert_close(folded.eval()(image()), expected)
-        in_place = folding.apply(copy.deepcopy(model))
+        assert_close(tied.eval()(image()), expected)
+        in_place = tied_layers.apply(copy.deepcopy(model))
         assert_close(in_place(image()), expected)
-        folded.switch_to_deploy()
-        assert_close(folded(image()), expected, 1e-4)
+        tied.switch_to_deploy()
+        assert_close(tied(image()), expected, 1e-4)
     count = sum(p.numel() for p in model.parameters())
-    assert folding.parameters == (count, sum(p.numel() for p in in_place.parameters()))
+    assert tied_layers.parameters == (count, sum(p.numel() for p in in_place.parameters()))
     if num_templates == 4:  # two templates of each bank are gone, eight coefficients but for the factors
         sizes = [b.templates.numel() // 2 for b in template_banks(model).values()]
-        assert folding.parameters[1] == count - sum(sizes) - 3 * (24 - 4 - 6)
+        assert tied_layers.parameters[1] == count - sum(sizes) - 3 * (24 - 4 - 6)
     # factors are those of the first layer of each kind
-    scales = folding.banks['layer1.bank'].scales
+    scales = tied_layers.banks['layer1.bank'].scales
     if num_templates != 1:
         assert scales.sign().tolist() == [1, 1, -1, 1, 1, -1]
         assert (scales[2] / scales[0]).item() == pytest.approx(-2, abs=1e-5)
 
 
-def test_folded_models_train_on_and_fold_again() -> None:
+def test_models_with_tied_layers_train_on_and_are_tied_again() -> None:
     model = alike(swrn())
-    _, folding = fold(model.state_dict(), model, 1.0)
-    folded = folding.apply(copy.deepcopy(model)).train()
-    optimiser = torch.optim.SGD(folded.parameters(), 0.1)
-    before = {key: value.clone() for key, value in folded.named_parameters()}
-    sum(output.square().mean() for output in folded(image())).backward()
+    _, tied_layers = tie_layers(model.state_dict(), model, 1.0)
+    tied = tied_layers.apply(copy.deepcopy(model)).train()
+    optimiser = torch.optim.SGD(tied.parameters(), 0.1)
+    before = {key: value.clone() for key, value in tied.named_parameters()}
+    sum(output.square().mean() for output in tied(image())).backward()
     optimiser.step()
-    assert all(p.grad is not None for p in folded.parameters())
-    assert not torch.equal(folded.layer2.bank.row_scales, before['layer2.bank.row_scales'])
+    assert all(p.grad is not None for p in tied.parameters())
+    assert not torch.equal(tied.layer2.bank.row_scales, before['layer2.bank.row_scales'])
     # layers 1 and 3 have moved, but are still one
-    similarity = folded.layer1.bank.similarity()
+    similarity = tied.layer1.bank.similarity()
     assert similarity[0, 2].item() == pytest.approx(1, abs=1e-6)
-    folded.eval()
-    state, again = fold(folded.state_dict(), folded, 0.001)
+    tied.eval()
+    state, again = tie_layers(tied.state_dict(), tied, 0.001)
     assert again.arguments()['layer1'] == {'bank': [0] * 6}
     smaller = swrn(tied_layers=again.arguments())
     smaller.load_state_dict(state)
@@ -98,10 +98,10 @@ def test_folded_models_train_on_and_fold_again() -> None:
 
 def test_what_was_frozen_stays_frozen() -> None:
     model = alike(swrn(frozen_stages=1))
-    _, folding = fold(model.state_dict(), model, 1.0)
-    folded = folding.apply(model)
-    learning = {name for name, p in folded.named_parameters() if p.requires_grad}
-    assert folded.layer1.bank.rows == (0, 1, 0, 1, 0, 1)
+    _, tied_layers = tie_layers(model.state_dict(), model, 1.0)
+    tied = tied_layers.apply(model)
+    learning = {name for name, p in tied.named_parameters() if p.requires_grad}
+    assert tied.layer1.bank.rows == (0, 1, 0, 1, 0, 1)
     assert not any(name.startswith('layer1.') for name in learning)
     assert {f'layer2.bank.{part}' for part in ('templates', 'coefficients', 'row_scales')} <= learning
 
@@ -111,16 +111,16 @@ def test_layers_that_are_only_similar_become_the_nearest_one() -> None:
     model = nn.ModuleDict(dict(bank=TemplateBank(3, 3, (4, 4, 3, 3))))
     bank = model['bank']
     bank.coefficients.data = torch.tensor([[1.0, 0.1, 0.0], [-1.0, 0.1, 0.0], [0.0, 0.0, 1.0]])
-    state, folding = fold(model.state_dict(), model, 0.9)
+    state, tied_layers = tie_layers(model.state_dict(), model, 0.9)
     weights = torch.stack(bank()).flatten(1).detach()
-    assert folding.banks['bank'].rows == (0, 0, 1)
-    folded = torch.stack(folding.apply(copy.deepcopy(model))['bank']()).flatten(1).detach()
+    assert tied_layers.banks['bank'].rows == (0, 0, 1)
+    tied = torch.stack(tied_layers.apply(copy.deepcopy(model))['bank']()).flatten(1).detach()
     # the best of rank one for the first two, as the singular values say
     left_out = torch.linalg.svdvals(weights[:2])[1]
-    assert (folded[:2] - weights[:2]).norm().item() == pytest.approx(left_out.item(), rel=1e-4)
-    torch.testing.assert_close(folded[2], weights[2])
-    assert folding.banks['bank'].error == pytest.approx((left_out / weights.norm()).item(), rel=1e-4)
-    assert (folding.banks['bank'].scales < 0).tolist() == [False, True, False]
+    assert (tied[:2] - weights[:2]).norm().item() == pytest.approx(left_out.item(), rel=1e-4)
+    torch.testing.assert_close(tied[2], weights[2])
+    assert tied_layers.banks['bank'].error == pytest.approx((left_out / weights.norm()).item(), rel=1e-4)
+    assert (tied_layers.banks['bank'].scales < 0).tolist() == [False, True, False]
 
 
 def test_groups_are_alike_in_every_pair() -> None:
@@ -136,41 +136,41 @@ def test_groups_are_alike_in_every_pair() -> None:
 
 def test_below_the_threshold_nothing_changes() -> None:
     model = swrn(num_templates='per_layer')
-    state, folding = fold(model.state_dict(), model, 0.9)
-    assert folding.arguments() == {} and folding.parameters[0] == folding.parameters[1]
+    state, tied_layers = tie_layers(model.state_dict(), model, 0.9)
+    assert tied_layers.arguments() == {} and tied_layers.parameters[0] == tied_layers.parameters[1]
     model.load_state_dict(state)
 
 
-def test_other_networks_fold_too() -> None:
+def test_layers_of_other_networks_are_tied_too() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6)))
     share_convs(model, 4)
     alike(model)
     x = torch.randn(1, 4, 9, 9)
     expected = model(x)
-    _, folding = fold(model.state_dict(), model, 1.0)
-    assert_close([folding.apply(model)(x)], [expected])
+    _, tied_layers = tie_layers(model.state_dict(), model, 1.0)
+    assert_close([tied_layers.apply(model)(x)], [expected])
     assert layer_sequences(model) == {'0.bank': [1, 2, 1, 2, 1, 2]}
 
     net = alike(ShortestPathNet(num_templates=4, num_layers=6, channels=4))
-    state, folding = fold(net.state_dict(), net, 1.0)
-    folded = ShortestPathNet(4, num_layers=6, channels=4, tied_layers=folding.arguments()).eval()
-    folded.load_state_dict(state)
+    state, tied_layers = tie_layers(net.state_dict(), net, 1.0)
+    tied = ShortestPathNet(4, num_layers=6, channels=4, tied_layers=tied_layers.arguments()).eval()
+    tied.load_state_dict(state)
     x = torch.rand(1, 2, 8, 8)
-    assert_close([folded(x)], [net(x)])
+    assert_close([tied(x)], [net(x)])
 
 
 @pytest.mark.parametrize('threshold', [0, 1.5, 'high'])
 def test_wrong_thresholds_are_named(threshold) -> None:
     model = swrn()
-    with pytest.raises(ValueError, match=f'threshold={threshold!r}, allowed: a number above 0, at most 1'):
-        fold(model.state_dict(), model, threshold)
+    with pytest.raises(ValueError, match=f'threshold={threshold!r}, allowed: a number above 0 and at most 1'):
+        tie_layers(model.state_dict(), model, threshold)
 
 
 def test_a_network_without_banks_is_refused() -> None:
     model = swrn(num_templates=None)
     with pytest.raises(ValueError, match='no template bank'):
-        fold(model.state_dict(), model, 0.9)
+        tie_layers(model.state_dict(), model, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -227,22 +227,22 @@ def test_weights_of_another_model_are_named() -> None:
     model = swrn()
     for other in (swrn(num_templates=2), swrn(num_templates=None), swrn(depth=16, num_templates=2)):
         with pytest.raises(ValueError, match=r'state_dict has .* for layer1.bank.*, allowed: .*shape \('):
-            fold(other.state_dict(), model, 0.9)
+            tie_layers(other.state_dict(), model, 0.9)
         with pytest.raises(ValueError, match='state_dict has .* for layer1.bank'):
             similarity_matrices(model, other.state_dict())
 
 
 def test_what_is_tied_stays_tied_when_it_lost_its_say() -> None:
     model = alike(swrn())
-    state, folding = fold(model.state_dict(), model, 1)
-    tied = swrn(tied_layers=folding.arguments())
+    state, tied_layers = tie_layers(model.state_dict(), model, 1)
+    tied = swrn(tied_layers=tied_layers.arguments())
     tied.load_state_dict(state)
     with torch.no_grad():
         tied.layer1.bank.row_scales.zero_()
         tied.layer2.bank.row_scales[2] = 0
-    again, refolded = fold(tied.state_dict(), tied, 1)
-    assert refolded.arguments() == folding.arguments()
-    twice = swrn(tied_layers=refolded.arguments()).eval()
+    again, again_tied = tie_layers(tied.state_dict(), tied, 1)
+    assert again_tied.arguments() == tied_layers.arguments()
+    twice = swrn(tied_layers=again_tied.arguments()).eval()
     twice.load_state_dict(again)
     with torch.no_grad():
         assert_close(twice(image()), tied.eval()(image()))

@@ -12,8 +12,9 @@ from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from mmrecur.checkpoint import TransferError, graft
+from mmrecur.checkpoint import graft
 from mmrecur.checkpoint.unwrap import read_weights, unwrap
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import ResNetShared, RLAResNet
 from tests.checkpoint.test_graft import assert_same, features, plain
 
@@ -94,7 +95,7 @@ def test_a_lightning_module_has_more_than_the_model(state: dict[str, Tensor]) ->
     assert 'criterion.weight' in unwrap(checkpoint)  # of whomever it may be
     found, notes = read_weights({'pytorch-lightning_version': '2.4.0', **checkpoint})
     assert found.keys() == state.keys()
-    assert notes == ['of the Lightning module only "model" is taken, not criterion, ema']
+    assert notes == ['only "model" of the Lightning module is used, not criterion, ema']
 
 
 def test_a_prefix_picks_one_of_several(source: nn.Module, state: dict[str, Tensor]) -> None:
@@ -170,11 +171,13 @@ def test_strides_of_another_style_are_noted(state: dict[str, Tensor]) -> None:
     def noted(checkpoint: Mapping[str, Any], model: nn.Module) -> str:
         return ' '.join(note for note in graft(checkpoint, model)[1].notes if 'style' in note)
 
-    assert "looks converted from Caffe (no statistics of norms), with style='caffe'" in noted(caffe, ours)
-    assert "says that it is of a network with style='caffe'" in noted(says, ours)
-    assert "style='caffe' keeps the function" in noted(caffe, ours)
-    assert "says that it is of a network with style='pytorch'" in noted(says_other, theirs)
-    assert 'it has no option for another' in noted(caffe, ResNetShared(50, base_channels=8))
+    assert "looks converted from Caffe (norms without statistics), which means style='caffe'" in noted(
+        caffe, ours
+    )
+    assert "records style='caffe'" in noted(says, ours)
+    assert "set style='caffe' to keep the function" in noted(caffe, ours)
+    assert "records style='pytorch'" in noted(says_other, theirs)
+    assert 'it has no other style' in noted(caffe, ResNetShared(50, base_channels=8))
     fitting = [(caffe, theirs), (says, theirs), (state, ours), (says_other, ours)]
     # a network fresh from its constructor has no statistics either
     fresh = RLAResNet(50, 0, base_channels=8).state_dict()

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from mmrecur.engine.work_dir import WorkDirInUseError, lock_work_dir
+from mmrecur.engine.work_dir import lock_work_dir
+from mmrecur.errors import WorkDirInUseError
 
 # Locks, forks a child that outlives it, and waits.
 HOLDER = """

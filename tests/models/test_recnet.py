@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrecur.analysis.benchmark import evaluation_call, peak_memory, training_call
-from mmrecur.checkpoint import TransferError, graft
+from mmrecur.checkpoint import graft
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones import RecNet
 from mmrecur.models.layers import ChannelRecurrentConv, RecurrentModule, pointwise_sum
 from tests.helpers import randomise_norms

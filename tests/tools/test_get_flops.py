@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmrecur.apis.runner import ToolError
+from mmrecur.errors import ToolError
 from tests.tool_module import load_tool
 
 

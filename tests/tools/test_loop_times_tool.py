@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from mmrecur.analysis.loop_times import LoopTimes
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model
 from mmrecur.apis.tying import read_whole_config
+from mmrecur.errors import ToolError
 from tests.helpers import halve_batches, randomise_norms
 from tests.tool_module import load_tool
 

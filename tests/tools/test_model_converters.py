@@ -11,9 +11,9 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.io import load_checkpoint_file
+from mmrecur.errors import ToolError
 from tests import golden
 from tests.tool_module import load_tool
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmrecur.apis.runner import ToolError
+from mmrecur.errors import ToolError
 from mmrecur.models.backbones import DenseNetBC, RLAPreActResNet
 from tests.tool_module import load_tool
 

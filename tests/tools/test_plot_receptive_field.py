@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmrecur.analysis.effective_receptive_field import SegmentView
 from mmrecur.analysis.plots import plot_segment_views
-from mmrecur.apis.runner import ToolError
+from mmrecur.errors import ToolError
 from tests.tool_module import load_tool
 
 MODEL = 'mmrecur.RecNet(expansion=2, segments=(2, 3), steps=(4, 3))'

@@ -12,8 +12,8 @@ from mmengine.config import Config
 from torch import nn
 
 from mmrecur.apis.demo_inputs import demo_inputs
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model
+from mmrecur.errors import ToolError
 from tests.tool_module import load_tool
 
 DETECTOR = """

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrecur.apis.runner import ToolError, load_config
-from mmrecur.checkpoint.io import CheckpointError, load_checkpoint_file
+from mmrecur.apis.runner import load_config
+from mmrecur.checkpoint.io import load_checkpoint_file
+from mmrecur.errors import CheckpointError, ToolError
 from tests.tool_module import load_tool
 
 tool = load_tool('test.py')

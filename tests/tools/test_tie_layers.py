@@ -1,4 +1,4 @@
-"""The tools that look at shared weights and fold them."""
+"""The tools that analyse shared weights and tie layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmrecur.apis import deploy
-from mmrecur.apis.runner import ToolError
+from mmrecur.errors import ToolError
 from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
 from tests.tool_module import load_tool
@@ -36,27 +36,27 @@ def checkpoint(tmp_path: Path) -> str:
     return save(model, tmp_path / 'trained.pth')
 
 
-def test_folding_writes_a_checkpoint_a_config_and_a_diagram(
+def test_tying_writes_a_checkpoint_a_config_and_a_diagram(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    out = tmp_path / 'folded.pth'
+    out = tmp_path / 'tied.pth'
     load_tool('model_converters/tie_layers.py').main([MODULE, checkpoint, str(out), '--threshold', '0.95'])
     text = capsys.readouterr().out
     assert 'layer1: 1 2 3 4 5 6   [6 layers in 6 steps]' in text
     assert 'layer2: 1 2 (3 4) x 2   [4 layers in 6 steps]' in text
-    assert (tmp_path / 'folded.png').read_bytes().startswith(b'\x89PNG')
-    cfg = Config.fromfile(tmp_path / 'folded.py')
+    assert (tmp_path / 'tied.png').read_bytes().startswith(b'\x89PNG')
+    cfg = Config.fromfile(tmp_path / 'tied.py')
     assert cfg.model.tied_layers == dict(layer2=dict(bank=[0, 1, 0, 1]))
     assert Path(cfg.load_from) == out
-    folded = MODELS.build(cfg.model).eval()
-    folded.load_state_dict(torch.load(out)['state_dict'])
+    tied = MODELS.build(cfg.model).eval()
+    tied.load_state_dict(torch.load(out)['state_dict'])
     model = SWRN(depth=22, width=1, num_templates=2, base_channels=8).eval()
     model.load_state_dict(torch.load(checkpoint)['state_dict'])
     x = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
-        for output, expected in zip(folded(x), model(x)):
+        for output, expected in zip(tied(x), model(x)):
             torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
-        for output, expected in zip(deploy(folded)(x), model(x)):
+        for output, expected in zip(deploy(tied)(x), model(x)):
             torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -71,7 +71,7 @@ def test_wrong_uses_are_named(checkpoint: str, tmp_path: Path) -> None:
     with pytest.raises(ToolError, match='is the checkpoint itself'):
         main([MODULE, checkpoint, checkpoint])
     with pytest.raises(ToolError, match='ends in .pth'):
-        main([MODULE, checkpoint, str(tmp_path / 'folded')])
+        main([MODULE, checkpoint, str(tmp_path / 'tied')])
     with pytest.raises(ToolError, match='no template bank'):
         plain = SWRN(depth=10, width=1, num_templates=None, base_channels=8)
         module = 'mmrecur.SWRN(depth=10, width=1, num_templates=None, base_channels=8)'
@@ -87,7 +87,7 @@ def test_metrics_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture,
     torch.manual_seed(0)
     model = ShortestPathNet(num_templates=1)
     options = ['model.num_templates=1', 'test_dataloader.dataset.num_examples=4']
-    out = tmp_path / 'folded.pth'
+    out = tmp_path / 'tied.pth'
     config = str(ROOT / 'configs/swrn/shortest-path_scnn.py')
     load_tool('model_converters/tie_layers.py').main(
         [config, save(model, tmp_path / 'a.pth'), str(out), '--test', '--cfg-options', *options]
@@ -97,7 +97,7 @@ def test_metrics_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture,
     (line,) = (line for line in text.splitlines() if line.startswith('f1: '))
     before, after = (part.split()[0] for part in line.removeprefix('f1: ').split(', '))
     assert before == after
-    cfg = Config.fromfile(tmp_path / 'folded.py')
+    cfg = Config.fromfile(tmp_path / 'tied.py')
     assert cfg.model.tied_layers == dict(bank=[0] * 20)
     assert cfg.test_dataloader.dataset.num_examples == 4
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrecur.apis.runner import ToolError, load_config, use_amp, use_auto_scale_lr
-from mmrecur.checkpoint.io import CheckpointError, load_checkpoint_file
+from mmrecur.apis.runner import load_config, use_amp, use_auto_scale_lr
+from mmrecur.checkpoint.io import load_checkpoint_file
 from mmrecur.engine import lock_work_dir
+from mmrecur.errors import CheckpointError, ToolError
 from tests.tool_module import load_tool
 
 train = load_tool('train.py')

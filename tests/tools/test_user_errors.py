@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mmrecur.apis.checks import _detector_heads
-from mmrecur.apis.errors import DATA_HINT, argument_mistake, clean_errors
+from mmrecur.apis.mistakes import DATA_HINT, argument_mistake, clean_errors
 from mmrecur.apis.runner import load_config
 from mmrecur.checkpoint.io import load_checkpoint_file
 from mmrecur.models.backbones import RLAResNet

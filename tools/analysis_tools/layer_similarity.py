@@ -22,9 +22,10 @@ from torch import Tensor
 from mmrecur.analysis.layer_similarity import mean_similarity, similarity_matrices
 from mmrecur.analysis.plots import picture_path, save_figure
 from mmrecur.analysis.sharing_figures import plot_layer_similarity
-from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.apis.runner import clean_errors
 from mmrecur.apis.summary import print_results
 from mmrecur.apis.tying import load_model, read_whole_config
+from mmrecur.errors import ToolError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

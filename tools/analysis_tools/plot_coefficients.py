@@ -31,11 +31,11 @@ from torch import nn
 
 from mmrecur.analysis.coefficients import coefficients, cosine_similarity, gram_spectra, mean_similarity
 from mmrecur.analysis.plots import picture_path, plot_similarity, plot_spectra, save_figure
-from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.apis.runner import clean_errors
 from mmrecur.apis.specs import build_model, read_model
-from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.errors import ToolError, TransferError
 from mmrecur.models.layers import FactorizedConv2d
 
 

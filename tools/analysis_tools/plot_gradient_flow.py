@@ -29,7 +29,8 @@ from rich.table import Table
 
 from mmrecur.analysis.gradient_flow import GradientRecord, of_epoch, read_records
 from mmrecur.analysis.plots import picture_path, plot_gradient_flow, save_figure
-from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.apis.runner import clean_errors
+from mmrecur.errors import ToolError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -27,11 +27,11 @@ from rich.table import Table
 
 from mmrecur.analysis.effective_receptive_field import SegmentView, segment_view
 from mmrecur.analysis.plots import picture_path, plot_segment_views, save_figure
-from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.apis.runner import clean_errors
 from mmrecur.apis.specs import build_model, read_model
-from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.errors import ToolError, TransferError
 from mmrecur.models.layers import ChannelRecurrentConv
 
 

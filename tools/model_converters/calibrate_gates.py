@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from mmrecur.analysis.loop_recorder import find_loop_backbone
 from mmrecur.apis.checkpoints import check_out, put_checkpoint
 from mmrecur.apis.dataset_images import build_test_loader
-from mmrecur.apis.runner import ToolError, clean_errors, load_config
+from mmrecur.apis.runner import clean_errors, load_config
 from mmrecur.apis.specs import registry_scope
 from mmrecur.apis.summary import print_results
 from mmrecur.apis.tying import load_model, metrics_before_and_after
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
 from mmrecur.checkpoint.io import load_checkpoint_file
+from mmrecur.errors import ToolError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

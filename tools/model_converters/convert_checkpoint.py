@@ -1,10 +1,10 @@
-"""Bring a checkpoint of a paper's authors into this package's layout.
+"""Convert a checkpoint of a paper's authors for a model of this package.
 
     python tools/model_converters/convert_checkpoint.py theirs.pth ours.pth --source rlanet \\
         --config configs/rla/rla-resnet50_4xb64_in1k.py --cfg-options model.backbone.variant=v3
 
-The layouts are those of the authors of RLA (rlanet), ResNet-Shared (net_rl2) and SWRN (soft_sharing).
-Nothing in the file is executed. The result is tried on an image of noise and written beside a report.
+The sources are the code of RLA (rlanet), ResNet-Shared (net_rl2) and SWRN (soft_sharing). Nothing in the file
+is executed. The model is run once on random input, and a report is written beside the result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_file_arguments(parser)
     parser.add_argument(
-        '--source', required=True, choices=sorted(CONVERTERS), help='whose layout SRC is in, see above'
+        '--source', required=True, choices=sorted(CONVERTERS), help='code that wrote SRC, see above'
     )
     args = parser.parse_args(argv)
     report = transfer_file(

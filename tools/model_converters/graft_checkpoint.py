@@ -1,11 +1,12 @@
-"""Make a plain network's checkpoint, or a whole detector's, one for a backbone of this package.
+"""Graft a plain network's checkpoint, or a whole detector's, into a model of this package.
 
     python tools/model_converters/graft_checkpoint.py faster-rcnn_r50.pth faster-rcnn_rla-r50.pth \\
         --config configs/rla/faster-rcnn_rla-r50_fpn_1x_coco.py
 
-The new model computes what the old one did, wherever mathematics allows. Files of MMEngine, timm,
-torchvision, Lightning and plain torch will do, with or without a moving average. Nothing in the file is
-executed. The result is tried on an image of noise and written beside a report.
+The new model computes the same as the old one where this is possible; otherwise the report holds the errors
+of the fit. Files of MMEngine, timm, torchvision, Lightning and plain torch are accepted, with or without a
+moving average. Nothing in the file is executed. The model is run once on random input, and a report is
+written beside the result.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_file_arguments(parser)
     parser.add_argument(
-        '--prefix', help='take only what starts with it, without it, such as "teacher." of a semi-supervised '
-        'detector',
+        '--prefix', help='read only the keys that start with it and remove it from them, such as "teacher." '
+        'of a semi-supervised detector',
     )  # fmt: skip
     parser.add_argument(
-        '--no-ema', action='store_true', help='of weights and their moving average take the weights'
+        '--no-ema',
+        action='store_true',
+        help='use the weights, not their moving average, if the file holds both',
     )
     args = parser.parse_args(argv)
 
     def function(checkpoint: dict[str, Any], model: nn.Module) -> tuple[dict[str, Tensor], Report]:
-        return graft(checkpoint, model, not args.no_strict, args.prefix, not args.no_ema)
+        return graft(checkpoint, model, strict=not args.no_strict, prefix=args.prefix, ema=not args.no_ema)
 
     report = transfer_file(args, function)
     print(report)

@@ -13,9 +13,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.swap.start import pretrained
 from mmrecur.apis.swap.target import Target
+from mmrecur.errors import ToolError
 
 #: Value of an edit that deletes the key.
 DELETED = object()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import build_model
+from mmrecur.errors import ToolError
 
 #: Image sizes on which backbones are compared. Height and width differ so that swapped axes are noticed.
 #: Window-based transformers need the larger sizes, since a window must fit into their smallest map.

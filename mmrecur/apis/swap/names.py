@@ -9,8 +9,8 @@ from typing import Any
 
 from mmengine.registry import DefaultScope
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.specs import parse_module
+from mmrecur.errors import ToolError
 from mmrecur.models.backbones import Backbone
 from mmrecur.registry import MODELS
 

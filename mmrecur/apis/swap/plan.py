@@ -13,7 +13,9 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmrecur.apis.randomness import own_randomness
-from mmrecur.apis.runner import ToolError, load_config
+from mmrecur.apis.runner import (
+    load_config,
+)
 from mmrecur.apis.swap.edits import (
     Edit,
     apply_edits,
@@ -28,6 +30,7 @@ from mmrecur.apis.swap.features import build, feature_maps, probe, randomize_nor
 from mmrecur.apis.swap.names import find_backbone, signature
 from mmrecur.apis.swap.start import Fit, Start, check_start, choose_start
 from mmrecur.apis.swap.target import ARCHITECTURE, Replaced, Target, find_target, read_replaced
+from mmrecur.errors import ToolError
 from mmrecur.models.backbones import Backbone
 
 #: Options of the replaced backbone that are reported if they are lost, unless they have these values.

@@ -10,14 +10,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.swap.features import build, feature_maps, largest_difference, randomize_norms
 from mmrecur.apis.swap.target import Replaced
-from mmrecur.checkpoint import Report, TransferError, graft
-from mmrecur.checkpoint.io import CheckpointError, load_checkpoint_file
-from mmrecur.checkpoint.layouts import plain_names
-from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names
+from mmrecur.checkpoint import (
+    Report,
+    graft,
+)
+from mmrecur.checkpoint.grafts.mobilenet_names import mobilenet_names
+from mmrecur.checkpoint.grafts.resnet_names import plain_names
+from mmrecur.checkpoint.io import (
+    load_checkpoint_file,
+)
 from mmrecur.checkpoint.unwrap import read_weights
+from mmrecur.errors import CheckpointError, ToolError, TransferError
 from mmrecur.models.backbones import Backbone
 
 #: Depths of the plain ResNets; a backbone of another depth has no plain network of the same depth.

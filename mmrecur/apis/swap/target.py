@@ -11,8 +11,8 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.swap.features import build
+from mmrecur.errors import ToolError
 from mmrecur.models.backbones import Backbone
 
 #: Classes of mmdet and mmpretrain whose options and weights can be carried over, by name.

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from mmrecur.apis.demo_inputs import demo_inputs
 from mmrecur.apis.randomness import own_randomness
-from mmrecur.apis.runner import ToolError
 from mmrecur.apis.swap.features import feature_maps, largest_difference, probe, randomize_norms
 from mmrecur.apis.swap.plan import Swap
 from mmrecur.apis.swap.target import find_target
-from mmrecur.checkpoint import Report, TransferError, graft
-from mmrecur.checkpoint.layouts import below
-from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.checkpoint import (
+    Report,
+    graft,
+)
+from mmrecur.checkpoint.unwrap import below, unwrap
+from mmrecur.errors import ToolError, TransferError
 
 
 @dataclass(frozen=True)

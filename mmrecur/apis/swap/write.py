@@ -16,10 +16,13 @@ from typing import Any
 from mmengine.config import Config
 
 from mmrecur.apis.checkpoints import write_checkpoint
-from mmrecur.apis.runner import ToolError, config_path
+from mmrecur.apis.runner import (
+    config_path,
+)
 from mmrecur.apis.swap.plan import Swap
 from mmrecur.apis.swap.trial import Grafted
 from mmrecur.engine.file_backend import AtomicLocalBackend
+from mmrecur.errors import ToolError
 
 #: Longest line that is written.
 WIDTH = 100

@@ -1,4 +1,4 @@
-"""Checkpoints of the papers' authors, one file per source."""
+"""Conversion of the authors' checkpoints, one file per source."""
 
 from mmrecur.checkpoint.converters.convert import convert
 

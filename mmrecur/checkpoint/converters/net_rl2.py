@@ -1,4 +1,4 @@
-"""The layout of the authors' ResNet-Shared networks."""
+"""Checkpoints of the filter basis authors' networks (ResNet-Shared)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import torch
 
-from mmrecur.checkpoint.layouts import why_absent
+from mmrecur.checkpoint.absent_parameters import why_absent
 from mmrecur.checkpoint.transfer import Transfer
 from mmrecur.models.backbones.shared_basis_backbone import SharedBasisBackbone
 
-#: Names of the authors -> ours, applied in this order to keys without the backbone's prefix.
+#: Rules from the authors' names to ours, applied in this order.
 _RENAMES: tuple[tuple[re.Pattern, str | Callable[[re.Match], str]], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -24,7 +24,7 @@ _RENAMES: tuple[tuple[re.Pattern, str | Callable[[re.Match], str]], ...] = tuple
         (r'^stage(\d)\.(?=conv|bn)', r'layer\1.0.'),
         (r'^stage(\d)\.', r'layer\1.'),
         (r'\.chan_attention\.', '.attention.'),
-        # ResNeXt: blocks that share nothing are sequences of (conv, norm, relu)
+        # ResNeXt: a block without sharing is a sequence of (conv, norm, relu)
         (
             r'\.residual_function\.([013467])\.',
             lambda m: f'.{("conv", "bn")[int(m[1]) % 3]}{int(m[1]) // 3 + 1}.',
@@ -49,8 +49,8 @@ _IN_NETWORK = re.compile(r'shared_basis_(\d)(?:_(\d))?\.weight')
 _IN_BLOCK = re.compile(r'layer(\d)\.\d+\.shared_basis_?(\d)?\.weight')
 
 
-def net_rl2_name(key: str) -> str:
-    """Name in this package of a key of the authors' that is no shared basis, without a prefix."""
+def _our_name(key: str) -> str:
+    """Return our name for a key of the authors', unless it is a shared basis."""
     for pattern, replacement in _RENAMES:
         key = pattern.sub(replacement, key)
     return key
@@ -59,8 +59,8 @@ def net_rl2_name(key: str) -> str:
 def convert_net_rl2(transfer: Transfer) -> None:
     """Fill a backbone with shared bases from a checkpoint of the authors' code.
 
-    There a shared tensor has a key in each place it hangs from; the last one counts, as when the authors'
-    code loads it.
+    In their checkpoints a shared tensor has one key in every module that holds it. The last key is used, as
+    when the authors' code loads the checkpoint.
 
     Args:
         transfer (Transfer): The transfer to fill.
@@ -73,7 +73,7 @@ def convert_net_rl2(transfer: Transfer) -> None:
     source, target, prefix = transfer.source, transfer.target, transfer.prefix
     places: dict[str, list[str]] = {}
     for key in source:
-        name = net_rl2_name(key)
+        name = _our_name(key)
         if 'shared_basis' in name:
             owner = _owner(name, transfer.backbone)
             if owner is not None:
@@ -93,15 +93,15 @@ def convert_net_rl2(transfer: Transfer) -> None:
 
 
 def _owner(name: str, backbone: SharedBasisBackbone) -> str | None:
-    """Where a shared basis of the authors' belongs: ``layer2.basis.conv1.weight``.
+    """Return our name for a shared basis of the authors', such as ``layer2.basis.conv1.weight``.
 
     Returns:
-        str, optional: An empty string if no block of the model reads it, since it is of a stage without a
-        basis; None if it does not fit: the stage has fewer bases.
+        str, optional: The name; empty if the stage has no basis, so that no block reads it; None if the
+        stage has fewer bases.
     """
     owners = [stage for stage in backbone.stages if getattr(backbone, stage).basis is not None]
     if match := _IN_NETWORK.fullmatch(name):
-        # numbered by the stages that share
+        # the number counts only stages that share
         group = int(match[1]) - 1
         stage = owners[group] if group < len(owners) else ''
     else:
@@ -116,7 +116,7 @@ def _owner(name: str, backbone: SharedBasisBackbone) -> str | None:
 
 
 def _take_shared(transfer: Transfer, owner: str, keys: list[str]) -> None:
-    """Take the last of the keys that one shared tensor has."""
+    """Copy the last of the keys of one shared tensor and drop the others."""
     *others, last = keys
     if not owner:
         for key in keys:
@@ -129,21 +129,24 @@ def _take_shared(transfer: Transfer, owner: str, keys: list[str]) -> None:
     differing = [key for key in others if not torch.equal(tensors[key], tensors[last])]
     if differing:
         transfer.report.notes.append(
-            f'{len(differing)} keys should hold the same tensor as {last} and hold another: the last one is '
-            f'taken, as the authors load it. The others: {", ".join(differing)}'
+            f'{len(differing)} keys should hold the same tensor as {last} but differ; {last} is used, as in '
+            f"the authors' code. The others: {', '.join(differing)}"
         )
 
 
 def _fill_last_block(transfer: Transfer) -> None:
-    """DenseNet: where the fourth block has a basis of its own, it starts as the third block's."""
+    """Fill the basis of a DenseNet's fourth dense block with the third block's, which theirs reads."""
     ours, theirs = (f'layer{i}.basis.conv2.weight' for i in (4, 3))
     copied = transfer.report.copied
     last_reads_third = any('dense_block_layer_3' in key for key in transfer.source)
-    key = copied.get(transfer.prefix + theirs)  # None where it is missing or of another shape
+    key = copied.get(transfer.prefix + theirs)  # None if it is missing or has another shape
     if last_reads_third and key is not None and transfer.prefix + ours in transfer.target:
         unused = copied.pop(transfer.prefix + ours, None)
         if unused is not None:
             transfer.drop(unused, "no block of the authors' network reads it")
         transfer.transform(
-            transfer.prefix + ours, [key], transfer.source[key], "what the authors' fourth block reads"
+            transfer.prefix + ours,
+            [key],
+            transfer.source[key],
+            "the basis of the authors' fourth block",
         )

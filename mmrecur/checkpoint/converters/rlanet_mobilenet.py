@@ -1,4 +1,4 @@
-"""The authors' RLA-MobileNetV2 in this package's layout."""
+"""Checkpoints of the RLA authors' MobileNetV2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from mmrecur.checkpoint.layouts_mobilenet import why_absent_mobilenet
+from mmrecur.checkpoint.absent_parameters import why_absent
 from mmrecur.checkpoint.transfer import Transfer
 
 _RULES: tuple[tuple[re.Pattern, str], ...] = tuple(
@@ -19,7 +19,7 @@ _RULES: tuple[tuple[re.Pattern, str], ...] = tuple(
         (r'^conv_outs\.(\d+)\.', lambda m: f'layer{int(m[1]) + 1}.rla.conv_out.'),
         (r'^stage_bns\.(\d+)\.', lambda m: f'layer{int(m[1]) + 1}.rla.norms.'),
         (r'^recurrent_dsconvs\.', 'recurrent_convs.'),
-        # a block: conv1x1 expands, conv is (depthwise, norm, relu), projection, norm and maybe ECA
+        # in a block, conv1x1 is the expansion; conv is (depthwise, norm, relu), projection, norm, ECA
         (r'^stages\.(\d+)\.', lambda m: f'layer{int(m[1]) + 1}.'),
         (r'\.conv1x1\.0\.', '.conv1.'),
         (r'\.conv1x1\.1\.', '.bn1.'),
@@ -30,25 +30,25 @@ _RULES: tuple[tuple[re.Pattern, str], ...] = tuple(
         (r'(layer\d+\.\d+)\.conv\.3\.conv\.', r'\1.attention.conv.'),
     ]
 )
-#: Layers over ``cat(x, h)`` that are two here: where the channels of x and h are counted.
+#: Layers over ``cat(x, h)``, which are two layers here, and the axis of the concatenated channels.
 _JOINED = ((re.compile(r'layer\d+\.\d+\.(?:conv2|bn2)\.'), 0), (re.compile(r'(?:.+\.)?conv[23]\.'), 1))
 
 
-def our_name(key: str) -> str:
-    """Name in this package of a key of the authors' MobileNetV2, a classifier's ``head.fc`` included."""
+def _our_name(key: str) -> str:
+    """Return our name for a key of the authors', both without the backbone's prefix."""
     for pattern, replacement in _RULES:
         key = pattern.sub(replacement, key, count=1)
     return key
 
 
 def convert_rlanet_mobilenet(transfer: Transfer) -> None:
-    """Fill an RLAMobileNetV2 from the authors' classifier or from a detector with its backbone.
+    """Fill an RLAMobileNetV2 from the authors' classifier or from a detector with their backbone.
 
-    Their five W_r are one tensor under five names. It goes to each W_r of the model; a model with
-    ``share='network'`` also trains as theirs.
+    Their checkpoint holds one recurrent convolution W_r under five names. It fills every W_r of the model.
+    A model with ``share='network'`` also shares it in training, as theirs does.
 
     Args:
-        transfer (Transfer): From their state dict to the model.
+        transfer (Transfer): The transfer to fill.
     """
     source, prefix = transfer.source, transfer.prefix
     from_detector = any(key.startswith('backbone.') for key in source)
@@ -56,19 +56,19 @@ def convert_rlanet_mobilenet(transfer: Transfer) -> None:
         if from_detector and not key.startswith('backbone.'):
             transfer.drop(key, 'not part of the backbone')
             continue
-        name = our_name(key.removeprefix('backbone.'))
+        name = _our_name(key.removeprefix('backbone.'))
         target = name if name.startswith('head.fc.') else prefix + name
         if target in transfer.target:
             _take(transfer, target, key)
         elif name.startswith('recurrent_convs.') and _is_same_as_first(transfer, key):
             transfer.drop(key, 'the same weights as the first: the model has one for all stages')
-        elif why := why_absent_mobilenet(name.removeprefix('head.'), transfer.backbone):
+        elif why := why_absent(name.removeprefix('head.'), transfer.backbone):
             transfer.drop(key, why)
     transfer.leave_counters_and_other_parts()
 
 
 def _take(transfer: Transfer, target: str, key: str) -> None:
-    """Copy a tensor, or split one over ``cat(x, h)`` in two."""
+    """Copy a tensor; split it in two if its layer reads ``cat(x, h)``."""
     module, leaf = target.rsplit('.', 1)
     hidden, name = f'{module}_hidden.{leaf}', target.removeprefix(transfer.prefix)
     axis = next((axis for pattern, axis in _JOINED if pattern.match(name)), None)
@@ -83,7 +83,7 @@ def _take(transfer: Transfer, target: str, key: str) -> None:
     channels = transfer.target[target].size(axis)
     state = transfer.target[hidden].size(axis)
     sizes = [channels, tensor.size(axis) - channels]
-    if sizes[1] != state:  # reported as a wrong shape
+    if sizes[1] != state:  # copy() reports the wrong shape
         transfer.copy(target, key)
         return
     for name, part, what in zip((target, hidden), tensor.split(sizes, axis), 'xh', strict=True):

@@ -1,9 +1,16 @@
-"""Weights of plain networks in the backbones of this package, one file per family."""
+"""Weights of plain networks grafted into the backbones of this package, one file per family."""
 
 # importing a family's file registers its rule
-from mmrecur.checkpoint.grafts import dr_resnet, recnet, resnet_shared, rla_mobilenet, swrn  # noqa: F401
+from mmrecur.checkpoint.grafts import (  # noqa: F401
+    dr_resnet,
+    recnet,
+    resnet_shared,
+    rla_mobilenet,
+    rla_preact_resnet,
+    rla_resnet,
+    swrn,
+)
 from mmrecur.checkpoint.grafts.graft import graft, register_graft
-from mmrecur.checkpoint.grafts.init import GraftInit
-from mmrecur.checkpoint.grafts.resnet_shared import graft_shared
+from mmrecur.checkpoint.grafts.graft_init import GraftInit
 
-__all__ = ['GraftInit', 'graft', 'graft_shared', 'register_graft']
+__all__ = ['GraftInit', 'graft', 'register_graft']

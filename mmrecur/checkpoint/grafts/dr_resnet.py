@@ -1,50 +1,46 @@
-"""Plain networks made into ones with loops: blocks of a stage become iterations of one."""
+"""Plain networks grafted into networks with loops, where each iteration stands for a plain block."""
 
 from __future__ import annotations
 
 import copy
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
-from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names
-from mmrecur.checkpoint.transfer import Report, TransferError
-from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.checkpoint.grafts.mobilenet_names import mobilenet_names
+from mmrecur.errors import TransferError
+from mmrecur.models.backbones.loop_backbone import LoopBackbone
 from mmrecur.models.layers.loop.block import LoopBlock
 from mmrecur.models.layers.loop.norm import LoopNorm
 
-#: How the blocks of a loop are made one.
-METHODS = ('average', 'least squares')
 _NORM_LEAVES = r'weight|bias|running_mean|running_var|num_batches_tracked'
 
 
-@register_graft('LoopBackbone')
-def graft_dr(transfer: GraftTransfer, images: Tensor | None = None) -> None:
+@register_graft(LoopBackbone)
+def graft_loops(transfer: GraftTransfer) -> None:
     """Fill a network with loops from its plain counterpart.
 
-    Of each stage the blocks but the first are dealt out to the loops in order: as many as a loop has
-    iterations to each, spread evenly where the plain network has more or fewer. A loop's convolutions are
-    made of those of its blocks:
+    The blocks of a plain stage, except the first, are assigned in order to the iterations of the stage's
+    loops. If the numbers differ, they are spread evenly. There are two ways to merge the convolutions of
+    the blocks in a loop:
 
-    - ``'average'``: the mean of the weights;
-    - ``'least squares'``, with ``images``: the weights whose outputs are closest to those of all the blocks'
-      convolutions on the maps that these read in the plain network, taken together.
+    - average: the mean of the weights;
+    - least squares, which needs ``transfer.images``: the weights whose outputs are closest to those of all
+      the blocks, given the feature maps that these read in the plain network.
 
-    With ``images`` the loop takes what reconstructs the outputs of its blocks better, iteration by
-    iteration; without, the average. Norms of an iteration are those of the block it stands for; a shared
-    norm is the average. Gates keep their own initialisation.
+    With images, each loop uses the method that reconstructs the outputs of its blocks better; without,
+    the average. The norms of an iteration are copied from its block; a norm shared by the iterations is the
+    average. Gates keep their own initialisation.
 
-    The report says for each loop how far it is off: ``||W - W'|| / ||W||`` of the weights, with images
-    ``||y - y'|| / ||y||`` of the maps.
+    The report holds the relative error of each loop: ``||y - y'|| / ||y||`` of the feature maps with images,
+    ``||W - W'|| / ||W||`` of the weights without.
 
     Args:
         transfer (GraftTransfer): The transfer to fill.
-        images (Tensor, optional): A batch as the plain network gets it, shape (N, C, H, W).
 
     Raises:
         TransferError: If the plain network's blocks are of another kind or width than those in the loops.
@@ -61,7 +57,7 @@ def graft_dr(transfer: GraftTransfer, images: Tensor | None = None) -> None:
     for name in transfer.backbone_keys():
         if not any(name.startswith(f'{loop}.') for loop in places):
             transfer.take(name)
-    reader = None if images is None else _PlainReader(transfer, images)
+    reader = None if transfer.images is None else _PlainReader(transfer, transfer.images)
     errors = {}
     for loop, blocks in places.items():
         errors[loop] = _fill_loop(transfer, loop, blocks, reader)
@@ -72,50 +68,23 @@ def graft_dr(transfer: GraftTransfer, images: Tensor | None = None) -> None:
         block = re.match(r'layer\d+\.\d+', name)
         if block and block[0] not in used and key not in transfer.used_sources():
             transfer.drop(key, 'a block that no iteration stands for')
-    what = "||y - y'|| / ||y|| of the maps" if images is not None else "||W - W'|| / ||W||"
+    what = "||y - y'|| / ||y|| of the maps" if reader else "||W - W'|| / ||W||"
     shown = ', '.join(f'{loop} {error:.1%} ({how})' for loop, (error, how) in errors.items())
     transfer.report.errors.update({loop: error for loop, (error, _) in errors.items()})
     if errors:
         transfer.report.notes.append(f'relative error of each loop, {what}: {shown}')
 
 
-def graft_loops(
-    state_dict: Mapping[str, Any], model: nn.Module, images: Tensor | None = None, strict: bool = True
-) -> tuple[dict[str, Tensor], Report]:
-    """Turn a plain network's checkpoint into one for a network with loops, fitted to a batch of images.
-
-    Without images it is :func:`graft`.
-
-    Args:
-        state_dict (Mapping): Checkpoint of a plain ResNet or MobileNetV2, see :func:`graft`.
-        model (nn.Module): A backbone with loops, or a model with one; it is not changed.
-        images (Tensor, optional): A batch, normalised as for the plain network, shape (N, C, H, W).
-        strict (bool): Raise if a key is not explained. Defaults to True.
-
-    Returns:
-        tuple[dict[str, Tensor], Report]: A state dict that ``model.load_state_dict`` takes, and the account
-        of every key.
-
-    Raises:
-        TransferError: If keys or shapes do not fit, with ``strict``; always if the blocks are of another kind
-            or width.
-    """
-    transfer = GraftTransfer(unwrap(state_dict), model)
-    graft_dr(transfer, images)
-    transfer.copy_other_parts()
-    return transfer.finish(strict)
-
-
 def assign_blocks(backbone: nn.Module, plain: Mapping[str, str]) -> dict[str, list[str]]:
-    """Which plain block each iteration of each loop stands for.
+    """Assign a plain block to each iteration of each loop.
 
     Args:
         backbone (nn.Module): The network with loops.
-        plain (Mapping[str, str]): Names of the plain network's parameters.
+        plain (Mapping[str, str]): Mapping whose keys are the names of the plain network's parameters.
 
     Returns:
-        dict[str, list[str]]: Loop -> a block for each of its iterations; blocks may repeat where the plain
-        network has fewer.
+        dict[str, list[str]]: Names of the blocks of each loop, one for each iteration. Blocks repeat if
+        the plain network has fewer.
 
     Example:
         >>> from mmrecur.models.backbones import DRResNet
@@ -144,7 +113,7 @@ def _convolutions(loop: LoopBlock) -> dict[str, nn.Conv2d]:
 
 
 def _check_blocks(transfer: GraftTransfer, places: Mapping[str, list[str]]) -> None:
-    """Raise unless the plain blocks have the convolutions of the loops that they become."""
+    """Raise if the plain blocks lack a convolution of their loop or have it in another shape."""
     for loop, blocks in places.items():
         for conv, module in _convolutions(transfer.backbone.get_submodule(loop)).items():
             for name in (f'{block}.{conv}.weight' for block in blocks):
@@ -165,9 +134,8 @@ def _take_all(transfer: GraftTransfer) -> None:
 def _fill_loop(
     transfer: GraftTransfer, loop: str, blocks: list[str], reader: _PlainReader | None
 ) -> tuple[float, str]:
-    """Fill a loop from its blocks; its error and the method that was taken."""
-    module: LoopBlock = transfer.backbone.get_submodule(loop)
-    convs = [*_convolutions(module)]
+    """Fill a loop from its blocks and return its error and the method used."""
+    convs = [*_convolutions(transfer.backbone.get_submodule(loop))]
     weights = {
         conv: [transfer.source[transfer.plain[f'{block}.{conv}.weight']] for block in blocks]
         for conv in convs
@@ -177,7 +145,7 @@ def _fill_loop(
         method, error = 'average', _distance(weights, choices['average'])
     else:
         choices['least squares'] = reader.fit(blocks, convs)
-        errors = {name: reader.error(module, blocks, choice) for name, choice in choices.items()}
+        errors = {name: reader.error(blocks, choice) for name, choice in choices.items()}
         method = min(errors, key=errors.get)
         error = errors[method]
     how = f'{method} of {len(set(blocks))} blocks'
@@ -214,22 +182,22 @@ def _distance(weights: Mapping[str, list[Tensor]], shared: Mapping[str, Tensor])
 
 
 class _PlainReader:
-    """The plain network on a batch: what its convolutions read and its blocks return.
+    """Runs the plain network on a batch and records the feature maps around its blocks.
 
-    In a stage without loops only the blocks run that the network with loops has too, so that what its loops
-    are fitted to is what they will read.
+    The plain network is assembled from copies of the looped network's modules. A stage without loops runs
+    only the blocks that the looped network has too, so that the loops are fitted to the feature maps that
+    they will read.
 
     Args:
-        transfer (GraftTransfer): Holds the plain network's weights and the network with loops, whose parts
-            the plain one is put together from.
-        images (Tensor): The batch.
+        transfer (GraftTransfer): The transfer, with the plain network's weights and the looped network.
+        images (Tensor): The batch, shape (N, C, H, W).
     """
 
     def __init__(self, transfer: GraftTransfer, images: Tensor) -> None:
         self.transfer = transfer
-        self.maps: dict[str, tuple[Tensor, Tensor]] = {}  # block -> its input and output
+        self.maps: dict[str, tuple[Tensor, Tensor]] = {}  # input and output of each block
         backbone = copy.deepcopy(transfer.backbone).eval()
-        self._templates = {}
+        self._blocks = {}
         with torch.no_grad():
             self._load(backbone, {n: transfer.source[k] for n, k in transfer.plain.items()})
             x = backbone._run_stem(images.to(next(backbone.parameters())))
@@ -253,14 +221,21 @@ class _PlainReader:
                 block = self.plain_block(template, name)
             before = x
             x = block(x)
-            x = x[0] if isinstance(x, tuple) else x
             if template is not None and index:
-                self._templates[name] = block
+                self._blocks[name] = block
                 self.maps[name] = before, x
         return x
 
     def plain_block(self, template: LoopBlock, name: str) -> nn.Module:
-        """A plain block with the weights of the source."""
+        """Build a plain block with the weights of the source.
+
+        Args:
+            template (LoopBlock): A loop of the same stage.
+            name (str): Name of the plain block.
+
+        Returns:
+            nn.Module: The block in evaluation mode.
+        """
         block = copy.deepcopy(template.block).eval()
         for child, norm in list(block.named_children()):
             if isinstance(norm, LoopNorm):
@@ -273,49 +248,63 @@ class _PlainReader:
         return block
 
     def fit(self, blocks: list[str], convs: list[str]) -> dict[str, Tensor]:
-        """Weights of each convolution that are closest to those of all blocks on what these read."""
-        fitted = {}
-        for conv in convs:
-            gram, cross = 0, 0
-            for name in blocks:
-                block = self._templates[name]
-                module, read = block.get_submodule(conv), []
-                handle = module.register_forward_pre_hook(lambda m, args, read=read: read.append(args[0]))
-                with torch.no_grad():
-                    block(self.maps[name][0])
-                handle.remove()
-                columns = _columns(module, read[0])
-                own = columns @ columns.transpose(1, 2)
-                weight = module.weight.double().view(module.groups, -1, columns.size(1))
-                gram, cross = gram + own, cross + weight @ own
-            # where the maps say nothing, the average
-            average = cross_average = torch.stack(
-                [self._templates[name].get_submodule(conv).weight.double() for name in blocks]
-            ).mean(0)
-            average = average.view(cross.shape)
-            ridge = 1e-6 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=1e-12)
-            eye = ridge * torch.eye(gram.size(1), dtype=gram.dtype, device=gram.device)
-            solved = torch.linalg.solve(gram + eye, (cross + average @ eye).transpose(1, 2))
-            fitted[conv] = solved.transpose(1, 2).reshape(cross_average.shape)
-        return fitted
+        """Fit the weights of each convolution to its outputs in all blocks of a loop.
 
-    def error(self, loop: LoopBlock, blocks: list[str], weights: Mapping[str, Tensor]) -> float:
-        """Relative error of the maps, each iteration from the plain network's input on."""
+        Args:
+            blocks (list[str]): Names of the plain blocks.
+            convs (list[str]): Names of the convolutions in a block.
+
+        Returns:
+            dict[str, Tensor]: Weights of the convolutions in double precision.
+        """
+        return {conv: self._fit_convolution(blocks, conv) for conv in convs}
+
+    def _fit_convolution(self, blocks: list[str], conv: str) -> Tensor:
+        gram, cross = 0, 0
+        for name in blocks:
+            block = self._blocks[name]
+            module, read = block.get_submodule(conv), []
+            handle = module.register_forward_pre_hook(lambda m, args, read=read: read.append(args[0]))
+            with torch.no_grad():
+                block(self.maps[name][0])
+            handle.remove()
+            columns = _columns(module, read[0])
+            own = columns @ columns.transpose(1, 2)
+            weight = module.weight.double().view(module.groups, -1, columns.size(1))
+            gram, cross = gram + own, cross + weight @ own
+        weights = [self._blocks[name].get_submodule(conv).weight.double() for name in blocks]
+        average = torch.stack(weights).mean(0)
+        # the ridge draws weights that the feature maps do not determine to the average
+        ridge = 1e-6 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=1e-12)
+        eye = ridge * torch.eye(gram.size(1), dtype=gram.dtype, device=gram.device)
+        right = cross + average.view(cross.shape) @ eye
+        solved = torch.linalg.solve(gram + eye, right.transpose(1, 2))
+        return solved.transpose(1, 2).reshape(average.shape)
+
+    def error(self, blocks: list[str], weights: Mapping[str, Tensor]) -> float:
+        """Return the relative error of the outputs of a loop's blocks, given the plain blocks' inputs.
+
+        Args:
+            blocks (list[str]): Names of the plain blocks.
+            weights (Mapping[str, Tensor]): Weights of the convolutions.
+
+        Returns:
+            float: ``||y - y'|| / ||y||`` over all blocks.
+        """
         off, whole = 0.0, 0.0
         for name in blocks:
-            block = copy.deepcopy(self._templates[name])
+            block = copy.deepcopy(self._blocks[name])
             self._load(block, {f'{conv}.weight': weight.float() for conv, weight in weights.items()})
             before, after = self.maps[name]
             with torch.no_grad():
                 y = block(before)
-            y = y[0] if isinstance(y, tuple) else y
             off += float((y - after).double().square().sum())
             whole += float(after.double().square().sum())
         return (off / whole) ** 0.5
 
 
 def _columns(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """What a convolution multiplies its weights with, shape (groups, entries of a filter, places)."""
+    """Unfold the input of a convolution to shape (groups, entries of a filter, places)."""
     columns = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride).double()
     n, entries, places = columns.shape
     grouped = columns.view(n, conv.groups, entries // conv.groups, places)

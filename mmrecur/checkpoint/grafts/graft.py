@@ -1,4 +1,4 @@
-"""Plain pretrained networks made into this package's, keeping what they compute."""
+"""Weights of a plain pretrained network grafted into a backbone of this package."""
 
 from __future__ import annotations
 
@@ -10,31 +10,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrecur.checkpoint.grafts.advice import advice, style_note
-from mmrecur.checkpoint.layouts import plain_names, why_absent
-from mmrecur.checkpoint.transfer import Report, Transfer, TransferError
+from mmrecur.checkpoint.absent_parameters import why_absent
+from mmrecur.checkpoint.grafts.hints import style_note, suggest_options
+from mmrecur.checkpoint.grafts.resnet_names import plain_names
+from mmrecur.checkpoint.transfer import Report, Transfer
 from mmrecur.checkpoint.unwrap import read_weights
+from mmrecur.errors import TransferError
 
-#: A rule fills a :class:`GraftTransfer` for one backbone class.
+#: A rule fills a :class:`GraftTransfer` for one class of backbones.
 Rule = Callable[['GraftTransfer'], None]
-_RULES: dict[str, Rule] = {}
+_RULES: dict[type[nn.Module], Rule] = {}
 
 
-def register_graft(name: str) -> Callable[[Rule], Rule]:
-    """Declare how plain networks become a backbone.
+def register_graft(backbone: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule that grafts plain networks into a backbone.
 
     Args:
-        name (str): Class name of the backbone; its subclasses use the rule too.
+        backbone (type): Class of the backbone. Subclasses without a rule of their own use this one.
 
     Returns:
-        Callable: Decorator of the rule.
+        Callable: Decorator that returns the rule unchanged.
     """
 
     def decorate(rule: Rule) -> Rule:
-        _RULES[name] = rule
+        _RULES[backbone] = rule
         return rule
 
     return decorate
+
+
+def _rule_for(backbone: nn.Module) -> Rule:
+    for cls in type(backbone).__mro__:
+        if cls in _RULES:
+            return _RULES[cls]
+    allowed = ', '.join(sorted(cls.__name__ for cls in _RULES))
+    raise ValueError(f'backbone of type {type(backbone).__name__}, allowed: {allowed}')
 
 
 def graft(
@@ -43,33 +53,37 @@ def graft(
     strict: bool = True,
     prefix: str | None = None,
     ema: bool = True,
+    *,
+    images: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Report]:
     """Turn a plain network's checkpoint into one for a model with a backbone of this package.
 
-    The model computes what the plain one did wherever mathematics allows: an RLA network exactly,
-    since its blocks read the recurrent state with weights of zero at first.
+    The new model computes the same as the plain one where this is possible. An RLA network always does,
+    because its blocks read the recurrent state with weights that start at zero. Other families are fitted;
+    the report then holds the relative error of each fit.
 
     Args:
-        state_dict (Mapping): Checkpoint of a plain ResNet, ResNeXt, SE-, ECA-, CBAM-ResNet, ResNet-D or
+        state_dict (Mapping): Checkpoint of a plain ResNet, ResNeXt, SE-, ECA- or CBAM-ResNet, ResNet-D or
             MobileNetV2 in the layout of torchvision, timm, mmpretrain or mmdet, or of a whole classifier
-            or detector; as MMEngine, timm, torchvision, Lightning or torch alone save it, see
-            :func:`mmrecur.checkpoint.unwrap.read_weights`.
+            or detector. For the accepted containers see :func:`mmrecur.checkpoint.unwrap.read_weights`.
         model (nn.Module): A backbone of this package, or a classifier or detector with one as
             ``backbone``. It is not changed.
         strict (bool): Raise if a key is not explained. Defaults to True.
-        prefix (str, optional): Take only what starts with it, without it, e.g. ``'teacher.'``. Defaults to
-            None.
-        ema (bool): Where the file has the weights and their moving average, take the average. Defaults to
+        prefix (str, optional): Read only the keys that start with it, such as ``'teacher.'``, and remove
+            it from them. Defaults to None.
+        ema (bool): Prefer the moving average of the weights if the checkpoint holds both. Defaults to
             True.
+        images (Tensor, optional): Batch of images, normalised as for the plain network, shape (N, C, H,
+            W). DR-ResNets fit their loops to it; other families do not need it. Defaults to None.
 
     Returns:
-        tuple[dict[str, Tensor], Report]: A state dict that ``model.load_state_dict`` takes, and the
-        account of every key.
+        tuple[dict[str, Tensor], Report]: A state dict for ``model.load_state_dict`` and the report on every
+        key.
 
     Raises:
-        ValueError: If the model has no backbone with a rule, or is in its inference form.
-        TransferError: If keys or shapes do not fit, with ``strict``; always if nothing fits. The message
-            says which options of the backbone would, where that is known.
+        ValueError: If no rule is registered for the backbone, or the model is in its inference form.
+        TransferError: If nothing fits or, with ``strict``, if any key or shape does not. The message
+            suggests options of the backbone that would fit, if they are known.
 
     Example:
         >>> import torch
@@ -78,40 +92,43 @@ def graft(
         >>> state, report = graft(torch.load('resnet50.pth'), model)  # doctest: +SKIP
         >>> model.load_state_dict(state)  # doctest: +SKIP
     """
-    backbone = getattr(model, 'backbone', model)
-    rule = next((_RULES[c.__name__] for c in type(backbone).__mro__ if c.__name__ in _RULES), None)
-    if rule is None:
-        raise ValueError(f'backbone of type {type(backbone).__name__}, allowed: {", ".join(sorted(_RULES))}')
+    rule = _rule_for(getattr(model, 'backbone', model))
     source, notes = read_weights(state_dict, prefix, ema)
-    transfer = GraftTransfer(source, model)
+    transfer = GraftTransfer(source, model, images)
     transfer.report.notes += [*notes, *style_note(state_dict, transfer)]
     try:
         rule(transfer)
         transfer.copy_other_parts()
         return transfer.finish(strict)
     except TransferError as error:
-        raise TransferError(f'{error}{advice(transfer)}') from error
+        raise TransferError(f'{error}{suggest_options(transfer)}') from error
 
 
 class GraftTransfer(Transfer):
-    """A transfer from a plain network, with what rules need to know of both sides.
+    """A transfer from a plain network, which graft rules fill.
 
     Args:
-        source (Mapping[str, Tensor]): The plain checkpoint.
+        source (Mapping[str, Tensor]): The plain network's tensors by name.
         model (nn.Module): The model to fill.
+        images (Tensor, optional): Batch to fit to, shape (N, C, H, W). Defaults to None.
 
     Attributes:
-        plain (dict[str, str]): Common name of a plain network's parameter -> key in the source.
+        plain (dict[str, str]): Key in the source by the parameter's common name, see :func:`plain_names`.
+        images (Tensor, optional): The batch.
     """
 
-    def __init__(self, source: Mapping[str, Tensor], model: nn.Module) -> None:
+    def __init__(self, source: Mapping[str, Tensor], model: nn.Module, images: Tensor | None = None) -> None:
         super().__init__(source, model)
+        self.images = images
         self.plain = plain_names(source)
         self._parts = {key.split('.', 1)[0] for key in source}
         self._make_room_for_pools()
 
     def _make_room_for_pools(self) -> None:
-        """Number shortcuts as the model does: mmpretrain's ResNet-D has no pool where it would do nothing."""
+        """Shift the layers of shortcuts in ``plain`` where only the model has a pooling layer before them.
+
+        mmpretrain's ResNet-D omits this layer where its stride is 1.
+        """
         ours = set(self.backbone_keys())
         for name in [name for name in self.plain if name.endswith('downsample.0.weight')]:
             shortcut = name.removesuffix('0.weight')
@@ -123,11 +140,15 @@ class GraftTransfer(Transfer):
                     self.plain[f'{shortcut}{int(index) + 1}.{leaf}'] = value
 
     def backbone_keys(self) -> list[str]:
-        """Names of the backbone's tensors without the prefix, in order."""
+        """Return the names of the backbone's tensors, without the prefix and in order."""
         return [key[len(self.prefix) :] for key in self.target if key.startswith(self.prefix)]
 
     def take(self, name: str) -> None:
-        """Copy a tensor of the backbone from the plain one of the same name, or explain its absence."""
+        """Copy the plain tensor of the same common name; a missing counter keeps its initial value.
+
+        Args:
+            name (str): A name from :meth:`backbone_keys`.
+        """
         target = self.prefix + name
         if name in self.plain:
             key = self.plain[name]
@@ -140,20 +161,26 @@ class GraftTransfer(Transfer):
             self.leave(target, 'a counter that old checkpoints lack')
 
     def zero(self, target: str, how: str) -> None:
-        """Start a tensor that the plain network lacks at zero."""
+        """Fill a tensor that the plain network lacks with zeros.
+
+        Args:
+            target (str): Key in the model.
+            how (str): Explanation for the report.
+        """
         self.transform(target, [], torch.zeros_like(self.target[target]), how)
 
     def start_attention(self, name: str) -> bool:
-        """Give an attention that the plain network lacks a start without a say.
+        """Initialise a newly added attention layer so that the block computes the same as without it.
 
-        What its sigmoid reads is zero, so it gates by one half (CBAM's two by a quarter), and the norm
-        before it, a block's ``bn3``, is multiplied by two or four.
+        The layer before the sigmoid starts at zero, so each gate is 1/2. CBAM has two gates, which
+        multiply to 1/4. The norm before the attention (``bn3`` of the block) is multiplied by 2 or 4 to
+        compensate.
 
         Args:
-            name (str): A name among :meth:`backbone_keys`.
+            name (str): A name from :meth:`backbone_keys`.
 
         Returns:
-            bool: Whether the tensor has been dealt with.
+            bool: True if the tensor has been filled or explained.
         """
         if self._new_attention is None:
             return False
@@ -167,25 +194,28 @@ class GraftTransfer(Transfer):
         elif last.search(name):
             self.zero(target, 'zeros: the gate is 1/2 at first')
         elif '.attention.' in name:
-            self.leave(target, 'new, and without a say at first')
+            self.leave(target, 'new, with no effect at first')
         else:
             return False
         return True
 
     @functools.cached_property
     def _attending(self) -> set[str]:
-        """Names of the blocks that have an attention."""
+        """set[str]: Names of the blocks that have an attention layer."""
         names = (name.partition('.attention.') for name in self.backbone_keys())
         return {block for block, found, _ in names if found}
 
     @functools.cached_property
     def _new_attention(self) -> tuple[int, re.Pattern[str]] | None:
-        """What an attention multiplies by at first, and its last tensors; None without a new one."""
+        """tuple: Factor that compensates a new attention, and the pattern of the tensors to set to zero.
+
+        None if the model has no attention or the plain network has one too.
+        """
         names = [name for name in self.backbone_keys() if '.attention.' in name]
         names = [name for name in names if not name.startswith(self.plugins)]
         if not names or any('.attention.' in name for name in self.plain):
             return None
-        # a norm on the way would make anything of a constant map
+        # the spatial norm would shift a map of zeros, so its own parameters are set to zero instead
         normed = any('.attention.spatial_norm.' in name for name in names)
         spatial = r'spatial_norm\.(weight|bias)' if normed else r'spatial\.weight'
         last = re.compile(rf'\.attention\.(conv\.weight|fc2\.(weight|bias)|{spatial})$')
@@ -193,13 +223,13 @@ class GraftTransfer(Transfer):
 
     @functools.cached_property
     def plugins(self) -> tuple[str, ...]:
-        """What the names of the backbone's plugin layers start with."""
+        """tuple[str, ...]: Prefixes of the backbone's plugin layers."""
         layers = getattr(self.backbone, 'plugin_layers', list)()
         names = {id(module): f'{name}.' for name, module in self.backbone.named_modules()}
         return tuple(names[id(layer)] for layer in layers)
 
     def copy_other_parts(self) -> None:
-        """Take what is not the backbone's by name; explain what stays on either side."""
+        """Copy all other parts of the model by name and explain the keys that are left on both sides."""
         target_parts = {key.split('.', 1)[0] for key in self.target}
         for key in self.target:
             if self.prefix and not key.startswith(self.prefix):
@@ -230,41 +260,3 @@ class GraftTransfer(Transfer):
             self.transform(key, [source], padded, 'zeros for the recurrent state')
         else:
             self.copy(key, source)
-
-
-@register_graft('RLAResNet')
-def _graft_rla_resnet(transfer: GraftTransfer) -> None:
-    """Plain ResNets: what is new has no say at first.
-
-    Blocks read the recurrent state with weights of zero; attentions see
-    :meth:`GraftTransfer.start_attention`.
-    """
-    for name in transfer.backbone_keys():
-        target = transfer.prefix + name
-        if transfer.start_attention(name):
-            continue
-        if name in transfer.plain:
-            transfer.take(name)
-        elif name.endswith('conv1_hidden.weight'):
-            transfer.zero(target, 'zeros: the state is not read at first')
-        elif '.rla.' in name or name.startswith('hidden_norm.'):
-            transfer.leave(target, 'the recurrent path learns from its own initialisation')
-        elif name.startswith(transfer.plugins):
-            transfer.leave(target, 'a new plugin, which changes nothing at first')
-        else:
-            transfer.take(name)
-
-
-@register_graft('RLAPreActResNet')
-def _graft_rla_preact_resnet(transfer: GraftTransfer) -> None:
-    """Plain pre-activated ResNets, named as this package's: the state is not read at first."""
-    for name in transfer.backbone_keys():
-        target = transfer.prefix + name
-        if name in transfer.plain:
-            transfer.take(name)
-        elif name.endswith('conv1_hidden.weight'):
-            transfer.zero(target, 'zeros: the state is not read at first')
-        elif '.rla.' in name or '.bn1_hidden.' in name or name.startswith('hidden_norm.'):
-            transfer.leave(target, 'the recurrent path learns from its own initialisation')
-        else:
-            transfer.take(name)

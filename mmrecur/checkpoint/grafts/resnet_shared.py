@@ -1,17 +1,18 @@
-"""Plain networks brought into shared filter bases by least squares."""
+"""Plain networks grafted into networks with shared filter bases, by least squares."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
-from mmrecur.checkpoint.layouts import backbone_prefix
-from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.checkpoint.grafts.mobilenet_names import mobilenet_names
+from mmrecur.checkpoint.unwrap import backbone_prefix
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones.mobilenet_v2_shared import MobileNetV2Shared
 from mmrecur.models.backbones.shared_basis_backbone import SharedBasisBackbone
 from mmrecur.models.layers.common.fuse import is_fusible
@@ -20,25 +21,24 @@ from mmrecur.models.layers.filter_basis import BasisConv2d, BasisStage, Factoriz
 _NORM = re.compile(r'\.(conv\d)\.norm\.(weight|bias|running_mean|running_var|num_batches_tracked)$')
 
 
-@register_graft('SharedBasisBackbone')
-def graft_shared(transfer: GraftTransfer) -> None:
-    """Fill a backbone with shared bases from its plain counterpart.
+@register_graft(SharedBasisBackbone)
+def graft_shared_basis(transfer: GraftTransfer) -> None:
+    """Fill a backbone with shared filter bases from its plain counterpart.
 
-    What blocks share is fitted to all their convolutions at once, in the sense of least squares:
+    Shared weights are the least-squares fit to all convolutions that share them:
 
-    - A factorised convolution's basis gets orthonormal rows that span most of the stacked filters of its
-      group (their first right singular vectors). Its coefficients are the projections. What is left of a
-      layer's filters is treated the same way for its unique filters. Exact where the rank suffices.
-    - A convolution that is shared as a whole gets the average.
-    - The norm between basis and coefficients starts as the identity in evaluation. In training it
-      normalises by the statistics of a batch, so the network changes with the first step unless norms
-      are kept in evaluation mode (``norm_eval``).
+    - The basis of a factorised convolution has orthonormal rows: the first right singular vectors of the
+      stacked filters of its group. The coefficients are the projections onto it. The unique filters of a
+      layer are fitted to the residual in the same way. The fit is exact if the rank suffices.
+    - A convolution that is shared as a whole is the average.
+    - The norm between basis and coefficients is the identity in evaluation. In training it normalises by
+      batch statistics, so the network changes with the first step unless ``norm_eval`` is set.
 
-    A MobileNetV2 of the authors has an expansion in its first stage and biases beside two norms, which others
-    lack: these start as the identity and as zeros. An attention that the plain network lacks starts without a
-    say, see :meth:`GraftTransfer.start_attention`.
+    The authors' MobileNetV2 has an expansion in its first stage and two biases that other MobileNetV2s lack;
+    they start as the identity and as zeros. For new attention layers see
+    :meth:`GraftTransfer.start_attention`.
 
-    The report says for each layer how far the fit is off: ``||W - W'|| / ||W||``.
+    The report holds the relative error ``||W - W'|| / ||W||`` of each layer.
 
     Args:
         transfer (GraftTransfer): The transfer to fill.
@@ -47,24 +47,40 @@ def graft_shared(transfer: GraftTransfer) -> None:
         transfer.plain = mobilenet_names(transfer.source)
         if 'layer1.0.conv1.weight' not in transfer.plain:
             transfer.report.notes.append(
-                'blocks of this network have ReLU where those of other MobileNetV2s have ReLU6: maps differ '
-                'where these reach 6'
+                'blocks of this network use ReLU and those of other MobileNetV2s ReLU6: feature maps differ '
+                'where they exceed 6'
             )
-    # a network of this package keeps its own names where other libraries name norms otherwise
+    # plain networks of this package may use names that are renamed for other libraries
     own, prefix = set(transfer.backbone_keys()), backbone_prefix(transfer.source)
     transfer.plain = {
         key[len(prefix) :] if key[len(prefix) :] in own else name: key for name, key in transfer.plain.items()
     }
-    fitted: dict[str, tuple[Sequence[str], Tensor, str]] = {}
-    errors: dict[str, float] = {}
+    fits = _fit_bases(transfer)
+    _fill(transfer, fits.tensors)
+    transfer.report.errors.update(fits.errors)
+    if fits.errors:
+        shown = ', '.join(f'{place} {error:.1%}' for place, error in fits.errors.items())
+        transfer.report.notes.append(f"relative error of the filters, ||W - W'|| / ||W||: {shown}")
+
+
+@dataclass
+class _Fits:
+    """Fitted tensors: source keys, tensor and explanation by name; relative errors by convolution."""
+
+    tensors: dict[str, tuple[Sequence[str], Tensor, str]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+def _fit_bases(transfer: GraftTransfer) -> _Fits:
+    """Fit every basis whose convolutions the source has, in the right shapes."""
+    fits = _Fits()
     backbone: SharedBasisBackbone = transfer.backbone
     for stage_name in backbone.stages:
         stage: BasisStage = getattr(backbone, stage_name)
         for name, places in _groups(backbone, stage_name).items():
-            weights = {place: f'{place}.weight' for place in places}
-            if not all(weight in transfer.plain for weight in weights.values()):
-                continue  # of a network that shares already, or a misfit that is named as such
-            sources = [transfer.plain[weight] for weight in weights.values()]
+            if not all(f'{place}.weight' in transfer.plain for place in places):
+                continue  # the source shares weights already, or finish() reports the missing keys
+            sources = [transfer.plain[f'{place}.weight'] for place in places]
             filters = [transfer.source[key].double() for key in sources]
             wanted = stage.basis[name].weight.shape
             if any(f.shape[1:] != wanted[1:] for f in filters):
@@ -72,25 +88,21 @@ def graft_shared(transfer: GraftTransfer) -> None:
             modules = [backbone.get_submodule(place) for place in places]
             if isinstance(modules[0], BasisConv2d):
                 basis, how = torch.stack(filters).mean(0), f'average of {len(filters)}'
-                errors.update({p: _error(f, basis) for p, f in zip(places, filters)})
+                fits.errors.update({p: _error(f, basis) for p, f in zip(places, filters)})
             else:
                 basis = principal(torch.cat([f.flatten(1) for f in filters]), wanted[0])
                 how = f'least squares over {len(filters)} convolutions'
                 for place, module, key, kernel in zip(places, modules, sources, filters):
-                    parts, errors[place] = _project(kernel, basis, module)
+                    parts, fits.errors[place] = _project(kernel, basis, module)
                     for part, tensor in parts.items():
-                        fitted[f'{place}.{part}'] = ([key], tensor, 'projection onto the basis')
+                        fits.tensors[f'{place}.{part}'] = ([key], tensor, 'projection onto the basis')
                 basis = basis.view(wanted)
-            fitted[f'{stage_name}.basis.{name}.weight'] = (sources, basis, how)
-    _fill(transfer, fitted)
-    transfer.report.errors.update(errors)
-    if errors:
-        shown = ', '.join(f'{place} {error:.1%}' for place, error in errors.items())
-        transfer.report.notes.append(f"relative error of the filters, ||W - W'|| / ||W||: {shown}")
+            fits.tensors[f'{stage_name}.basis.{name}.weight'] = (sources, basis, how)
+    return fits
 
 
 def _groups(backbone: SharedBasisBackbone, stage_name: str) -> dict[str, list[str]]:
-    """Names of the bases of a stage, and the convolutions in the backbone that read them."""
+    """Return the names of the convolutions that read each basis of a stage."""
     bases = getattr(backbone, stage_name).basis or {}
     groups: dict[str, list[str]] = {name: [] for name in bases}
     for place, module in backbone.named_modules():
@@ -102,30 +114,29 @@ def _groups(backbone: SharedBasisBackbone, stage_name: str) -> dict[str, list[st
 
 
 def principal(matrix: Tensor, rank: int) -> Tensor:
-    """Orthonormal rows whose span is nearest to the rows of a matrix.
+    """Return orthonormal rows whose span is closest to the rows of a matrix.
 
     Args:
         matrix (Tensor): Shape (N, K), in double precision.
-        rank (int): How many rows, at most K.
+        rank (int): Number of rows, at most K.
 
     Returns:
-        Tensor: The first right singular vectors, completed by others if there are too few; shape
-        (rank, K).
+        Tensor: The first right singular vectors, shape (rank, K). If N < rank, they are completed to an
+        orthonormal set.
 
     Raises:
         TransferError: If the rank is larger than K.
     """
     if rank > matrix.size(1):
         raise TransferError(
-            f'a basis of {rank} filters, allowed for a fit: at most {matrix.size(1)}, as many as one has '
-            'entries'
+            f'a basis of {rank} filters, allowed for a fit: at most {matrix.size(1)}, the entries of a filter'
         )
     rows = torch.linalg.svd(matrix, full_matrices=len(matrix) < rank)[2]
     return rows[:rank]
 
 
 def _project(kernel: Tensor, basis: Tensor, module: FactorizedConv2d) -> tuple[dict[str, Tensor], float]:
-    """Unique filters and coefficients of a layer, and the relative error that is left."""
+    """Return the unique filters and coefficients of a layer, and the relative error of the fit."""
     matrix = kernel.flatten(1)
     shared = matrix @ basis.T
     rest = matrix - shared @ basis
@@ -146,7 +157,7 @@ def _error(kernel: Tensor, fit: Tensor) -> float:
 
 
 def _without_fit(transfer: GraftTransfer) -> tuple[str, ...]:
-    """Beginnings of names that a plain ResNeXt says nothing about."""
+    """Return the prefixes of names in a ResNeXt that have no counterpart in a plain one."""
     unfit: list[str] = []
     for place, module in transfer.backbone.named_modules():
         if isinstance(module, GroupedBasisConv2d):
@@ -160,7 +171,7 @@ def _without_fit(transfer: GraftTransfer) -> tuple[str, ...]:
 def _fill(transfer: GraftTransfer, fitted: Mapping[str, tuple[Sequence[str], Tensor, str]]) -> None:
     modules = dict(transfer.backbone.named_modules())
     unfit = _without_fit(transfer)
-    why = 'a ReLU stands between basis and coefficients: no linear fit'
+    why = 'no linear fit: a ReLU stands between basis and coefficients'
     for name, key in transfer.plain.items():
         if unfit and name.startswith(unfit):
             transfer.drop(key, why)
@@ -183,7 +194,11 @@ def _fill(transfer: GraftTransfer, fitted: Mapping[str, tuple[Sequence[str], Ten
 
 
 def _add_to_mobilenet(transfer: GraftTransfer, name: str) -> bool:
-    """Give what other MobileNetV2s lack a start at which it does nothing; whether ``name`` is of that."""
+    """Initialise a tensor that only the authors' MobileNetV2 has so that it has no effect.
+
+    Returns:
+        bool: Whether ``name`` is such a tensor.
+    """
     backbone, target = transfer.backbone, transfer.prefix + name
     if not isinstance(backbone, MobileNetV2Shared):
         return False
@@ -201,14 +216,14 @@ def _add_to_mobilenet(transfer: GraftTransfer, name: str) -> bool:
 
 
 def _identity(transfer: GraftTransfer, target: str, leaf: str, norm: nn.Module) -> None:
-    """Let the norm behind a basis do nothing in evaluation."""
+    """Make a norm the identity in evaluation."""
     if leaf == 'num_batches_tracked':
         transfer.leave(target, 'a counter')
         return
     if not is_fusible(norm):
         transfer.leave(target, 'normalises in evaluation too: the fit does not hold')
         return
-    # it divides by the root of the variance and a small number
+    # a norm divides by sqrt(variance + eps)
     value = dict(weight=(1 + norm.eps) ** 0.5, bias=0.0, running_mean=0.0, running_var=1.0)[leaf]
     tensor = torch.full_like(transfer.target[target], value)
     transfer.transform(target, [], tensor, 'the identity in evaluation')

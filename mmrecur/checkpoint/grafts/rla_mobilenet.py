@@ -1,23 +1,28 @@
-"""How plain MobileNetV2s become RLA-MobileNetV2s."""
+"""Plain MobileNetV2s grafted into RLA-MobileNetV2s."""
 
 from __future__ import annotations
 
 import re
 
+from mmrecur.checkpoint.absent_parameters import why_absent
 from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
-from mmrecur.checkpoint.layouts_mobilenet import mobilenet_names, why_absent_mobilenet
+from mmrecur.checkpoint.grafts.mobilenet_names import mobilenet_names
+from mmrecur.models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 
-#: In a block the last convolution, in the network the one to 1280 channels.
+#: Layers that add the state to a sum: the projection of a block, the convolution to 1280 channels.
 _ADDS_STATE = re.compile(r'\.conv3_hidden\.|^conv2_hidden\.')
 _RECURRENT = re.compile(r'\w+_hidden\.|hidden_norm\.|recurrent_convs\.|rla\.')
 
 
-@register_graft('RLAMobileNetV2')
-def _graft_rla_mobilenet(transfer: GraftTransfer) -> None:
-    """Plain MobileNetV2s: what is new has no say at first.
+@register_graft(RLAMobileNetV2)
+def graft_rla_mobilenet(transfer: GraftTransfer) -> None:
+    """Fill an RLA-MobileNetV2 so that it computes the same as the plain MobileNetV2.
 
-    The convolutions that add the state's part to a sum start at zero; attentions see
+    The convolutions that add the recurrent state to a sum start at zero. For attention layers see
     :meth:`GraftTransfer.start_attention`.
+
+    Args:
+        transfer (GraftTransfer): The transfer to fill.
     """
     transfer.plain = mobilenet_names(transfer.source)
     names = transfer.backbone_keys()
@@ -41,6 +46,7 @@ def _graft_rla_mobilenet(transfer: GraftTransfer) -> None:
             transfer.take(name)
     used = transfer.used_sources()
     for name, key in transfer.plain.items():
-        is_head = name.startswith('fc.')  # which comes after the backbone
-        if key not in used and not is_head and (why := why_absent_mobilenet(name, transfer.backbone)):
+        # copy_other_parts() looks at the classifier later
+        is_head = name.startswith('fc.')
+        if key not in used and not is_head and (why := why_absent(name, transfer.backbone)):
             transfer.drop(key, why)

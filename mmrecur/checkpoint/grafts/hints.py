@@ -1,4 +1,4 @@
-"""What a checkpoint says of the options that a backbone needs for it."""
+"""Hints about options of a backbone that a plain checkpoint asks for."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from mmrecur.checkpoint.grafts.graft import GraftTransfer
 
 
-def advice(transfer: GraftTransfer) -> str:
-    """Say which options of the backbone fit a checkpoint that did not.
+def suggest_options(transfer: GraftTransfer) -> str:
+    """Suggest options of the backbone that would fit a checkpoint.
 
     Args:
         transfer (GraftTransfer): The transfer that failed.
 
     Returns:
-        str: A sentence to append to the error; empty if the checkpoint says nothing.
+        str: A sentence to append to the error message; empty if no option is known to help.
     """
     options = [*_attention(transfer), *_stem(transfer)]
     return f'. The checkpoint fits a backbone with {", ".join(options)}' if options else ''
 
 
 def _attention(transfer: GraftTransfer) -> list[str]:
-    """The attention of the checkpoint's network if the model's is another."""
+    """Return the attention option of the checkpoint's network if the model has another one."""
     theirs = _attention_shapes({name: transfer.source[key] for name, key in transfer.plain.items()})
     ours = {name: transfer.target[transfer.prefix + name] for name in transfer.backbone_keys()}
     ours = _attention_shapes(ours)
@@ -40,7 +40,7 @@ def _attention(transfer: GraftTransfer) -> list[str]:
     if 'fc1.weight' in parts:
         args['type'] = 'cbam' if 'spatial.weight' in parts else 'se'
         reductions = {of[1] // of[0] for block in theirs.values() if (of := block.get('fc1.weight'))}
-        if len(reductions) > 1:  # rounded, as mmpretrain does in narrow networks
+        if len(reductions) > 1:  # mmpretrain rounds the width in narrow networks
             return []
         if reductions != {16}:
             args['reduction'] = reductions.pop()
@@ -59,7 +59,7 @@ def _attention(transfer: GraftTransfer) -> list[str]:
 
 
 def _attention_shapes(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Block -> part of its attention -> shape, 1x1 convolutions as matrices."""
+    """Return the shapes of attention parameters by block and name, with 1x1 convolutions as matrices."""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, tensor in tensors.items():
         if match := re.fullmatch(r'(layer\d+\.\d+)\.attention\.(.+)', name):
@@ -71,7 +71,7 @@ def _attention_shapes(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, tupl
 
 
 def _stem(transfer: GraftTransfer) -> list[str]:
-    """The three convolutions of a ResNet-D's stem, where the model has one, or the other way round."""
+    """Return the stem option if only one of checkpoint and model has the stem of a ResNet-D."""
     if not hasattr(transfer.backbone, 'deep_stem'):
         return []
     deep = 'stem.0.weight' in transfer.plain
@@ -81,16 +81,16 @@ def _stem(transfer: GraftTransfer) -> list[str]:
 
 
 def style_note(checkpoint: Mapping[str, Any], transfer: GraftTransfer) -> list[str]:
-    """Say if the strides of a ResNet's bottlenecks are elsewhere in the model than in the checkpoint.
+    """Warn if the strides of bottlenecks are on other layers in the model than in the checkpoint.
 
-    Nothing in names and shapes tells, and nothing fails: the features are others.
+    Names and shapes are the same for both styles, so loading succeeds but the features differ.
 
     Args:
-        checkpoint (Mapping): What the file holds.
-        transfer (GraftTransfer): Its transfer to the model.
+        checkpoint (Mapping): Content of the checkpoint file.
+        transfer (GraftTransfer): Transfer of the checkpoint to the model.
 
     Returns:
-        list[str]: A remark, or none.
+        list[str]: One note, or none.
     """
     plain = transfer.plain
     if not {'layer2.0.conv3.weight', 'layer2.0.downsample.0.weight'} <= plain.keys():
@@ -100,19 +100,18 @@ def style_note(checkpoint: Mapping[str, Any], transfer: GraftTransfer) -> list[s
     ours = getattr(transfer.backbone, 'style', 'pytorch')
     if theirs is None or theirs == ours:
         return []
-    how = 'looks converted from Caffe (no statistics of norms),'
-    how = 'says that it is of a network' if recorded else how
+    how = 'records' if recorded else 'looks converted from Caffe (norms without statistics), which means'
     place = dict(caffe='the first 1x1 convolution', pytorch='the 3x3 convolution')[theirs]
     has_option = hasattr(transfer.backbone, 'style')
-    way_out = f'style={theirs!r} keeps the function' if has_option else 'it has no option for another'
+    remedy = f'set style={theirs!r} to keep the function' if has_option else 'it has no other style'
     return [
-        f'the checkpoint {how} with style={theirs!r}, a stride on {place} of a block; the model has '
-        f'style={ours!r} and computes something else: {way_out}'
+        f'the checkpoint {how} style={theirs!r}, with the stride on {place} of a block; the model has '
+        f'style={ours!r}, which computes other features: {remedy}'
     ]
 
 
 def _recorded_style(checkpoint: Mapping[str, Any]) -> str | None:
-    """The style in the config that MMEngine and MMCV save along, if there is one."""
+    """Return the style in the config that MMEngine and MMCV save in a checkpoint, if there is one."""
     meta = checkpoint.get('meta')
     if not isinstance(meta, Mapping):
         return None
@@ -122,7 +121,7 @@ def _recorded_style(checkpoint: Mapping[str, Any]) -> str | None:
 
 
 def _is_converted_from_caffe(transfer: GraftTransfer) -> bool:
-    """Whether norms are scales and shifts alone: statistics of zero and one, other weights than one."""
+    """Return whether norms have trivial statistics but trained weights, as converted Caffe models do."""
     tensors = {name: transfer.source[key] for name, key in transfer.plain.items()}
     means = [t for name, t in tensors.items() if name.endswith('.running_mean')]
     variances = [t for name, t in tensors.items() if name.endswith('.running_var')]

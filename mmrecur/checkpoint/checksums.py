@@ -1,4 +1,4 @@
-"""Checksums of checkpoint files."""
+"""Verification of the checksums in checkpoint files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ZIP_START = b'PK\x03\x04'
 
 
 def is_zip(file: IO[bytes]) -> bool:
-    """Say whether a file begins as those of the zip format do; its position stays.
+    """Return whether a file is in the zip format.
 
     Args:
-        file (file object): A file open for reading.
+        file (file object): A file open for reading. Its position is restored.
 
     Returns:
-        bool: The answer.
+        bool: Whether it begins like a zip file.
     """
     position = file.tell()
     try:
@@ -29,16 +29,16 @@ def is_zip(file: IO[bytes]) -> bool:
 
 
 def find_damage(file: str | os.PathLike | IO[bytes]) -> str | None:
-    """Compare a checkpoint with the checksums in it.
+    """Verify the checksums of a checkpoint.
 
-    :func:`torch.save` writes a zip file with a checksum for each tensor; :func:`torch.load` ignores them.
+    :func:`torch.save` writes a zip file with a checksum for each tensor, which :func:`torch.load` ignores.
 
     Args:
-        file (str, PathLike or file object): The checkpoint. The position of a file object stays.
+        file (str, PathLike or file object): The checkpoint. The position of a file object is restored.
 
     Returns:
-        str, optional: What is damaged. None if the file is intact, and also if it has no checksums: it is
-            of the format before torch 1.6, or was written after
+        str, optional: Description of the damage; None if the file is intact or has no checksums. Files in
+            the format before torch 1.6 have none, nor have files written after
             ``torch.serialization.set_crc32_options(False)``.
 
     Raises:
@@ -59,10 +59,10 @@ def find_damage(file: str | os.PathLike | IO[bytes]) -> str | None:
     except (zipfile.BadZipFile, EOFError, struct.error, zlib.error) as error:
         return str(error) or type(error).__name__
     except (NotImplementedError, RuntimeError, ValueError, IndexError) as error:
-        # a compression or an encryption that the file does not have
+        # a damaged directory may ask for a compression or an encryption that is not supported
         return f'its directory is damaged: {error}'
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which is a position out of the file
+        if error.errno != errno.EINVAL:  # a position outside the file
             raise
         return f'its directory is damaged: {error}'
     finally:

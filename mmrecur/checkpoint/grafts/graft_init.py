@@ -1,4 +1,4 @@
-"""Grafting from inside a config."""
+"""Initialiser that grafts a plain network, for ``init_cfg`` in a config."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from torch import nn
 
 from mmrecur.checkpoint.grafts.graft import graft
 from mmrecur.checkpoint.io import load_checkpoint
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.errors import TransferError
 from mmrecur.registry import WEIGHT_INITIALIZERS
 
 
 @WEIGHT_INITIALIZERS.register_module(name='Graft')
 class GraftInit:
-    """Initialise a backbone with a plain network's weights, see :func:`graft`.
-
-    Used as ``init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://resnet50')``. Logs what became
-    of every tensor as a table.
+    """Initialise a backbone with a plain network's weights, see :func:`graft`, and log the report.
 
     Args:
-        checkpoint (str): File, URL or name that MMEngine loads, such as ``torchvision://resnet50``.
-        prefix (str, optional): Use only what starts with it, without it. Defaults to None.
+        checkpoint (str): File, URL or name known to MMEngine, such as ``torchvision://resnet50``.
+        prefix (str, optional): Read only the keys that start with it and remove it from them. Defaults to
+            None.
         strict (bool): Raise if a key is not explained. Defaults to True.
-        ema (bool): Of weights and their moving average take the average. Defaults to True.
-        map_location (str): Where to load to. Defaults to 'cpu'.
+        ema (bool): Prefer the moving average of the weights if the checkpoint holds both. Defaults to
+            True.
+        map_location (str): Device to load to. Defaults to 'cpu'.
 
     Raises:
-        TypeError: If ``checkpoint`` is no string.
+        TypeError: If ``checkpoint`` is not a string.
+
+    Example:
+        ``init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://resnet50')``
     """
 
     def __init__(
@@ -47,18 +49,18 @@ class GraftInit:
         self.map_location = map_location
 
     def __call__(self, module: nn.Module) -> None:
-        """Initialise a module.
+        """Graft the checkpoint into a module.
 
         Args:
-            module (nn.Module): A backbone, or a model with one.
+            module (nn.Module): A backbone or a model with one.
 
         Raises:
-            CheckpointError: If the checkpoint is damaged or carries code.
-            TransferError: If it does not fit; the message names it.
+            CheckpointError: If the checkpoint is damaged or contains code.
+            TransferError: If the checkpoint does not fit; the message names it.
         """
         loaded = load_checkpoint(self.checkpoint, self.map_location)
         try:
-            state, report = graft(loaded, module, self.strict, self.prefix, self.ema)
+            state, report = graft(loaded, module, strict=self.strict, prefix=self.prefix, ema=self.ema)
         except TransferError as error:
             raise TransferError(f'checkpoint {self.checkpoint!r}: {error}') from error
         module.load_state_dict(state)

@@ -19,8 +19,10 @@ from urllib.error import URLError
 
 from mmengine.registry import Registry, build_from_cfg
 
-from mmrecur.checkpoint.io import CheckpointError
-from mmrecur.engine import WorkDirInUseError, explain_no_room
+from mmrecur.engine import (
+    explain_no_room,
+)
+from mmrecur.errors import MMRecurError
 
 DATA_HINT = 'Does the config say where the data are (data_root, ann_file, data_prefix)?'
 
@@ -39,16 +41,12 @@ _NETWORK_CODE = ('urllib.request', 'http.client')
 _REFUSALS = (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
-class ToolError(RuntimeError):
-    """An error of the user's input; the message says what to change."""
-
-
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
     """End the program with a message instead of a traceback where the user's input is at fault."""
     try:
         yield
-    except (ToolError, CheckpointError, WorkDirInUseError) as error:
+    except MMRecurError as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt as interrupt:
         print('\n' + '\n'.join(['interrupted', *map(str, interrupt.args)]), file=sys.stderr, flush=True)

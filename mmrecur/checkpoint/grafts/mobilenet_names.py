@@ -1,8 +1,8 @@
-"""Names of plain MobileNetV2's parameters in the libraries they come from, made one.
+"""Common names for the parameters of plain MobileNetV2s from different libraries.
 
-The common names are :class:`RLAMobileNetV2`'s: ``layer2.0.conv1.weight`` to ``layer2.0.bn3.weight`` for the
-expansion, the depthwise convolution and the projection of a block, ``conv1`` and ``conv2`` for the network's
-first and last convolution, ``fc`` for the classifier.
+The common names are those of :class:`RLAMobileNetV2`. In a block, ``conv1`` is the expansion, ``conv2`` the
+depthwise convolution and ``conv3`` the projection, as in ``layer2.0.conv1.weight``. Outside the blocks,
+``conv1`` and ``conv2`` are the first and last convolution of the network, and ``fc`` is the classifier.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import re
 from collections.abc import Mapping
 from itertools import accumulate
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmrecur.checkpoint.layouts import backbone_prefix, why_absent
-from mmrecur.checkpoint.transfer import TransferError
+from mmrecur.checkpoint.unwrap import backbone_prefix
+from mmrecur.errors import TransferError
 from mmrecur.models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 
-#: Blocks in each group, and the number of the first one where they are counted through from 1.
+#: Blocks in each group, and the index of its first block in a network that numbers its blocks from 1.
 _BLOCKS = [num_blocks for _, _, num_blocks, _ in RLAMobileNetV2.arch_settings]
 _STARTS = [1 + before for before in accumulate([0, *_BLOCKS[:-1]])]
 
 _CLASSIFIER = r'(?:classifier\.1|classifier|head\.fc|head\.layers\.\d+|fc)\.'
-#: A norm in MMCV's ConvModule is called by its type.
+#: MMCV's ConvModule names a norm by its type.
 _NORM = r'(?:bn|gn|ln|in)'
 _ENDS: tuple[tuple[re.Pattern, str], ...] = tuple(
     (re.compile(pattern), replacement)
@@ -42,22 +42,25 @@ _ENDS: tuple[tuple[re.Pattern, str], ...] = tuple(
     ]
 )
 _TIMM = {'conv_pw': 'conv1', 'conv_dw': 'conv2', 'conv_pwl': 'conv3'}
-#: timm's block without expansion, whose projection is the second layer.
+#: timm's first block has no expansion, so its projection is the second layer.
 _TIMM_FIRST = {'conv_dw': 'conv2', 'bn1': 'bn2', 'conv_pw': 'conv3', 'bn2': 'bn3'}
 _MMDET = {'expand_conv': '1', 'depthwise_conv': '2', 'linear_conv': '3'}
 
 
 def _sequential(index: str, leaf: str, first: bool) -> str:
-    """Layer of a block that is a sequence of ``(conv, norm, relu)`` and ends with ``conv, norm``."""
+    """Return the layer at a place of torchvision's block.
+
+    The block is a sequence of triples ``(conv, norm, relu)``, then a convolution, then a norm.
+    """
     position = int(index) + (2 if first else 1)
-    if leaf in ('0', '1'):  # torchvision: inside a triple
+    if leaf in ('0', '1'):  # inside a triple
         return ('conv', 'bn')[int(leaf)] + str(position)
     # the last convolution and, one place further, its norm
     return 'conv3' if position == 3 else 'bn3'
 
 
 def _in_block(group: int, block: int, rest: str) -> str:
-    """Common name of a parameter in a block, numbered from 0, in any layout."""
+    """Return the common name of a parameter in a block; groups and blocks are numbered from 0."""
     first = group == 0
     if match := re.fullmatch(r'conv\.(\d)\.(?:([01])\.)?(\w+)', rest):  # torchvision
         rest = f'{_sequential(match[1], match[2], first)}.{match[3]}'
@@ -74,7 +77,7 @@ def _common_name(name: str) -> str:
     for pattern, replacement in _ENDS:
         if pattern.match(name):
             return pattern.sub(replacement, name)
-    if match := re.fullmatch(r'features\.(\d+)\.(.+)', name):  # torchvision counts blocks through
+    if match := re.fullmatch(r'features\.(\d+)\.(.+)', name):  # torchvision numbers blocks across groups
         group = max(i for i, start in enumerate(_STARTS) if start <= int(match[1]))
         return _in_block(group, int(match[1]) - _STARTS[group], match[2])
     if match := re.fullmatch(r'blocks\.(\d+)\.(\d+)\.(\w+)\.(.+)', name):  # timm
@@ -86,15 +89,15 @@ def _common_name(name: str) -> str:
 
 
 def mobilenet_names(source: Mapping[str, Tensor]) -> dict[str, str]:
-    """Common names of a plain MobileNetV2's parameters.
+    """Map the common names of a plain MobileNetV2's parameters to the keys of a checkpoint.
 
     Args:
-        source (Mapping[str, Tensor]): Checkpoint of a MobileNetV2, or of a model with one as backbone,
-            in the layout of torchvision, timm, mmpretrain or mmdet.
+        source (Mapping[str, Tensor]): Tensors by name, of a MobileNetV2 or of a model with one as
+            backbone, in the layout of torchvision, timm, mmpretrain or mmdet.
 
     Returns:
-        dict[str, str]: Common name -> key in the checkpoint, for the backbone and the classifier
-        ``fc``. Other parts (neck, heads of a detector) are not in it.
+        dict[str, str]: Key in the checkpoint by common name, for the backbone and the classifier ``fc``.
+        Other parts, such as the neck and heads of a detector, are left out.
 
     Raises:
         TransferError: If two keys have the same common name.
@@ -109,23 +112,3 @@ def mobilenet_names(source: Mapping[str, Tensor]) -> dict[str, str]:
             raise TransferError(f'{names[name]} and {key} are both {name} of a MobileNetV2')
         names[name] = key
     return names
-
-
-def why_absent_mobilenet(name: str, backbone: nn.Module) -> str | None:
-    """Why an RLAMobileNetV2 may lack a parameter that a checkpoint has.
-
-    Args:
-        name (str): Common name.
-        backbone (nn.Module): The RLAMobileNetV2.
-
-    Returns:
-        str, optional: The reason; None if there is none.
-    """
-    if re.match(r'(conv2|bn2|conv2_hidden|hidden_norm)\.', name) and not backbone.ends:
-        return 'the stage is not built, it lies behind the last of out_indices'
-    if name.startswith(f'layer{backbone.num_stages}.rla.') and not backbone.ends:
-        return 'belongs to the last update of the state, which nothing reads'
-    of_each_stage = backbone.share == 'stage'
-    if name.startswith('recurrent_convs.') and of_each_stage and not backbone.ends:
-        return 'belongs to stages that are not built or whose updates nothing reads'
-    return why_absent(name, backbone)

@@ -1,0 +1,32 @@
+"""Plain ResNets grafted into RLA-ResNets."""
+
+from __future__ import annotations
+
+from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
+from mmrecur.models.backbones.rla_resnet import RLAResNet
+
+
+@register_graft(RLAResNet)
+def graft_rla_resnet(transfer: GraftTransfer) -> None:
+    """Fill an RLA-ResNet so that it computes the same as the plain ResNet.
+
+    The weights with which blocks read the recurrent state start at zero. For attention layers see
+    :meth:`GraftTransfer.start_attention`.
+
+    Args:
+        transfer (GraftTransfer): The transfer to fill.
+    """
+    for name in transfer.backbone_keys():
+        target = transfer.prefix + name
+        if transfer.start_attention(name):
+            continue
+        if name in transfer.plain:
+            transfer.take(name)
+        elif name.endswith('conv1_hidden.weight'):
+            transfer.zero(target, 'zeros: the state is not read at first')
+        elif '.rla.' in name or name.startswith('hidden_norm.'):
+            transfer.leave(target, 'the recurrent path learns from its own initialisation')
+        elif name.startswith(transfer.plugins):
+            transfer.leave(target, 'a new plugin, which changes nothing at first')
+        else:
+            transfer.take(name)
