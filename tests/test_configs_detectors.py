@@ -24,7 +24,7 @@ STATED = {'rla': (0.01, 8), 'resnet_shared': (0.01, 8)}
 
 
 def test_all_kinds_of_all_families_are_compared() -> None:
-    kinds = {(Path(name).parent.name, Path(name).stem.split('_')[0]) for name in DETECTORS}
+    kinds = {(Path(name).parts[1], Path(name).stem.split('_')[0]) for name in DETECTORS}
     families = {'rla', 'resnet_shared', 'dr_resnet', 'swrn', 'recnet'}
     assert kinds == {(family, kind) for family in families for kind in LIBRARY}
 
@@ -43,7 +43,7 @@ def test_the_schedule_is_the_librarys_unless_a_paper_states_another_rate(name: s
     ours, theirs = optimizer_of(cfg), optimizer_of(library)
     rate, batch = ours.pop('lr'), cfg.auto_scale_lr.base_batch_size
     library_rate = theirs.pop('lr') * batch / library.auto_scale_lr.base_batch_size
-    family = Path(name).parent.name
+    family = Path(name).parts[1]
     if family in STATED:
         assert (rate, batch) == STATED[family]
     else:

@@ -10,6 +10,8 @@ random. --layer is a place in the backbone, by default the last block. Needs `pi
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import importlib.util
