@@ -164,7 +164,7 @@ def test_the_swapped_config_trains(workshop: Any, detector: Any, tmp_path: Path,
     mine.write_text(
         f'_base_ = {str(config)!r}\n'
         f'load = dict(dataset=dict(data_root={str(data) + "/"!r}, filter_cfg=None,\n'
-        "    metainfo=dict(classes=('circle', 'square', 'triangle', 'star', 'ring')),\n"
+        "    metainfo=dict(classes=('circle', 'rectangle', 'triangle', 'star', 'ring')),\n"
         "    ann_file='annotations/instances_train.json', data_prefix=dict(img='train/'), indices=2),\n"
         '    num_workers=0, persistent_workers=False)\n'
         'train_dataloader = load\n'
