@@ -174,7 +174,7 @@ def test_the_swapped_config_trains(workshop: Any, detector: Any, tmp_path: Path,
     out = tmp_path / 'swapped.py'
     tool.main([str(mine), '--backbone', 'rla-resnet', '--out', str(out), '--checkpoint', str(checkpoint)])
     printed = workshop.run('train.py', out, '--work-dir', tmp_path / 'work', '--num-pictures', '0')
-    assert f'Load checkpoint from {out.with_suffix(".pth")}' in printed
+    assert f'Loads checkpoint by local backend from path: {out.with_suffix(".pth")}' in printed
     assert 'unexpected key' not in printed and 'missing keys' not in printed
     assert (tmp_path / 'work' / 'epoch_1.pth').is_file()
 
