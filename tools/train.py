@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from mmrecur.apis.checks import check_data
+from mmrecur.apis.checks import check_data, check_work_dir
 from mmrecur.apis.loading import check_resumable, check_weights, load_strictly
 from mmrecur.apis.pictures import draw_predictions
 from mmrecur.apis.runner import (
@@ -168,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
+    check_work_dir(cfg.work_dir)
     lock_work_dir(cfg.work_dir, cfg.launcher)
     set_starting_point(cfg, args.resume)
     runner = build_runner(cfg)

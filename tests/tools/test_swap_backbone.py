@@ -164,7 +164,7 @@ def test_the_swapped_config_trains(workshop: Any, detector: Any, tmp_path: Path,
     mine.write_text(
         f'_base_ = {str(config)!r}\n'
         f'load = dict(dataset=dict(data_root={str(data) + "/"!r}, filter_cfg=None,\n'
-        "    metainfo=dict(classes=('circle', 'square', 'triangle', 'star', 'ring')),\n"
+        "    metainfo=dict(classes=('circle', 'rectangle', 'triangle', 'star', 'ring')),\n"
         "    ann_file='annotations/instances_train.json', data_prefix=dict(img='train/'), indices=2),\n"
         '    num_workers=0, persistent_workers=False)\n'
         'train_dataloader = load\n'
@@ -174,7 +174,7 @@ def test_the_swapped_config_trains(workshop: Any, detector: Any, tmp_path: Path,
     out = tmp_path / 'swapped.py'
     tool.main([str(mine), '--backbone', 'rla-resnet', '--out', str(out), '--checkpoint', str(checkpoint)])
     printed = workshop.run('train.py', out, '--work-dir', tmp_path / 'work', '--num-pictures', '0')
-    assert f'Load checkpoint from {out.with_suffix(".pth")}' in printed
+    assert f'Loads checkpoint by local backend from path: {out.with_suffix(".pth")}' in printed
     assert 'unexpected key' not in printed and 'missing keys' not in printed
     assert (tmp_path / 'work' / 'epoch_1.pth').is_file()
 
