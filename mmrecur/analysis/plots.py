@@ -6,93 +6,21 @@ Every function returns a figure; no window is opened. :func:`save_figure` writes
 from __future__ import annotations
 
 import statistics
-from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from mmrecur.engine.figures import COLOURS, open_figure, style_axes
+
 if TYPE_CHECKING:  # drawing needs what they hold, not how it is computed
     from mmrecur.analysis.compare import Curve, Summary
     from mmrecur.analysis.effective_receptive_field import SegmentView
-    from mmrecur.analysis.gradient_flow import GradientRecord
     from mmrecur.analysis.lag_weights import LagWeights
-
-#: Colours that colour-blind readers tell apart (Okabe and Ito).
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-
-#: What figures can be written as.
-SUFFIXES = ('.png', '.pdf', '.svg')
-
-
-def open_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **sharing: Any
-) -> tuple[Figure, np.ndarray]:
-    """Make a figure with a grid of axes.
-
-    Args:
-        width (float): In inches.
-        height (float): In inches.
-        rows (int): Axes from top to bottom. Defaults to 1.
-        columns (int): Axes from left to right. Defaults to 1.
-        **sharing: ``sharex`` and ``sharey`` of :meth:`matplotlib.figure.Figure.subplots`.
-
-    Returns:
-        tuple[Figure, np.ndarray]: The figure and its axes, shape (rows, columns).
-    """
-    figure = Figure(figsize=(width, height), layout='constrained')
-    return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
-
-
-def style_axes(axes: Axes, grid: str | None = 'both') -> None:
-    """Give axes with curves or bars the look of all of them.
-
-    Args:
-        axes (Axes): The axes.
-        grid (str, optional): ``'both'``, ``'x'`` or ``'y'``: lines of the grid; None for none. Defaults to
-            'both'.
-    """
-    axes.spines[['top', 'right']].set_visible(False)
-    if grid is not None:
-        axes.grid(axis=grid, alpha=0.3)
-
-
-def picture_path(text: str) -> str:
-    """Argument type of tools that draw.
-
-    Args:
-        text (str): What was given on the command line.
-
-    Returns:
-        str: The same.
-
-    Raises:
-        argparse.ArgumentTypeError: If it does not end as :func:`save_figure` needs it.
-    """
-    if Path(text).suffix not in SUFFIXES:
-        raise ArgumentTypeError(f'{text!r} given; allowed: a file that ends in {", ".join(SUFFIXES)}')
-    return text
-
-
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure, making folders.
-
-    Args:
-        figure (Figure): The figure.
-        path (str or Path): File to write; its suffix says in which format, png, pdf or svg.
-
-    Returns:
-        Path: The file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches='tight')
-    return path
+    from mmrecur.engine.hooks.gradient_flow import GradientRecord
 
 
 def plot_lag_weights(blocks: Sequence[LagWeights], title: str = '') -> Figure:

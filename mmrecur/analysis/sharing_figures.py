@@ -8,39 +8,11 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
-from torch import Tensor
 
-from mmrecur.analysis.plots import COLOURS, open_figure
+from mmrecur.engine.figures import COLOURS, open_figure
 
 #: Colour of layers that run once.
 _PLAIN = '0.8'
-
-
-def plot_layer_similarity(columns: Mapping[str, Mapping[str, Tensor]]) -> Figure:
-    """Draw similarity matrices, white for 1: banks from top to bottom, states from left to right.
-
-    Args:
-        columns (Mapping): State, such as an epoch or a run -> bank -> matrix of shape (L, L).
-
-    Returns:
-        Figure: The figure.
-    """
-    banks = list(next(iter(columns.values())))
-    size = 1.6
-    width, height = size * len(columns) + 1.4, size * len(banks) + 0.4
-    figure, axes = open_figure(width, height, len(banks), len(columns))
-    for column, (state, matrices) in enumerate(columns.items()):
-        for row, bank in enumerate(banks):
-            axis, matrix = axes[row][column], matrices[bank]
-            image = axis.imshow(matrix.numpy(), cmap='gray', vmin=0, vmax=1)
-            axis.set_xticks([0, len(matrix) - 1], [1, len(matrix)], fontsize=7)
-            axis.set_yticks([0, len(matrix) - 1], [1, len(matrix)], fontsize=7)
-            if row == 0:
-                axis.set_title(state, fontsize=8)
-            if column == 0:
-                axis.set_ylabel(bank, fontsize=8)
-    figure.colorbar(image, ax=axes, label='similarity', shrink=0.8)
-    return figure
 
 
 def plot_loops(sequences: Mapping[str, Sequence[int]]) -> Figure:

@@ -19,12 +19,11 @@ from pathlib import Path
 from mmengine.config import DictAction
 from torch import Tensor
 
-from mmrecur.analysis.layer_similarity import mean_similarity, similarity_matrices
-from mmrecur.analysis.plots import picture_path, save_figure
-from mmrecur.analysis.sharing_figures import plot_layer_similarity
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.summary import print_results
 from mmrecur.apis.tying import load_model, read_whole_config
+from mmrecur.engine.figures import picture_path, plot_layer_similarity, save_figure
+from mmrecur.models.layers.template_bank.similarity import mean_similarity, similarity_matrices
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -24,12 +24,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from mmrecur.analysis.plots import open_figure, picture_path, save_figure
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.converters.convert import unwrap
 from mmrecur.checkpoint.io import load_checkpoint
+from mmrecur.engine.figures import open_figure, picture_path, save_figure
 
 #: A step on the way to a layer: an attribute, indexed any number of times.
 STEP = re.compile(r'(\w+)((?:\[-?\d+\])*)')

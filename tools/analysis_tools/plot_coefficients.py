@@ -30,12 +30,13 @@ from rich.table import Table
 from torch import nn
 
 from mmrecur.analysis.coefficients import coefficients, cosine_similarity, gram_spectra, mean_similarity
-from mmrecur.analysis.plots import picture_path, plot_similarity, plot_spectra, save_figure
+from mmrecur.analysis.plots import plot_similarity, plot_spectra
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.engine.figures import picture_path, save_figure
 from mmrecur.models.layers import FactorizedConv2d
 
 

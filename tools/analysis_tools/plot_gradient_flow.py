@@ -27,9 +27,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mmrecur.analysis.gradient_flow import GradientRecord, of_epoch, read_records
-from mmrecur.analysis.plots import picture_path, plot_gradient_flow, save_figure
+from mmrecur.analysis.gradient_flow import of_epoch, read_records
+from mmrecur.analysis.plots import plot_gradient_flow
 from mmrecur.apis.runner import ToolError, clean_errors
+from mmrecur.engine.figures import picture_path, save_figure
+from mmrecur.engine.hooks.gradient_flow import GradientRecord
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

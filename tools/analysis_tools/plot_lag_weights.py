@@ -32,12 +32,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrecur.analysis.lag_weights import AXES, LagWeights, lag_weights
-from mmrecur.analysis.plots import picture_path, plot_lag_weights, save_figure
+from mmrecur.analysis.plots import plot_lag_weights
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.engine.figures import picture_path, save_figure
 
 #: What is printed of a fit.
 FIT = ('scale', 'rate', 'r_squared')

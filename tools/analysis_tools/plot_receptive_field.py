@@ -26,12 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrecur.analysis.effective_receptive_field import SegmentView, segment_view
-from mmrecur.analysis.plots import picture_path, plot_segment_views, save_figure
+from mmrecur.analysis.plots import plot_segment_views
 from mmrecur.apis.runner import ToolError, clean_errors
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint import TransferError
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.engine.figures import picture_path, save_figure
 from mmrecur.models.layers import ChannelRecurrentConv
 
 

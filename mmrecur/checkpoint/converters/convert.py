@@ -15,8 +15,8 @@ from mmrecur.checkpoint.converters.soft_sharing import convert_soft_sharing
 from mmrecur.checkpoint.layouts import why_absent
 from mmrecur.checkpoint.transfer import Report, Transfer
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.checks import check_choice
 from mmrecur.models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
-from mmrecur.models.layers.common.checks import check_choice
 
 
 def convert(

@@ -11,8 +11,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmrecur.checks import check_flag, check_int
 from mmrecur.models.deployable import Deployable
-from mmrecur.models.layers.common.checks import check_flag, check_int
 from mmrecur.models.layers.common.stage import BlockSequence
 
 
