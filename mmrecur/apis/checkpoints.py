@@ -91,7 +91,7 @@ def write_checkpoint(
         destination (Path): Where to; it appears complete or not at all.
         dataset_meta (dict, optional): The source's, which says what the classes are. Defaults to None.
     """
-    meta = dict(source=Path(source).name, config=None)
+    meta: dict[str, Any] = dict(source=Path(source).name, config=None)
     if dataset_meta is not None:
         meta['dataset_meta'] = dataset_meta
     text = json.dumps(report.to_dict(), indent=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from mmrecur.checkpoint.unwrap import read_weights
 
 #: A rule fills a :class:`GraftTransfer` for one backbone class.
 Rule = Callable[['GraftTransfer'], None]
+AnyRule = TypeVar('AnyRule', bound=Callable[..., None])
 _RULES: dict[str, Rule] = {}
 
 
-def register_graft(name: str) -> Callable[[Rule], Rule]:
+def register_graft(name: str) -> Callable[[AnyRule], AnyRule]:
     """Declare how plain networks become a backbone.
 
     Args:
@@ -30,7 +31,7 @@ def register_graft(name: str) -> Callable[[Rule], Rule]:
         Callable: Decorator of the rule.
     """
 
-    def decorate(rule: Rule) -> Rule:
+    def decorate(rule: AnyRule) -> AnyRule:
         _RULES[name] = rule
         return rule
 
