@@ -10,6 +10,8 @@ Parameters take seconds to minutes, multiply-adds of the detectors much longer.
 
 from __future__ import annotations
 
+import _before_torch  # noqa: F401
+
 import argparse
 import contextlib
 import sys

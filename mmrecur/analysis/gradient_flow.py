@@ -1,4 +1,4 @@
-"""How large the gradients are that reach shared filter bases, over a training."""
+"""Read the gradients of shared filter bases that a training has recorded."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mmrecur.engine.hooks.gradient_flow import GradientRecord
 
 
 def read_records(path: str | Path) -> list[GradientRecord]:
-    """Read what :class:`GradientFlowHook` wrote.
+    """Read the records of a :class:`~mmrecur.engine.GradientFlowHook`.
 
     Args:
-        path (str or Path): The file, or the run's folder, whose newest file is taken.
+        path (str or Path): The file, or the folder of the run, in which the newest file is used.
 
     Returns:
         list[GradientRecord]: The records in order.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If there is no file.
     """
     path = Path(path)
     if path.is_dir():
@@ -33,14 +33,14 @@ def read_records(path: str | Path) -> list[GradientRecord]:
 
 
 def of_epoch(records: Sequence[GradientRecord], epoch: int) -> list[GradientRecord]:
-    """The records of one epoch.
+    """Select the records of one epoch.
 
     Args:
         records (Sequence[GradientRecord]): Records of a run.
         epoch (int): Epoch, counted from 0; negative numbers count from the last.
 
     Returns:
-        list[GradientRecord]: Its records.
+        list[GradientRecord]: The records of the epoch.
 
     Raises:
         ValueError: If there are none.

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-#: Colours that colour-blind readers tell apart (Okabe and Ito).
+#: Colours that colour-blind readers can distinguish (Okabe and Ito).
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 
-#: What figures can be written as.
+#: Formats in which figures can be written.
 SUFFIXES = ('.png', '.pdf', '.svg')
 
 
@@ -28,10 +28,10 @@ def open_figure(
     """Make a figure with a grid of axes.
 
     Args:
-        width (float): In inches.
-        height (float): In inches.
-        rows (int): Axes from top to bottom. Defaults to 1.
-        columns (int): Axes from left to right. Defaults to 1.
+        width (float): Width in inches.
+        height (float): Height in inches.
+        rows (int): Number of rows. Defaults to 1.
+        columns (int): Number of columns. Defaults to 1.
         **sharing: ``sharex`` and ``sharey`` of :meth:`matplotlib.figure.Figure.subplots`.
 
     Returns:
@@ -42,12 +42,12 @@ def open_figure(
 
 
 def style_axes(axes: Axes, grid: str | None = 'both') -> None:
-    """Give axes with curves or bars the look of all of them.
+    """Apply the common style to axes with curves or bars.
 
     Args:
         axes (Axes): The axes.
-        grid (str, optional): ``'both'``, ``'x'`` or ``'y'``: lines of the grid; None for none. Defaults to
-            'both'.
+        grid (str, optional): Direction of the grid lines: ``'both'``, ``'x'`` or ``'y'``. None draws no grid.
+            Defaults to 'both'.
     """
     axes.spines[['top', 'right']].set_visible(False)
     if grid is not None:
@@ -55,16 +55,16 @@ def style_axes(axes: Axes, grid: str | None = 'both') -> None:
 
 
 def picture_path(text: str) -> str:
-    """Argument type of tools that draw.
+    """Check the name of a figure; an argument type for command lines.
 
     Args:
-        text (str): What was given on the command line.
+        text (str): Argument from the command line.
 
     Returns:
-        str: The same.
+        str: The argument, unchanged.
 
     Raises:
-        argparse.ArgumentTypeError: If it does not end as :func:`save_figure` needs it.
+        argparse.ArgumentTypeError: If the suffix is not in ``SUFFIXES``.
     """
     if Path(text).suffix not in SUFFIXES:
         raise ArgumentTypeError(f'{text!r} given; allowed: a file that ends in {", ".join(SUFFIXES)}')
@@ -72,11 +72,11 @@ def picture_path(text: str) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure, making folders.
+    """Write a figure, and create its folder if necessary.
 
     Args:
         figure (Figure): The figure.
-        path (str or Path): File to write; its suffix says in which format, png, pdf or svg.
+        path (str or Path): File to write. Its suffix chooses the format: png, pdf or svg.
 
     Returns:
         Path: The file.
@@ -88,10 +88,10 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def plot_layer_similarity(columns: Mapping[str, Mapping[str, Tensor]]) -> Figure:
-    """Draw similarity matrices, white for 1: banks from top to bottom, states from left to right.
+    """Draw layer similarity matrices, one row per bank and one column per state. White is a similarity of 1.
 
     Args:
-        columns (Mapping): State, such as an epoch or a run -> bank -> matrix of shape (L, L).
+        columns (Mapping): Matrices of shape (L, L) by state, such as an epoch or a run, and by bank.
 
     Returns:
         Figure: The figure.

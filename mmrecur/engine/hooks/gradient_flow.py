@@ -26,8 +26,8 @@ class GradientRecord:
     Attributes:
         epoch (int): Epoch, counted from 0.
         iteration (int): Iteration, counted from 0.
-        maximum (dict[str, float]): Largest absolute gradient by the basis' name.
-        mean (dict[str, float]): Mean absolute gradient by the basis' name.
+        maximum (dict[str, float]): Largest absolute gradient by basis name.
+        mean (dict[str, float]): Mean absolute gradient by basis name.
     """
 
     epoch: int
@@ -40,7 +40,7 @@ class GradientRecord:
         """Summarise gradients.
 
         Args:
-            gradients (dict[str, Tensor]): Gradient by the basis' name.
+            gradients (dict[str, Tensor]): Gradients by basis name.
             epoch (int): Epoch.
             iteration (int): Iteration.
 
@@ -56,12 +56,12 @@ class GradientRecord:
         )
 
     def to_json(self) -> str:
-        """The record as a line."""
+        """Return the record as one line of JSON."""
         return json.dumps(asdict(self))
 
 
 def shared_filters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Shared filter bases of a model.
+    """Return the shared filter bases of a model.
 
     Args:
         model (nn.Module): A backbone with shared bases, or a model with one.
