@@ -32,7 +32,7 @@ help:
 	@echo '                Faster R-CNN on it and shows its detections (minutes on two cores)'
 	@echo 'make test       run the tests, in JOBS=$(JOBS) processes   make test TESTS=tests/models ARGS=-x'
 	@echo 'make test-slow  run the tests that take minutes'
-	@echo 'make lint       check the style (ruff)'
+	@echo 'make lint       check style, format (ruff) and types (mypy)'
 	@echo 'make build      wheel and source distribution, in dist/'
 	@echo 'make env        only make the environment, which every target above does when needed'
 	@echo 'make clean      remove caches and builds; data, results and the environment stay'
@@ -75,6 +75,8 @@ test-slow: env
 
 lint: env
 	@$(PY) -m ruff check $(ARGS) .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 build: env
 	@$(PY) -c "from setuptools import build_meta as b; print('dist/' + b.build_sdist('dist', {'--global-option': ['--quiet']}))"
@@ -82,7 +84,7 @@ build: env
 	@$(PY) -m pip wheel -q --no-deps --no-build-isolation -w dist . && ls dist/*.whl
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find mmrecur configs tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Only a directory that tools/setup_env.sh filled is removed.

@@ -1,7 +1,8 @@
-"""Registries of mmrecur, children of MMEngine's roots in the scope ``mmrecur``.
+"""Registries of mmrecur, children of MMEngine's root registries with the scope ``mmrecur``.
 
-A config names what lives here with the scope in front, e.g. ``type='mmrecur.RLAResNet'``, from inside
-any other scope (mmdet, mmpretrain, ...). ``locations`` lets MMEngine import the modules on first use.
+A config puts the scope in front of a name, as in ``type='mmrecur.RLAResNet'``. This works from inside every
+other scope, such as mmdet and mmpretrain. On the first search a registry imports its ``locations``, the
+modules that register something in it.
 """
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -12,7 +13,12 @@ from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmrecur', locations=['mmrecur.models'])
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmrecur',
+    locations=['mmrecur.models.backbones', 'mmrecur.models.losses', 'mmrecur.models.shortest_path'],
+)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmrecur', locations=['mmrecur.engine'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmrecur', locations=['mmrecur.datasets'])
 TRANSFORMS = Registry(

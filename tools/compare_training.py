@@ -22,9 +22,12 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from mmrecur.analysis.compare import Curve, Summary, print_summaries, read_curve
-from mmrecur.analysis.plots import picture_path, plot_curves, plot_sizes, save_figure
-from mmrecur.apis.runner import clean_errors
+from mmrecur.analysis.plots import plot_curves, plot_sizes
+from mmrecur.apis.runner import (
+    clean_errors,
+)
 from mmrecur.apis.specs import build_model, read_model
+from mmrecur.engine.figures import picture_path, save_figure
 from mmrecur.errors import ToolError
 
 TRAIN = Path(__file__).with_name('train.py')

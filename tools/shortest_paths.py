@@ -19,10 +19,13 @@ import sys
 from pathlib import Path
 
 from mmrecur.analysis.compare import read_curve
-from mmrecur.analysis.plots import plot_curves, save_figure
-from mmrecur.apis.runner import clean_errors
+from mmrecur.analysis.plots import plot_curves
+from mmrecur.apis.runner import (
+    clean_errors,
+)
 from mmrecur.apis.summary import print_results
 from mmrecur.datasets.shortest_path import CURRICULUM
+from mmrecur.engine.figures import save_figure
 from mmrecur.errors import ToolError
 
 ROOT = Path(__file__).resolve().parents[1]

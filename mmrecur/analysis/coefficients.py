@@ -1,4 +1,4 @@
-"""What layers make of a shared filter basis: their coefficients, and the basis itself."""
+"""Coefficients of shared filter bases, their similarity, and the orthonormality of the bases."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mmrecur.models.backbones.shared_basis_backbone import SharedBasisBackbone
 
 
 def backbone_of(model: nn.Module) -> SharedBasisBackbone:
-    """The backbone with shared bases in a model.
+    """Find the first backbone with shared bases in a model.
 
     Args:
         model (nn.Module): The backbone, or a classifier or detector with one.
 
     Returns:
-        SharedBasisBackbone: The first one.
+        SharedBasisBackbone: The backbone.
 
     Raises:
         ValueError: If there is none.
@@ -31,17 +31,18 @@ def backbone_of(model: nn.Module) -> SharedBasisBackbone:
 
 
 def coefficients(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Coefficients of the shared filters.
+    """Return the coefficients of the shared filters.
 
     Args:
         model (nn.Module): A backbone with factorised convolutions, or a model with one.
 
     Returns:
-        dict[str, dict[str, Tensor]]: For each stage, by the convolution's name in it, a row for each
-        filter, shape (T, shared rank): those of unique filters, which span other spaces, are left out.
+        dict[str, dict[str, Tensor]]: Coefficients by stage and by name of the convolution, one row per
+        filter, shape (T, shared rank). Coefficients of unique filters are left out, since these filters
+        span other spaces.
 
     Raises:
-        ValueError: If no convolution is factorised. Bottlenecks share whole convolutions.
+        ValueError: If no convolution is factorised. Backbones of bottlenecks share whole convolutions.
     """
     backbone = backbone_of(model)
     found: dict[str, dict[str, Tensor]] = {}
@@ -59,7 +60,7 @@ def coefficients(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def cosine_similarity(rows: Tensor) -> Tensor:
-    """Absolute cosines of the angles between rows.
+    """Return the absolute cosines of the angles between rows.
 
     Args:
         rows (Tensor): Shape (N, R).
@@ -78,7 +79,7 @@ def cosine_similarity(rows: Tensor) -> Tensor:
 
 
 def mean_similarity(similarity: Tensor) -> float:
-    """Mean of a matrix of similarities without its diagonal.
+    """Return the mean of a similarity matrix without its diagonal.
 
     Args:
         similarity (Tensor): Shape (N, N), N at least 2.
@@ -91,13 +92,15 @@ def mean_similarity(similarity: Tensor) -> float:
 
 
 def gram_spectra(model: nn.Module) -> list[Tensor]:
-    """Eigenvalues of ``B B^T`` for the shared filters B of each group: all 1 for an orthonormal basis.
+    """Return the eigenvalues of ``B B^T`` for each group of shared filters B.
+
+    All eigenvalues of an orthonormal basis are 1.
 
     Args:
         model (nn.Module): A backbone with shared bases, or a model with one.
 
     Returns:
-        list[Tensor]: For each group its eigenvalues in descending order, shape (R,).
+        list[Tensor]: Eigenvalues of each group in descending order, shape (R,).
     """
     spectra = []
     for group in backbone_of(model).basis_groups():

@@ -1,4 +1,4 @@
-"""Trainings of several configs with several seeds: what came out, as a table."""
+"""Comparison of trainings with several configs and seeds, as a table."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric over a run's validations.
+    """Values of a metric over the validations of a run.
 
     Attributes:
         steps (tuple[int, ...]): Epoch or iteration of each validation, increasing.
-        values (tuple[float, ...]): The metric at each.
+        values (tuple[float, ...]): Value of the metric at each step.
     """
 
     steps: tuple[int, ...]
@@ -27,17 +27,17 @@ class Curve:
 
 
 def read_curve(work_dir: str | Path, metric: str) -> Curve:
-    """Read a metric from what a run has written, in one go or resumed.
+    """Read a metric from the logs of a run, which may have been resumed.
 
     Args:
-        work_dir (str or Path): The run's work directory.
+        work_dir (str or Path): Work directory of the run.
         metric (str): Name as in the log, such as ``'accuracy/top1'`` or ``'coco/bbox_mAP'``.
 
     Returns:
-        Curve: The values; of a validation that was repeated, the last one.
+        Curve: The values. The last value counts if a validation was repeated.
 
     Raises:
-        ValueError: If no validation has written the metric; the message names those there are.
+        ValueError: If no validation has logged the metric. The message lists the logged metrics.
     """
     points: dict[int, float] = {}
     names: set[str] = set()
@@ -58,11 +58,11 @@ def read_curve(work_dir: str | Path, metric: str) -> Curve:
 
 @dataclass(frozen=True)
 class Summary:
-    """What several seeds of one config came to.
+    """Results of several seeds of one config.
 
     Attributes:
-        name (str): The config's name.
-        final (tuple[float, ...]): The metric at the end of each run.
+        name (str): Name of the config.
+        final (tuple[float, ...]): Final value of each run.
         best (tuple[float, ...]): The best value of each run.
     """
 
@@ -90,8 +90,8 @@ def print_summaries(summaries: Sequence[Summary], metric: str, parameters: Mappi
     """Print a table with a row for each config.
 
     Args:
-        summaries (Sequence[Summary]): The rows; differences are to the first.
-        metric (str): The metric's name.
+        summaries (Sequence[Summary]): The rows. The last column compares each row with the first.
+        metric (str): Name of the metric.
         parameters (Mapping[str, int]): Number of parameters by config name.
     """
     table = Table(title=metric, box=box.SIMPLE, title_justify='left')

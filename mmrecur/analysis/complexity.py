@@ -1,7 +1,7 @@
 """Parameters and multiply-adds of models.
 
-A multiply-add is one multiplication together with the addition of its product, counted as one:
-what papers on vision models call a FLOP. MMEngine's counter counts them in convolutions, matrix
+A multiply-add is one multiplication and one addition, counted together as one. Papers on vision models
+often call it a FLOP. MMEngine's counter counts them in convolutions, matrix
 products, normalisations and poolings of one forward pass.
 """
 
@@ -22,11 +22,11 @@ from mmrecur.models.layers.common.modes import evaluation_mode
 
 @dataclass(frozen=True)
 class Complexity:
-    """Size and work of a module.
+    """Number of parameters and multiply-adds of a module.
 
     Args:
-        parameters (int): All parameters; one that modules share counts once.
-        trainable (int): Those that require a gradient.
+        parameters (int): All parameters. A parameter that modules share counts once.
+        trainable (int): Parameters that require a gradient.
         multiply_adds (int): Multiply-adds of a forward pass of one image.
     """
 
@@ -42,7 +42,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
         model (nn.Module): Any module.
 
     Returns:
-        tuple[int, int]: All parameters and those that require a gradient.
+        tuple[int, int]: Number of all parameters and of those that require a gradient.
 
     Example:
         >>> count_parameters(nn.Linear(3, 2))
@@ -54,7 +54,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 class _TensorMode(nn.Module):
-    """A model whose forward pass needs more than an image, as a function of the image alone."""
+    """Wrapper that binds all arguments of a forward pass except the image."""
 
     def __init__(self, model: nn.Module, arguments: dict[str, Any]) -> None:
         super().__init__()
@@ -69,13 +69,13 @@ def count_work(model: nn.Module, inputs: Tensor, arguments: dict[str, Any] | Non
     """Count the multiply-adds of every module of a model.
 
     Args:
-        model (nn.Module): A backbone, or anything else that an image goes through; put into
-            evaluation mode for the measurement.
-        inputs (Tensor): Image, shape (1, C, H, W), as the model gets it.
+        model (nn.Module): A backbone or another model that takes an image. It is measured in evaluation
+            mode.
+        inputs (Tensor): Preprocessed image, shape (1, C, H, W).
         arguments (dict, optional): More arguments of ``forward``. Defaults to None.
 
     Returns:
-        Counter[str]: Multiply-adds by the module's name, of the whole under ``''``.
+        Counter[str]: Multiply-adds by module name; those of the whole model under ``''``.
 
     Raises:
         ValueError: If ``inputs`` is not a batch of one image.
@@ -99,17 +99,17 @@ def count_work(model: nn.Module, inputs: Tensor, arguments: dict[str, Any] | Non
 def measure(
     model: nn.Module, inputs: Tensor, arguments: dict[str, Any] | None = None
 ) -> dict[str, Complexity]:
-    """Measure a model and its parts.
+    """Measure a model and its direct children.
 
     Args:
-        model (nn.Module): A backbone, or anything else that an image goes through; put into
-            evaluation mode for the measurement.
-        inputs (Tensor): Image, shape (1, C, H, W), as the model gets it.
+        model (nn.Module): A backbone or another model that takes an image. It is measured in evaluation
+            mode.
+        inputs (Tensor): Preprocessed image, shape (1, C, H, W).
         arguments (dict, optional): More arguments of ``forward``. Defaults to None.
 
     Returns:
-        dict[str, Complexity]: The whole under ``''`` and the direct children that have parameters
-        or do work, by name.
+        dict[str, Complexity]: Results by name, with the whole model under ``''``. Children without
+        parameters and multiply-adds are left out.
 
     Raises:
         ValueError: If ``inputs`` is not a batch of one image.
@@ -121,11 +121,11 @@ def measure(
 
 
 def image_inputs(model: nn.Module, shape: Sequence[int], channels: int = 3) -> tuple[Tensor, dict]:
-    """Make what ``measure`` needs for a model and a size of image.
+    """Make the inputs that :func:`measure` needs for a model.
 
     Args:
-        model (nn.Module): A backbone, or a classifier or detector with a data preprocessor, which
-            then pads as it does in use.
+        model (nn.Module): A backbone, a classifier or a detector. The data preprocessor of a detector
+            pads the image as usual.
         shape (Sequence[int]): Height and width of the image.
         channels (int): Channels of the image. Defaults to 3.
 
@@ -149,7 +149,7 @@ def image_inputs(model: nn.Module, shape: Sequence[int], channels: int = 3) -> t
 
 
 def is_detector(model: nn.Module) -> bool:
-    """Whether a model is one of mmdet's detectors."""
+    """Return whether a model is a detector of mmdet."""
     try:
         from mmdet.models import BaseDetector
     except ImportError:

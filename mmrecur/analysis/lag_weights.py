@@ -1,9 +1,9 @@
-"""How much is read of earlier layers, by lag or by ordinal number.
+"""Measure how much layers read from earlier layers, by lag or by ordinal number.
 
 Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852, Figure 2 and
 Appendix A.2: in a DenseNet whose 1x1 convolutions share weights by lag, the L1 norm of these weights decays
-with the lag about exponentially, which is what recurrent layer aggregation starts from. Equation 12 gives
-the weights of each lag in what has learned to aggregate, the recurrent path of an RLA network.
+about exponentially with the lag. This observation motivates recurrent layer aggregation. Equation 12 gives
+the weights of each lag in the recurrent path of an RLA network.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import nn
 from mmrecur.analysis.unrolled_paths import recurrent_paths, unrolled_norms
 from mmrecur.models.layers.rla.dense_block import DenseBlock
 
-#: What norms can be averaged by.
+#: Norms can be averaged along these axes.
 AXES = ('lag', 'ordinal')
 
 
 @dataclass(frozen=True)
 class ExponentialFit:
-    r"""The curve :math:`a \exp(-b x)` that is nearest to a series.
+    r"""The curve :math:`a \exp(-b x)` that fits a series best.
 
     Attributes:
         scale (float): a.
         rate (float): b.
-        r_squared (float): Share of the series' variance that the curve explains, at most 1.
+        r_squared (float): Share of the variance that the curve explains, at most 1.
     """
 
     scale: float
@@ -36,21 +36,20 @@ class ExponentialFit:
     r_squared: float
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Value of the curve."""
+        """Return the values of the curve at ``x``."""
         return self.scale * np.exp(-self.rate * np.asarray(x, dtype=float))
 
 
 @dataclass(frozen=True)
 class LagWeights:
-    """Norms of a dense block, or of the recurrent path of a stage, by lag or by ordinal number.
+    """Norms by lag or ordinal number, of a dense block or of the recurrent path of a stage.
 
     Attributes:
-        name (str): The block's or the stage's name in the model.
+        name (str): Name of the block or the stage in the model.
         axis (str): ``'lag'`` or ``'ordinal'``.
-        norms (np.ndarray): For 1, 2, ... the L1 norm of the weights, for each map they read, averaged over
-            the layers.
-        fit (ExponentialFit, optional): The exponential curve through them; None where there are fewer than
-            three.
+        norms (np.ndarray): L1 norm of the weights per feature map that they read, averaged over the layers,
+            for lags or ordinal numbers 1, 2, ...
+        fit (ExponentialFit, optional): Exponential fit of the norms; None if there are fewer than three.
     """
 
     name: str
@@ -62,31 +61,31 @@ class LagWeights:
 def fit_exponential(values: np.ndarray) -> ExponentialFit:
     r"""Fit :math:`a \exp(-b x)` to values at x = 1, 2, ... by least squares.
 
-    The squares are those of the values themselves, not of their logarithms, as R^2 is. For a given rate
-    the best scale is known, so the search is over the rate alone.
+    Both the error and R^2 use the values, not their logarithms. The best scale for a given rate is known in
+    closed form, so only the rate is searched.
 
     Args:
         values (np.ndarray): At least three positive values, shape (n,).
 
     Returns:
-        ExponentialFit: The fit; R^2 is 1 where all values are equal.
+        ExponentialFit: The fit. R^2 is 1 if all values are equal.
 
     Raises:
-        ValueError: If there are too few values, or one is not positive and finite.
+        ValueError: If there are fewer than three values, or one is not positive and finite.
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) < 3:
-        raise ValueError(f'values of shape {values.shape}, allowed: three or more in a row')
+        raise ValueError(f'values of shape {values.shape}, allowed: shape (n,) with n of at least 3')
     if not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f'values={values}, allowed: positive numbers')
     x = np.arange(1, len(values) + 1)
 
     def best(rate: float) -> tuple[float, float]:
-        curve = np.exp(-rate * (x - 1))  # from 1, so that it stays finite
+        curve = np.exp(-rate * (x - 1))  # starts at 1, so that it stays finite
         scale = curve @ values / (curve @ curve)
         return float(((values - scale * curve) ** 2).sum()), float(scale)
 
-    # the minimum is near a point of a wide grid; there the valley is searched until it is exact
+    # a wide grid locates the minimum, and a ternary search refines it
     grid = np.sinh(np.linspace(-4, 4, 801)) / 4
     nearest = int(np.argmin([best(rate)[0] for rate in grid]))
     low, high = grid[max(nearest - 1, 0)], grid[min(nearest + 1, len(grid) - 1)]
@@ -105,18 +104,18 @@ def fit_exponential(values: np.ndarray) -> ExponentialFit:
 
 @torch.no_grad()
 def connection_norms(block: DenseBlock) -> np.ndarray:
-    """Norms of the weights between the layers of a block (Figure 5 of the DenseNet paper).
+    """Return the norms of the weights between the layers of a block (Figure 5 of the DenseNet paper).
 
     Args:
-        block (DenseBlock): A block with any sharing, not in its inference form.
+        block (DenseBlock): A dense block that is not in its inference form.
 
     Returns:
-        np.ndarray: Shape (L, L); in row t and column l the L1 norm of the weights with which the 1x1
-        convolution of layer t + 1 reads layer l + 1, for each of its k maps; NaN where it does not. What
-        reads the block's input is left out.
+        np.ndarray: Shape (L, L). Row t, column l holds the L1 norm of the weights with which the 1x1
+        convolution of layer t + 1 reads layer l + 1, divided by its k feature maps, or NaN if it does not
+        read it. Weights for the input of the block are left out.
 
     Raises:
-        ValueError: If the block is in its inference form, whose weights have norms folded in.
+        ValueError: If the block is in its inference form, where norms are fused into the weights.
     """
     layers, k = block.layers, block.growth_rate
     if any(layer.conv1.bias is not None for layer in layers):
@@ -130,30 +129,30 @@ def connection_norms(block: DenseBlock) -> np.ndarray:
 
 
 def lag_weights(model: nn.Module, axis: str | None = None, with_norms: bool = False) -> list[LagWeights]:
-    """Norms by lag or ordinal number for every dense block and every recurrent path of RLA in a model.
+    """Measure norms by lag or ordinal number for all dense blocks and recurrent paths of RLA in a model.
 
-    Of a dense block they are those of the 1x1 convolutions. With shared weights the average by their own axis
-    is over equal numbers; for a plain DenseNet it shows whether they could be shared.
+    In a dense block, the norms are those of the 1x1 convolutions. If these share weights along ``axis``, all
+    averaged norms are equal. In a plain DenseNet, the average shows whether the weights could be shared.
 
-    Of a recurrent path they are those of ``g_2^l g_1``, with which the state reads what was aggregated l - 1
-    steps before (Equation 12). The tanh is left out, as if its slope were one everywhere. Steps with
-    convolutions of their own are averaged.
+    In a recurrent path, the norms are those of ``g_2^l g_1``, with which the state reads the information
+    aggregated l - 1 steps earlier (Equation 12). The tanh is treated as the identity. Norms are averaged over
+    steps that have their own convolutions.
 
     Args:
         model (nn.Module): A model with one of the RLA backbones or a
             :class:`~mmrecur.models.backbones.DenseNetBC`.
-        axis (str, optional): ``'lag'`` or ``'ordinal'``. Defaults to what a DenseNet shares by, to lag for
-            all else.
-        with_norms (bool): Count the factors of a recurrent path's batch norms in, of which every step has its
-            own. Defaults to False: Equation 12 as it is.
+        axis (str, optional): ``'lag'`` or ``'ordinal'``. None uses the axis along which a DenseNet
+            shares weights, and lag for all other models. Defaults to None.
+        with_norms (bool): Include the scales of the batch norms, which differ between the steps of a
+            recurrent path. Defaults to False, as in Equation 12.
 
     Returns:
-        list[LagWeights]: One for each block or stage.
+        list[LagWeights]: One entry per block or stage.
 
     Raises:
-        ValueError: If ``axis`` is wrong; if the model has nothing of the kind (dense blocks of four layers
-            or more), is in its inference form, or has gated cells; if ``with_norms`` is set for dense
-            blocks or for norms that are no affine map.
+        ValueError: If ``axis`` is wrong; if the model is in its inference form, has gated cells, or has
+            neither recurrent paths nor dense blocks of at least four layers; if ``with_norms`` is set for
+            dense blocks or for norms that are not affine maps.
     """
     if axis not in (None, *AXES):
         raise ValueError(f'axis={axis!r}, allowed: None, {", ".join(map(repr, AXES))}')
@@ -166,7 +165,7 @@ def lag_weights(model: nn.Module, axis: str | None = None, with_norms: bool = Fa
             continue
         if with_norms:
             raise ValueError(f'with_norms=True with the dense block {name}, allowed: False')
-        # the first layer reads none, and none reads the last
+        # the first layer reads no layer, and no layer reads the last
         norms = connection_norms(block)[1:, :-1]
         found.append(_averages(name, axis or block.share or 'lag', norms))
     if not found:

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mmrecur.analysis.gate_maps import GateMaps
 from mmrecur.analysis.loop_times import LoopTimes
-from mmrecur.analysis.plots import COLOURS, open_figure, style_axes
+from mmrecur.engine.figures import COLOURS, open_figure, style_axes
 
 
 def plot_loop_times(times: LoopTimes) -> Figure:

@@ -1,108 +1,37 @@
-"""Drawing of what the other modules here compute. Needs matplotlib, which MMEngine brings along.
+"""Figures of the measurements in this package. Needs matplotlib, which MMEngine depends on.
 
-Every function returns a figure; no window is opened. :func:`save_figure` writes it.
+Every function returns a figure, and none opens a window. :func:`~mmrecur.engine.figures.save_figure` writes
+figures.
 """
 
 from __future__ import annotations
 
 import statistics
-from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-if TYPE_CHECKING:  # drawing needs what they hold, not how it is computed
+from mmrecur.engine.figures import COLOURS, open_figure, style_axes
+
+if TYPE_CHECKING:  # for annotations only
     from mmrecur.analysis.compare import Curve, Summary
     from mmrecur.analysis.effective_receptive_field import SegmentView
-    from mmrecur.analysis.gradient_flow import GradientRecord
     from mmrecur.analysis.lag_weights import LagWeights
-
-#: Colours that colour-blind readers tell apart (Okabe and Ito).
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-
-#: What figures can be written as.
-SUFFIXES = ('.png', '.pdf', '.svg')
-
-
-def open_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **sharing: Any
-) -> tuple[Figure, np.ndarray]:
-    """Make a figure with a grid of axes.
-
-    Args:
-        width (float): In inches.
-        height (float): In inches.
-        rows (int): Axes from top to bottom. Defaults to 1.
-        columns (int): Axes from left to right. Defaults to 1.
-        **sharing: ``sharex`` and ``sharey`` of :meth:`matplotlib.figure.Figure.subplots`.
-
-    Returns:
-        tuple[Figure, np.ndarray]: The figure and its axes, shape (rows, columns).
-    """
-    figure = Figure(figsize=(width, height), layout='constrained')
-    return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
-
-
-def style_axes(axes: Axes, grid: str | None = 'both') -> None:
-    """Give axes with curves or bars the look of all of them.
-
-    Args:
-        axes (Axes): The axes.
-        grid (str, optional): ``'both'``, ``'x'`` or ``'y'``: lines of the grid; None for none. Defaults to
-            'both'.
-    """
-    axes.spines[['top', 'right']].set_visible(False)
-    if grid is not None:
-        axes.grid(axis=grid, alpha=0.3)
-
-
-def picture_path(text: str) -> str:
-    """Argument type of tools that draw.
-
-    Args:
-        text (str): What was given on the command line.
-
-    Returns:
-        str: The same.
-
-    Raises:
-        argparse.ArgumentTypeError: If it does not end as :func:`save_figure` needs it.
-    """
-    if Path(text).suffix not in SUFFIXES:
-        raise ArgumentTypeError(f'{text!r} given; allowed: a file that ends in {", ".join(SUFFIXES)}')
-    return text
-
-
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure, making folders.
-
-    Args:
-        figure (Figure): The figure.
-        path (str or Path): File to write; its suffix says in which format, png, pdf or svg.
-
-    Returns:
-        Path: The file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches='tight')
-    return path
+    from mmrecur.engine.hooks.gradient_flow import GradientRecord
 
 
 def plot_lag_weights(blocks: Sequence[LagWeights], title: str = '') -> Figure:
     """Draw norms by lag or ordinal number with their exponential fits, as Figure 2 of the RLA paper.
 
-    The axis of the norms is logarithmic where they differ by more than a factor of 100.
+    The axis of the norms is logarithmic if they differ by more than a factor of 100.
 
     Args:
-        blocks (Sequence[LagWeights]): One curve each, all with the same axis.
-        title (str): Title. Defaults to none.
+        blocks (Sequence[LagWeights]): Norms to draw, one curve per entry, all with the same axis.
+        title (str): Title of the figure. Defaults to ''.
 
     Returns:
         Figure: The figure.
@@ -120,7 +49,7 @@ def plot_lag_weights(blocks: Sequence[LagWeights], title: str = '') -> Figure:
     axes.set_ylabel('L1 norm of the weights for a map')
     norms = np.concatenate([block.norms for block in blocks])
     if norms.max() > 100 * norms.min():
-        axes.set_yscale('log')  # the small ones would lie on the axis
+        axes.set_yscale('log')  # on a linear axis, small norms would look like zero
     else:
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -131,23 +60,23 @@ def plot_lag_weights(blocks: Sequence[LagWeights], title: str = '') -> Figure:
 
 
 def plot_segment_views(views: Sequence[SegmentView]) -> Figure:
-    """Draw what the output segments of CRC layers see: shares of the input segments, and radii.
+    """Draw the receptive fields of CRC layers: influence of the input segments, and radius.
 
     Args:
-        views (Sequence[SegmentView]): One layer each.
+        views (Sequence[SegmentView]): Views to draw, one layer each.
 
     Returns:
-        Figure: A column for each layer.
+        Figure: The figure, one column per layer.
     """
     figure, grid = open_figure(max(3.2 * len(views), 4.0), 5.2, 2, len(views))
     for view, (shares, radii) in zip(views, grid.T):
-        # squared gradients fall fast: their root shows more
+        # squared gradients decay fast, so their root shows more detail
         shares.imshow(view.influence**0.5, cmap='viridis', vmin=0)
         shares.set_title(view.name, fontsize='medium')
         shares.set_xlabel('input segment')
         radii.plot(np.arange(len(view.radius)), view.radius, 'o-', color=COLOURS[0], markersize=4)
         radii.set_xlabel('output segment')
-        radii.set_ylim(0, 1.1 * view.radius.max() or 1)  # 1x1 kernels see no further than their pixel
+        radii.set_ylim(0, 1.1 * view.radius.max() or 1)  # the radius of 1x1 kernels is 0
         style_axes(radii)
         for axes in (shares, radii):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -158,13 +87,14 @@ def plot_segment_views(views: Sequence[SegmentView]) -> Figure:
 
 
 def plot_gradient_flow(runs: Mapping[str, Sequence[GradientRecord]], log: bool = True) -> Figure:
-    """Draw the gradients of shared bases, the records of an epoch on top of each other.
+    """Draw the gradients of shared bases as overlapping bars, as Figure 3 of the filter basis paper.
 
-    As Figure 3 of the filter basis paper: the more records reach a value, the darker it is.
+    A value is darker the more records of the epoch reach it.
 
     Args:
-        runs (Mapping[str, Sequence[GradientRecord]]): Records of an epoch by the run's title, a panel each.
-        log (bool): Logarithmic axis. Defaults to True.
+        runs (Mapping[str, Sequence[GradientRecord]]): Records of an epoch by title of the run, one panel
+            per run.
+        log (bool): Use a logarithmic axis. Defaults to True.
 
     Returns:
         Figure: The figure.
@@ -195,11 +125,11 @@ def plot_gradient_flow(runs: Mapping[str, Sequence[GradientRecord]], log: bool =
 
 
 def plot_similarity(matrices: Mapping[str, np.ndarray], title: str = '') -> Figure:
-    """Draw matrices of similarities from 0, dark, to 1, bright, as Figure 4 of the filter basis paper.
+    """Draw similarity matrices from 0 (dark) to 1 (bright), as Figure 4 of the filter basis paper.
 
     Args:
-        matrices (Mapping[str, np.ndarray]): Square matrices by title, a panel each.
-        title (str): Title of the whole. Defaults to none.
+        matrices (Mapping[str, np.ndarray]): Square matrices by title, one panel per matrix.
+        title (str): Title of the figure. Defaults to ''.
 
     Returns:
         Figure: The figure.
@@ -216,22 +146,22 @@ def plot_similarity(matrices: Mapping[str, np.ndarray], title: str = '') -> Figu
 
 
 def plot_spectra(spectra: Mapping[str, Sequence[np.ndarray]], title: str = '') -> Figure:
-    """Draw eigenvalues of the Gram matrices of bases.
+    """Draw the eigenvalues of the Gram matrices of bases.
 
     Args:
-        spectra (Mapping[str, Sequence[np.ndarray]]): For each network by name, the eigenvalues of each of
-            its groups in descending order.
-        title (str): Title of the whole. Defaults to none.
+        spectra (Mapping[str, Sequence[np.ndarray]]): Eigenvalues of each group in descending order, by
+            name of the network.
+        title (str): Title of the figure. Defaults to ''.
 
     Returns:
-        Figure: The figure, a panel for each group.
+        Figure: The figure, one panel per group.
     """
     groups = len(next(iter(spectra.values())))
     figure, (panels,) = open_figure(3.4 * groups, 3.2, 1, groups, sharey=True)
     for i, (name, values) in enumerate(spectra.items()):
         for axes, eigenvalues in zip(panels, values):
             place = np.arange(1, len(eigenvalues) + 1)
-            shown = np.maximum(eigenvalues, 1e-6)  # zeros have no place on the axis
+            shown = np.maximum(eigenvalues, 1e-6)  # a logarithmic axis cannot show zeros
             axes.plot(place, shown, color=COLOURS[i % len(COLOURS)], label=name)
     for number, axes in enumerate(panels, 1):
         axes.axhline(1, color='grey', linewidth=0.8, linestyle=':')
@@ -239,7 +169,7 @@ def plot_spectra(spectra: Mapping[str, Sequence[np.ndarray]], title: str = '') -
         axes.set_xlabel('number')
         axes.set_yscale('log')
         low, high = axes.get_ylim()
-        axes.set_ylim(min(low, 0.5), max(high, 2))  # not the rounding of a basis that is orthonormal
+        axes.set_ylim(min(low, 0.5), max(high, 2))  # hides rounding errors of orthonormal bases
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         style_axes(axes, grid=None)
     panels[0].set_ylabel('eigenvalue of B Bᵀ')
@@ -249,13 +179,13 @@ def plot_spectra(spectra: Mapping[str, Sequence[np.ndarray]], title: str = '') -
 
 
 def plot_curves(runs: Mapping[str, Sequence[Curve]], metric: str, marks: Sequence[float] = ()) -> Figure:
-    """Draw the mean of runs over the epochs, with the range of the seeds behind it.
+    """Draw the mean over seeds by epoch, with the range of the seeds as a band.
 
     Args:
-        runs (Mapping[str, Sequence[Curve]]): Curves of the seeds by name; those of one name have the same
-            steps.
-        metric (str): What the values are, for the axis.
-        marks (Sequence[float]): Epochs at which something changes. Defaults to none.
+        runs (Mapping[str, Sequence[Curve]]): Curves of all seeds by name. Curves of the same name have the
+            same steps.
+        metric (str): Label of the axis.
+        marks (Sequence[float]): Epochs to mark with vertical lines. Defaults to ().
 
     Returns:
         Figure: The figure.
@@ -282,18 +212,18 @@ def plot_curves(runs: Mapping[str, Sequence[Curve]], metric: str, marks: Sequenc
 
 
 def plot_sizes(kinds: Mapping[str, Sequence[tuple[int, Summary]]], metric: str) -> Figure:
-    """Draw what networks came to over their sizes, as Figure 1 of the RecNet paper.
+    """Draw the results of networks over their number of parameters, as Figure 1 of the RecNet paper.
 
     Args:
-        kinds (Mapping[str, Sequence[tuple[int, Summary]]]): For each kind of network by name, a line, the
-            parameters of its sizes and what they came to. A bar through a point is the range of the seeds.
-        metric (str): What the values are, for the axis.
+        kinds (Mapping[str, Sequence[tuple[int, Summary]]]): Number of parameters and results of each
+            network, by kind. Each kind is a line. Bars show the range of the seeds.
+        metric (str): Label of the axis.
 
     Returns:
         Figure: The figure.
     """
     figure, ((axes,),) = open_figure(7, 4.5)
-    # names stand below the lowest line and above the others, so that fewer meet
+    # labels are below the lowest line and above the other lines, so that fewer of them overlap
     lowest = min(kinds, key=lambda kind: statistics.mean(summary.mean for _, summary in kinds[kind]))
     for index, (kind, networks) in enumerate(kinds.items()):
         offset, alignment = ((5, -10), 'left') if kind == lowest else ((-5, 5), 'right')

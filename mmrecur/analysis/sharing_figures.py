@@ -1,4 +1,4 @@
-"""Pictures of shared weights: similarity matrices of layers, loops."""
+"""Figures of networks with tied layers."""
 
 from __future__ import annotations
 
@@ -8,49 +8,21 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
-from torch import Tensor
 
-from mmrecur.analysis.plots import COLOURS, open_figure
+from mmrecur.engine.figures import COLOURS, open_figure
 
-#: Colour of layers that run once.
+#: Grey level of layers that run once.
 _PLAIN = '0.8'
 
 
-def plot_layer_similarity(columns: Mapping[str, Mapping[str, Tensor]]) -> Figure:
-    """Draw similarity matrices, white for 1: banks from top to bottom, states from left to right.
-
-    Args:
-        columns (Mapping): State, such as an epoch or a run -> bank -> matrix of shape (L, L).
-
-    Returns:
-        Figure: The figure.
-    """
-    banks = list(next(iter(columns.values())))
-    size = 1.6
-    width, height = size * len(columns) + 1.4, size * len(banks) + 0.4
-    figure, axes = open_figure(width, height, len(banks), len(columns))
-    for column, (state, matrices) in enumerate(columns.items()):
-        for row, bank in enumerate(banks):
-            axis, matrix = axes[row][column], matrices[bank]
-            image = axis.imshow(matrix.numpy(), cmap='gray', vmin=0, vmax=1)
-            axis.set_xticks([0, len(matrix) - 1], [1, len(matrix)], fontsize=7)
-            axis.set_yticks([0, len(matrix) - 1], [1, len(matrix)], fontsize=7)
-            if row == 0:
-                axis.set_title(state, fontsize=8)
-            if column == 0:
-                axis.set_ylabel(bank, fontsize=8)
-    figure.colorbar(image, ax=axes, label='similarity', shrink=0.8)
-    return figure
-
-
 def plot_loops(sequences: Mapping[str, Sequence[int]]) -> Figure:
-    """Draw which layers a network runs through: circles for layers, arrows for what follows.
+    """Draw the order in which a network runs its layers, as circles connected by arrows.
 
-    A coloured layer runs as often as is written in it; an arrow is labelled with how often it is taken, if
-    more than once. Arrows below the layers go back.
+    Layers that run more than once are coloured and labelled with the number of passes. Arrows are labelled
+    if they are followed more than once. Arrows below the layers lead back.
 
     Args:
-        sequences (Mapping): By stage the layers in the order in which they run.
+        sequences (Mapping): Layers in the order of execution, by stage.
 
     Returns:
         Figure: The figure.
@@ -71,13 +43,13 @@ def plot_loops(sequences: Mapping[str, Sequence[int]]) -> Figure:
 
 
 def _jumps(sequence: Sequence[int]) -> list[int]:
-    """How many places to the right the flow goes from each layer to the next; 0 for a single layer."""
+    """Return the number of places from each layer to the next, positive to the right; starts with 0."""
     place = {layer: x for x, layer in enumerate(dict.fromkeys(sequence))}
     return [0, *(place[b] - place[a] for a, b in zip(sequence, sequence[1:]))]
 
 
 def _arc_height(distance: int) -> float:
-    """Height of an arc between places; the farther, the flatter."""
+    """Return the height of an arc, which grows with the square root of the distance."""
     return 0.55 * max(distance, 0) ** 0.5
 
 
@@ -95,7 +67,7 @@ def _draw_sequence(axis: Axes, sequence: Sequence[int]) -> None:
     last = place[sequence[-1]]
     if last + 1 == len(order):
         _arrow(axis, last + 0.26, last + 0.8, 0, 1)
-    else:  # aside, or it would look like the way to the next layer
+    else:  # to the side, since a straight arrow would seem to lead to the next layer
         axis.add_patch(_arrow_patch((last + 0.17, 0.2), (last + 0.42, 0.6)))
         axis.text(last + 0.45, 0.63, 'out', ha='left', va='center', fontsize=7)
     for (a, b), count in Counter(zip(sequence, sequence[1:])).items():
@@ -110,10 +82,10 @@ def _draw_sequence(axis: Axes, sequence: Sequence[int]) -> None:
 
 
 def _arrow(axis: Axes, start: float, end: float, bend: float, count: int, level: float = 0.0) -> None:
-    """An arrow between two places; it bends to its left by a share of its length."""
+    """Add an arrow between two places that bends to its left by a share of its length."""
     axis.add_patch(_arrow_patch((start, level), (end, level), bend))
     if count > 1:
-        # the middle of the quadratic curve that the arc is
+        # the arc is a quadratic curve, this is its middle
         height = level - bend * (end - start) / 2 if bend else level
         offset = 0.13 if height >= 0 else -0.13
         axis.text((start + end) / 2, height + offset, f'{count}×', ha='center', va='center', fontsize=7)

@@ -1,4 +1,4 @@
-"""The loops of a folded network, as sequences of layers."""
+"""Layer sequences of networks with tied layers, and the loops in them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import nn
 from mmrecur.models.backbones.swrn import SWRN
 from mmrecur.models.layers.template_bank.bank import template_banks
 
-#: A layer's number, or a number of passes with what they run through.
+#: A layer number, or a loop: the number of passes and its body.
 Loop = int | tuple[int, tuple['Loop', ...]]
 
 
 def layer_sequences(model: nn.Module) -> dict[str, list[int]]:
-    """Which layer computes at each step of a network with tied layers.
+    """Return the layer that runs at each step of a network with tied layers.
 
     Args:
-        model (nn.Module): A network with template banks, folded or not; an :class:`SWRN` may be in it.
+        model (nn.Module): A network with template banks, whose layers may be tied. It may contain an
+            :class:`~mmrecur.models.backbones.SWRN`.
 
     Returns:
-        dict[str, list[int]]: For each stage of an :class:`SWRN`, and for each bank of other networks, the
-        layers in the order in which they run. A layer has the number, from 1, of the step at which it runs
-        first.
+        dict[str, list[int]]: Layers in the order of execution, for each stage of an SWRN and for each bank of
+        other networks. The number of a layer is the step, counted from 1, at which it first runs.
     """
     sequences = {}
     inside: set[str] = set()
@@ -42,7 +42,7 @@ def layer_sequences(model: nn.Module) -> dict[str, list[int]]:
 
 
 def _stage_steps(stage: nn.Module) -> list[tuple]:
-    """What runs at each step of a stage: a row of a bank, or a layer of its own."""
+    """Return the row of a bank or the unshared layer that runs at each step of a stage."""
     shared = {}
     for name, places in stage.groups.items():
         rows = getattr(stage, name).rows
@@ -56,13 +56,13 @@ def _numbered(steps: Sequence) -> list[int]:
 
 
 def find_loops(sequence: Sequence[int]) -> tuple[Loop, ...]:
-    """Write a sequence with as few layers as possible by repeating parts of it.
+    """Write a sequence as loops, with as few layers as possible.
 
     Args:
-        sequence (Sequence[int]): Layers in the order in which they run.
+        sequence (Sequence[int]): Layers in the order of execution.
 
     Returns:
-        tuple: Layers and loops; a loop is a number of passes and what they run through. ``(1, 2, 3, 2, 3)``
+        tuple: Layers and loops. A loop is the number of passes and its body. ``(1, 2, 3, 2, 3)``
         becomes ``(1, (2, (2, 3)))``.
 
     Example:
@@ -73,7 +73,7 @@ def find_loops(sequence: Sequence[int]) -> tuple[Loop, ...]:
 
     @cache
     def shortest(first: int, last: int) -> tuple[int, tuple[Loop, ...]]:
-        """Fewest layers that write the steps from ``first`` to before ``last``, and how."""
+        """Return the cost and the loops of the shortest form of ``steps[first:last]``."""
         length = last - first
         if length <= 1:
             return length, steps[first:last]
@@ -97,13 +97,13 @@ def _cost(found: tuple[int, tuple]) -> tuple[int, int]:
 
 
 def describe_loops(loops: Sequence[Loop]) -> str:
-    """Loops as text.
+    """Format loops as text.
 
     Args:
-        loops (Sequence): What :func:`find_loops` gives.
+        loops (Sequence): Result of :func:`find_loops`.
 
     Returns:
-        str: Such as ``'1 2 (3 4) x 3'``.
+        str: Text such as ``'1 2 (3 4) x 3'``.
     """
     parts = []
     for item in loops:

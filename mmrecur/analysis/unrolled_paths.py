@@ -1,13 +1,14 @@
-r"""Recurrent paths of RLA, unrolled: which kernel carries what into the state how many steps later.
+r"""Unroll the recurrent paths of RLA: the kernel from each step's input to each later state.
 
 Equation 12 of Zhao, Fang and Li, *Recurrence along Depth*, NeurIPS 2021, https://arxiv.org/abs/2110.11852,
-Appendix A.3. Without the non-linearity the state after step t is
+Appendix A.3. Without the non-linearity, the state after step t is
 
 .. math:: h^t = \sum_{l=1}^t g_2^l \circ g_1(y^{t-l+1}) + g_2^t(h^0)
 
 with the 1x1 convolution :math:`g_1 = W_o` and the recurrent one :math:`g_2 = W_r`, so
-:math:`g_2^l \circ g_1` is the weight of lag l. It is one convolution of ``l (K - 1) + 1`` pixels a side where
-``W_r`` has K, away from the border, which every step pads with zeros.
+:math:`g_2^l \circ g_1` is the weight of lag l. If the kernel of ``W_r`` has K x K pixels, this is a single
+convolution with a side of ``l (K - 1) + 1`` pixels. Near the border it differs, since every step pads
+with zeros.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class UnrolledStep:
 
     Attributes:
         readout (Tensor): O, the weight of W_o, shape (k, C).
-        transition (Tensor): T, the kernel of W_r with what scales its maps, shape (k, k, K, K).
-        joins_first (bool): Whether new information passes through T at once.
+        transition (Tensor): T, the kernel of W_r including the scale of the norm, shape (k, k, K, K).
+        joins_first (bool): Whether T also applies to the new information O s of the same step.
     """
 
     readout: Tensor
@@ -45,11 +46,11 @@ class UnrolledStep:
 
 
 def compose(second: Tensor, first: Tensor) -> Tensor:
-    """Kernel of one convolution after another.
+    """Return the kernel of two convolutions in sequence.
 
     Args:
-        second (Tensor): Kernel of the later one, shape (C_out, C, K, K).
-        first (Tensor): Kernel of the earlier one, shape (C, C_in, L, L).
+        second (Tensor): Kernel of the second convolution, shape (C_out, C, K, K).
+        first (Tensor): Kernel of the first convolution, shape (C, C_in, L, L).
 
     Returns:
         Tensor: Shape (C_out, C_in, K + L - 1, K + L - 1).
@@ -59,7 +60,7 @@ def compose(second: Tensor, first: Tensor) -> Tensor:
 
 
 def dense_kernel(conv: nn.Conv2d) -> Tensor:
-    """Kernel of a convolution in double precision, that of a grouped one with zeros between its groups.
+    """Return the kernel of a convolution in double precision, with zeros between the groups.
 
     Args:
         conv (nn.Conv2d): The convolution.
@@ -79,14 +80,14 @@ def dense_kernel(conv: nn.Conv2d) -> Tensor:
 
 @torch.no_grad()
 def unrolled_norms(steps: list[UnrolledStep]) -> np.ndarray:
-    """Norms of the kernels that carry what each step aggregates into each later state.
+    """Return the norms of the kernels from the input of each step to each later state.
 
     Args:
-        steps (list[UnrolledStep]): The updates of one resolution in order.
+        steps (list[UnrolledStep]): The updates at one resolution, in order.
 
     Returns:
-        np.ndarray: Shape (T, T); in row t and column j the L1 norm of the kernel from ``s`` of step j + 1
-        to ``h`` after step t + 1, for each of the C maps of ``s``; NaN where j > t.
+        np.ndarray: Shape (T, T). Row t, column j holds the L1 norm of the kernel from ``s`` of step j + 1
+        to ``h`` after step t + 1, divided by the C feature maps of ``s``; NaN if j > t.
     """
     norms = np.full((len(steps), len(steps)), np.nan)
     alike = all(step is steps[0] for step in steps)
@@ -99,7 +100,7 @@ def unrolled_norms(steps: list[UnrolledStep]) -> np.ndarray:
             kernel = torch.eye(len(step.readout), dtype=torch.float64)[..., None, None]
         for t in range(j, len(steps)):
             kernel = kernel if t == j else compose(steps[t].transition, kernel)
-            # a state's map at a time: all of them at once would take gigabytes in long stages
+            # one map of the state at a time: in long stages, all of them at once would take gigabytes
             readout = step.readout.float()
             totals = ((rows.float().flatten(1).t() @ readout).abs().sum() for rows in kernel)
             norms[t, j] = sum(total.item() for total in totals) / readout.size(1)
@@ -111,15 +112,15 @@ def recurrent_paths(model: nn.Module, with_norms: bool = False) -> dict[str, lis
 
     Args:
         model (nn.Module): A model with RLA cells, not in its inference form.
-        with_norms (bool): Let each step scale its maps as its batch norm does in evaluation. Defaults to
-            False: Equation 12, with the convolutions alone.
+        with_norms (bool): Include the scales that the batch norms apply in evaluation mode. Defaults to
+            False, as in Equation 12.
 
     Returns:
-        dict[str, list[UnrolledStep]]: The updates of each stage, by its name in the model.
+        dict[str, list[UnrolledStep]]: The updates by the name of the stage in the model.
 
     Raises:
-        ValueError: If a cell has gates, is in its inference form, or with ``with_norms`` has norms that are
-            no affine map.
+        ValueError: If a cell has gates, is in its inference form, or, with ``with_norms``, has norms that
+            are not affine maps.
     """
     paths: dict[str, list[UnrolledStep]] = {}
     inside: tuple[str, ...] = ()
@@ -141,7 +142,7 @@ def recurrent_paths(model: nn.Module, with_norms: bool = False) -> dict[str, lis
 def _mobile_paths(
     model: RLAMobileNetV2, prefix: str, with_norms: bool
 ) -> Iterator[tuple[str, list[UnrolledStep]]]:
-    """The paths of the five resolutions, the last two of which span two widths."""
+    """Yield the paths of the five resolutions. The last two span two widths each."""
     for stage in sorted(set(model.recurrent_stages)):
         groups = [i for i in model.recurrent_index if model.recurrent_stages[i] == stage]
         steps: list[UnrolledStep] = []
@@ -156,7 +157,7 @@ def _mobile_paths(
 def _cell_steps(
     cell: nn.Module, name: str, with_norms: bool, recurrent_conv: nn.Conv2d | None = None
 ) -> list[UnrolledStep]:
-    """The updates of a cell; ``recurrent_conv`` is its W_r where several cells share one."""
+    """Return the updates of a cell; ``recurrent_conv`` is W_r if several cells share it."""
     if isinstance(cell, UnsharedCells):
         return [step for part in cell.steps for step in _cell_steps(part, name, with_norms)]
     if isinstance(cell, MultiWidthRLACell):
@@ -180,7 +181,7 @@ def _cell_steps(
 
 
 def _scale(norm: nn.Module, name: str) -> Tensor:
-    """What a norm multiplies its maps by."""
+    """Return the factors by which a norm scales the channels."""
     if not is_fusible(norm):
         raise ValueError(
             f'with_norms=True with a {type(norm).__name__} in {name}, allowed: False, or batch norms with '

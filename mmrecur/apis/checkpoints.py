@@ -90,7 +90,7 @@ def write_checkpoint(
         dataset_meta (dict, optional): Meta information of the data set, such as the names of the classes.
             Defaults to None.
     """
-    meta = dict(source=Path(source).name, config=None)
+    meta: dict[str, Any] = dict(source=Path(source).name, config=None)
     if dataset_meta is not None:
         meta['dataset_meta'] = dataset_meta
     text = json.dumps(report.to_dict(), indent=2)

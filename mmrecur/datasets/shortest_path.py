@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mmrecur.models.layers.common.checks import check_choice, check_int
+from mmrecur.checks import check_choice, check_int
 from mmrecur.registry import DATASETS
 
 #: How far the second point may be from the first along each axis, by phase: 5x5, 9x9, ... 21x21 points.

@@ -1,6 +1,5 @@
-"""Layers, backbones and losses; importing it registers them."""
+"""Layers, backbones and losses.
 
-from mmrecur.models import backbones, losses
-from mmrecur.models.shortest_path import ShortestPathNet
-
-__all__ = ['ShortestPathNet', 'backbones', 'losses']
+Import the sub-packages by name: :mod:`~mmrecur.models.layers` needs PyTorch only, the
+others need MMEngine and MMCV.
+"""

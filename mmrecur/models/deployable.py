@@ -1,4 +1,4 @@
-"""The inference form of backbones and of whole models."""
+"""Rewriting of backbones and whole models into their inference form."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Model = TypeVar('Model', bound=nn.Module)
 
 
 class Deployable(nn.Module):
-    """Base of modules that can be rewritten in place into their inference form.
+    """Base class of modules that can be rewritten in place into their inference form.
 
     A subclass implements :meth:`_switch_to_deploy`.
 
     Attributes:
-        deployed (bool): Whether the module is in its inference form.
+        deployed (bool): True once the module is in its inference form.
     """
 
     deployed: bool = False
 
     def train(self, mode: bool = True) -> Deployable:
-        """Set training mode; a module in its inference form stays in evaluation mode."""
+        """Set training or evaluation mode. A module in its inference form stays in evaluation mode."""
         return super().train(mode and not self.deployed)
 
     @torch.no_grad()
@@ -36,10 +36,10 @@ class Deployable(nn.Module):
         norms, are kept. A second call does nothing.
 
         Args:
-            memory_format (torch.memory_format, optional): Memory layout of the weights, and thereby of the
-                feature maps. None means channels last for weights on a CPU, whose convolutions are faster
-                in that layout, and no change on other devices. File formats that store contiguous tensors
-                only, such as safetensors, need ``torch.contiguous_format``. Defaults to None.
+            memory_format (torch.memory_format, optional): Memory layout of the weights, which feature maps
+                inherit. None uses channels last on a CPU, where convolutions are faster in that layout,
+                and keeps the layout on other devices. File formats for contiguous tensors only, such as
+                safetensors, need ``torch.contiguous_format``. Defaults to None.
         """
         if self.deployed:
             return
@@ -61,8 +61,8 @@ def deploy(model: Model, memory_format: torch.memory_format | None = None) -> Mo
     """Switch every backbone of this package in a model to its inference form, in place.
 
     Args:
-        model (nn.Module): A detector, a classifier, a backbone or a :class:`ShortestPathNet`. It is put into
-            evaluation mode.
+        model (nn.Module): A detector, a classifier, a backbone or a
+            :class:`~mmrecur.models.shortest_path.ShortestPathNet`. It is set to evaluation mode.
         memory_format (torch.memory_format, optional): See :meth:`Deployable.switch_to_deploy`.
             Defaults to None.
 

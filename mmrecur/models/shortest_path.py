@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_int
 from mmrecur.models.deployable import Deployable
-from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.template_bank import COEFFICIENT_INITS, TemplateBank, TemplateConv2d, check_rows
 from mmrecur.models.layers.template_bank.conv import convolve, materialised

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mmrecur.analysis.compare import Curve, Summary, print_summaries, read_curve
-from mmrecur.analysis.plots import COLOURS, picture_path, plot_curves, plot_sizes, save_figure
+from mmrecur.analysis.plots import plot_curves, plot_sizes
+from mmrecur.engine.figures import COLOURS, picture_path, save_figure
 
 
 def write_log(work_dir: Path, start: str, records: list[dict]) -> None:

@@ -13,8 +13,9 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmrecur.analysis.gradient_flow import of_epoch, read_records, shared_filters
+from mmrecur.analysis.gradient_flow import of_epoch, read_records
 from mmrecur.engine import AuxiliaryLossHook, GradientFlowHook
+from mmrecur.engine.hooks.gradient_flow import shared_filters
 from mmrecur.errors import ToolError
 from mmrecur.models.backbones import ResNetShared
 from tests.tool_module import load_tool

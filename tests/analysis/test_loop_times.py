@@ -16,7 +16,7 @@ from mmrecur.analysis.loop_figures import plot_easy_and_hard, plot_gate_maps, pl
 from mmrecur.analysis.loop_recorder import LoopRecorder, find_loop_backbone
 from mmrecur.analysis.loop_run import LoopRun, run_loops
 from mmrecur.analysis.loop_times import LoopTimes
-from mmrecur.analysis.plots import save_figure
+from mmrecur.engine.figures import save_figure
 from mmrecur.models.backbones import DRResNet
 from mmrecur.models.layers.loop import expected_iterations
 from tests.helpers import halve_batches, randomise_norms

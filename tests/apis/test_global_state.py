@@ -24,7 +24,6 @@ import mmrecur.checkpoint
 from mmrecur.analysis import benchmark, coefficients, complexity
 from mmrecur.analysis.effective_receptive_field import segment_view
 from mmrecur.analysis.forced_loops import forced_iterations, spread_iterations
-from mmrecur.analysis.layer_similarity import similarity_matrices
 from mmrecur.analysis.loop_complexity import measure_loops
 from mmrecur.analysis.loop_recorder import LoopRecorder
 from mmrecur.analysis.plots import plot_spectra
@@ -38,6 +37,7 @@ from mmrecur.checkpoint import convert, graft, tie_layers
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
 from mmrecur.models.backbones import SWRN, DRResNet, ResNetShared, RLAResNet
 from mmrecur.models.layers import ChannelRecurrentConv, fuse_norm, materialise_convs
+from mmrecur.models.layers.template_bank.similarity import similarity_matrices
 from tests import golden
 
 #: Name of a piece of global state -> function that reads it.
@@ -160,7 +160,7 @@ CASES: dict[str, tuple[Callable[[], tuple], Callable]] = {
     'analysis.forced_loops': (lambda: (DRResNet(16).eval(),), forced),
     'analysis.loop_times': (lambda: (DRResNet(16).eval(),), recorded),
     'analysis.loop_complexity': (lambda: (DRResNet(16),), lambda model: measure_loops(model, X[:1])),
-    'analysis.layer_similarity': (lambda: (banks(),), similarity_matrices),
+    'models.layers.template_bank.similarity': (lambda: (banks(),), similarity_matrices),
     'analysis.loops': (lambda: (banks(),), layer_sequences),
     'analysis.plots': (tuple, lambda: plot_spectra({'a': [torch.ones(3)]})),
     'models.layers.fuse_norm': (lambda: (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), fuse_norm),

@@ -9,14 +9,14 @@ import torch
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor, nn
 
-from mmrecur.analysis.layer_similarity import similarity_matrices
 from mmrecur.analysis.sharing_figures import plot_loops
 from mmrecur.analysis.tied_layers import describe_loops, find_loops, layer_sequences
 from mmrecur.checkpoint import tie_layers
 from mmrecur.checkpoint.tie import cluster
-from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
 from mmrecur.models.layers import TemplateBank, share_convs, template_banks
+from mmrecur.models.layers.template_bank.similarity import similarity_matrices
+from mmrecur.models.shortest_path import ShortestPathNet
 from tests.helpers import randomise_norms
 
 ARGUMENTS = dict(depth=28, width=1, num_templates=4, base_channels=8)

@@ -10,9 +10,9 @@ from mmpretrain.models import ResNet
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
 from mmrecur.models.layers import TemplateBank, TemplateConv2d, materialise_convs, share_convs, template_banks
+from mmrecur.models.shortest_path import ShortestPathNet
 from tests.helpers import randomise_norms
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmrecur.apis import deploy
-from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
 from mmrecur.models.layers import TemplateBank, layer_similarity, template_banks
+from mmrecur.models.shortest_path import ShortestPathNet
 from tests.helpers import assert_close, gradients, image, randomise_norms
 
 SMALL = dict(depth=22, width=2, base_channels=8)

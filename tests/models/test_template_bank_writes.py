@@ -13,9 +13,9 @@ from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage
 from torch import Tensor, nn
 
-from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
 from mmrecur.models.layers import TemplateBank, share_convs
+from mmrecur.models.shortest_path import ShortestPathNet
 from tests.models.test_template_bank import make
 
 

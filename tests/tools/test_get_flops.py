@@ -76,8 +76,8 @@ def test_bare_backbone(measure, config):
     'config, message',
     [
         ('mmrecur.RLAResNet(depth=51)', '51'),
-        ('mmrecur.RLAResNet(50)', 'need names'),
-        ("dict(type='mmrecur.RLAResNet', depth=len('ab'))", 'no module with literal arguments'),
+        ('mmrecur.RLAResNet(50)', 'positional arguments are not allowed'),
+        ("dict(type='mmrecur.RLAResNet', depth=len('ab'))", 'not a module with literal arguments'),
         ('dict(depth=50)', 'no type'),
         ('mmrecur.Absent', 'Absent'),
         ('absent.py', 'does not exist'),

@@ -12,8 +12,8 @@ from mmengine.registry import MODELS
 
 from mmrecur.apis import deploy
 from mmrecur.errors import ToolError
-from mmrecur.models import ShortestPathNet
 from mmrecur.models.backbones import SWRN
+from mmrecur.models.shortest_path import ShortestPathNet
 from tests.tool_module import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,12 +2,12 @@
 
 CONFIG is a config (a path, mmdet::PATH, mmpretrain::PATH, mmrecur::PATH) or a module: its registry
 name with literal arguments, as in "mmrecur.RLAResNet(depth=50)", or its config, as in
-"dict(type='mmrecur.RLAResNet', depth=50)". --cfg-options adds to either.
+"dict(type='mmrecur.RLAResNet', depth=50)". --cfg-options changes
+either of them.
 
     python tools/analysis_tools/get_flops.py 'mmrecur.RLAResNet(depth=50)' --shape 224 224
 
-A multiply-add is one multiplication together with one addition; G is 10^9 of them, Gi is 2^30. No
-weights are loaded.
+A multiply-add is one multiplication and one addition. G is 10^9, Gi is 2^30. No weights are loaded.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from mmrecur.apis.specs import build_model, read_model
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config or module, see above')
+    parser.add_argument('config', help='config or module; see above')
     parser.add_argument(
         '--shape',
         type=int,
         nargs='+',
         metavar='N',
-        help='height and width of the image, in this order (800 1280 for "1280x800"), or one '
-        'number for both; default: 800 1280 for detectors, 224 224 for the rest',
+        help='height and width of the image, in this order, or one number for both; '
+        'default: 800 1280 for detectors, 224 224 for other models',
     )
     parser.add_argument('--backbone-only', action='store_true', help='measure model.backbone only')
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def print_table(title: str, measured: dict[str, Complexity]) -> None:
-    """Prints the whole and its parts."""
+    """Print the parts of a model and their total."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify='left', show_footer=False)
     table.add_column('module')
     for name in ('parameters', 'trainable', 'multiply-adds', 'G (10^9)', 'Gi (2^30)'):
@@ -81,9 +81,9 @@ def _in_channels(cfg: dict) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the tool."""
+    """Run the tool."""
     args = parse_args(argv)
-    # The libraries log to stdout, which is for the result.
+    # The libraries log to stdout, which is reserved for the result.
     with contextlib.redirect_stdout(sys.stderr):
         cfg, scope = read_model(args.config, args.cfg_options, args.backbone_only)
         model = build_model(cfg, scope)

@@ -38,12 +38,12 @@ from rich.table import Table
 from mmrecur.analysis.gate_maps import shallow_and_deep
 from mmrecur.analysis.loop_figures import plot_easy_and_hard, plot_gate_maps, plot_loop_times
 from mmrecur.analysis.loop_run import LoopRun, run_loops
-from mmrecur.analysis.plots import save_figure
 from mmrecur.apis.dataset_images import build_test_loader
 from mmrecur.apis.runner import clean_errors, load_config
 from mmrecur.apis.specs import registry_scope
 from mmrecur.apis.summary import print_results
 from mmrecur.apis.tying import load_model
+from mmrecur.engine.figures import save_figure
 from mmrecur.errors import ToolError
 
 

@@ -1,7 +1,8 @@
-"""Draw where in a photograph classifiers see a class: class activation maps after Grad-CAM.
+"""Draw the regions of a photograph in which classifiers see a class, by Grad-CAM.
 
-IMAGE is the photograph; every --model a config of a classifier and its weights, without which they are
-random. --layer is a place in the backbone, by default the last block. Needs `pip install grad-cam`.
+IMAGE is the photograph. Each --model is the config of a classifier and its weights, which are random if no
+checkpoint is given. --layer is a module of the backbone, by default its last block. Needs
+`pip install grad-cam`.
 
     python tools/analysis_tools/plot_cam.py photo.jpg --layer 'layer3[-1]' --size 64 --target horse \\
         --model configs/demo/cifar10_16px/recnet.py recnet.pth \\
@@ -26,26 +27,28 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from mmrecur.analysis.plots import open_figure, picture_path, save_figure
-from mmrecur.apis.runner import clean_errors
+from mmrecur.apis.runner import (
+    clean_errors,
+)
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.engine.figures import open_figure, picture_path, save_figure
 from mmrecur.errors import ToolError, TransferError
 
-#: A step on the way to a layer: an attribute, indexed any number of times.
+#: Part of the path to a layer: an attribute with any number of indices.
 STEP = re.compile(r'(\w+)((?:\[-?\d+\])*)')
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """What a classifier sees.
+    """Class activation map of a classifier.
 
     Attributes:
-        name (str): The classifier, for the plot.
-        heat (np.ndarray): Values from 0 to 1, shape (H, W), the size of what it was shown.
-        target (str): The class that was looked for.
-        probability (float): What the classifier gives it.
+        name (str): Name of the classifier.
+        heat (np.ndarray): Values from 0 to 1, shape (H, W), the size of the input.
+        target (str): Name of the class.
+        probability (float): Probability that the classifier assigns to the class.
     """
 
     name: str
@@ -55,18 +58,20 @@ class HeatMap:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('image', help='the photograph')
+    parser.add_argument('image', help='photograph to classify')
     parser.add_argument(
         '--model', nargs='+', action='append', required=True, metavar=('CONFIG', 'CHECKPOINT'),
-        help='a classifier; give it again for more of them',
+        help='a classifier; may be repeated',
     )  # fmt: skip
-    parser.add_argument('--layer', help="place in the backbone, as in 'layer4[-1]' (default: the last block)")
-    parser.add_argument('--target', help='class, as number or name (default: the most probable one)')
-    parser.add_argument('--size', type=int, default=224, help='shorter side of what is shown (default: 224)')
+    parser.add_argument(
+        '--layer', help="module of the backbone, as in 'layer4[-1]' (default: the last block)"
+    )
+    parser.add_argument('--target', help='number or name of the class (default: the most probable one)')
+    parser.add_argument('--size', type=int, default=224, help='shorter side of the input (default: 224)')
     parser.add_argument('--out', type=picture_path, required=True, help='file to write: png, pdf or svg')
     args = parser.parse_args(argv)
     if any(len(model) > 2 for model in args.model):
@@ -77,10 +82,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_layer(backbone: nn.Module, path: str | None) -> nn.Module:
-    """The module at a place such as ``layer4[-1].conv3``; None is the last block of the last stage.
+    """Find the module at a path such as ``layer4[-1].conv3``; None finds the last block.
 
     Raises:
-        ToolError: If there is none.
+        ToolError: If there is no such module.
     """
     children = ', '.join(name for name, _ in backbone.named_children())
     if path is None:
@@ -104,10 +109,10 @@ def find_layer(backbone: nn.Module, path: str | None) -> nn.Module:
 
 
 def target_class(target: str | None, classes: list[str] | None, scores: torch.Tensor) -> int:
-    """Number of the class to look for.
+    """Return the number of a class given by number or name; None is the most probable class.
 
     Raises:
-        ToolError: If there is none of this number or name.
+        ToolError: If there is no such class.
     """
     if target is None:
         return int(scores.argmax())
@@ -120,7 +125,7 @@ def target_class(target: str | None, classes: list[str] | None, scores: torch.Te
 
 
 def look(config: str, checkpoint: str | None, image: np.ndarray, args: argparse.Namespace) -> HeatMap:
-    """What the classifier of a config sees in an image, shape (H, W, 3), BGR."""
+    """Compute the class activation map of an image of shape (H, W, 3), BGR."""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -143,7 +148,7 @@ def look(config: str, checkpoint: str | None, image: np.ndarray, args: argparse.
 
 
 def plot_heat_maps(image: np.ndarray, maps: list[HeatMap]) -> Figure:
-    """The image, shape (H, W, 3), BGR, and beside it each map laid over it."""
+    """Draw the image, shape (H, W, 3), BGR, and next to it an overlay of each map."""
     from pytorch_grad_cam.utils.image import show_cam_on_image
 
     columns = min(3, len(maps) + 1)
@@ -162,7 +167,7 @@ def plot_heat_maps(image: np.ndarray, maps: list[HeatMap]) -> Figure:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the tool."""
+    """Run the tool."""
     args = parse_args(argv)
     if importlib.util.find_spec('pytorch_grad_cam') is None:
         raise ToolError('the package pytorch_grad_cam is missing: pip install grad-cam')
@@ -171,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ToolError(f'{args.image}: no image')
     sides = [max(1, round(args.size * side / min(image.shape[:2]))) for side in image.shape[1::-1]]
     shown = mmcv.imresize(image, tuple(sides), interpolation='area')
-    # The libraries log to stdout, which is for the result.
+    # The libraries log to stdout, which is reserved for the result.
     with contextlib.redirect_stdout(sys.stderr):
         maps = []
         for config, *checkpoint in args.model:

@@ -1,9 +1,10 @@
 """Compare the coefficients and bases of networks with shared filter bases.
 
-CONFIG is a config or a module, as in "mmrecur.ResNetShared(depth=34)"; CHECKPOINT its weights, or
-TITLE=CHECKPOINT; several are drawn beside each other. --similarity draws the absolute cosine similarities
-of all coefficients of a stage (Figure 4 of the filter basis paper), --spectrum the eigenvalues of the bases'
-Gram matrices, which are 1 where a basis is orthonormal. Without a checkpoint the network is as built.
+CONFIG is a config or a module, as in "mmrecur.ResNetShared(depth=34)". CHECKPOINT is a file with its weights,
+or TITLE=FILE. Several checkpoints are drawn side by side. Without a checkpoint, the network has its initial
+weights. --similarity draws the absolute cosine similarities of all coefficients of a stage (Figure 4 of the
+filter basis paper). --spectrum draws the eigenvalues of the Gram matrices of the bases, which are 1 for an
+orthonormal basis.
 
     C=configs/resnet_shared/resnet34-s32u1_1xb128_cifar100.py
     python tools/analysis_tools/plot_coefficients.py $C without=A.pth with=B.pth --stage layer2 \\
@@ -30,23 +31,28 @@ from rich.table import Table
 from torch import nn
 
 from mmrecur.analysis.coefficients import coefficients, cosine_similarity, gram_spectra, mean_similarity
-from mmrecur.analysis.plots import picture_path, plot_similarity, plot_spectra, save_figure
-from mmrecur.apis.runner import clean_errors
+from mmrecur.analysis.plots import plot_similarity, plot_spectra
+from mmrecur.apis.runner import (
+    clean_errors,
+)
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.engine.figures import picture_path, save_figure
 from mmrecur.errors import ToolError, TransferError
 from mmrecur.models.layers import FactorizedConv2d
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config or module, see above')
+    parser.add_argument('config', help='config or module; see above')
     parser.add_argument('checkpoints', nargs='*', metavar='CHECKPOINT', help='weights, or TITLE=weights')
-    parser.add_argument('--stage', default='layer2', help='whose coefficients are drawn (default: layer2)')
+    parser.add_argument(
+        '--stage', default='layer2', help='stage whose coefficients are drawn (default: layer2)'
+    )
     parser.add_argument(
         '--similarity', type=picture_path, help='write the similarities to this file: png, pdf or svg'
     )
@@ -61,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
-    """The network with each of the checkpoints, by title."""
+    """Build the network once for each checkpoint, by title."""
     models = {}
     for item in args.checkpoints or ['as built=']:
         title, _, path = item.rpartition('=')
@@ -76,9 +82,9 @@ def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
 
 
 def measure(models: dict[str, nn.Module]) -> dict[str, Any]:
-    """Mean similarity of the coefficients of each stage, range of each group's eigenvalues.
+    """Measure the mean similarity of coefficients by stage, and the range of eigenvalues by group.
 
-    Networks that share whole convolutions have bases, but no coefficients.
+    Networks that share whole convolutions have bases but no coefficients.
     """
     result = {}
     for title, model in models.items():
@@ -93,9 +99,9 @@ def measure(models: dict[str, nn.Module]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the tool."""
+    """Run the tool."""
     args = parse_args(argv)
-    # The libraries log to stdout, which is for the result.
+    # The libraries log to stdout, which is reserved for the result.
     with contextlib.redirect_stdout(sys.stderr):
         try:
             models = load_models(args)
@@ -124,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         ranges = [(f'{low:.3g}', f'{high:.3g}') for low, high in values['eigenvalues']]
         if not stages:
             stages = [(f'group {i + 1}', '-') for i in range(len(ranges))]
-        # a DenseNet's last stage may read the basis of the one before
+        # the last stage of a DenseNet may use the basis of the stage before
         for stage, pair in zip_longest(stages, ranges, fillvalue=('-', '-')):
             table.add_row(title, *stage, *pair)
     Console(markup=False).print(table)

@@ -1,8 +1,8 @@
 """Draw the gradients that reach shared filter bases during an epoch.
 
-RUN is the folder of a run that was made with dict(type='mmrecur.GradientFlowHook') in custom_hooks, or
-TITLE=FOLDER; each becomes a panel. Figure 3 of the filter basis paper, with the norm behind the bases and
-the orthogonality penalty on and off:
+RUN is the folder of a run with dict(type='mmrecur.GradientFlowHook') in custom_hooks, or TITLE=FOLDER. Each
+run is drawn in its own panel. These commands reproduce Figure 3 of the filter basis paper, with and without
+the norm after the bases and the orthogonality penalty:
 
     C=configs/resnet_shared/resnet34-s16u1_1xb128_cifar100.py
     python tools/train.py $C --work-dir flow/neither --cfg-options model.backbone.basis_norm=False \\
@@ -27,14 +27,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mmrecur.analysis.gradient_flow import GradientRecord, of_epoch, read_records
-from mmrecur.analysis.plots import picture_path, plot_gradient_flow, save_figure
-from mmrecur.apis.runner import clean_errors
+from mmrecur.analysis.gradient_flow import of_epoch, read_records
+from mmrecur.analysis.plots import plot_gradient_flow
+from mmrecur.apis.runner import (
+    clean_errors,
+)
+from mmrecur.engine.figures import picture_path, save_figure
+from mmrecur.engine.hooks.gradient_flow import GradientRecord
 from mmrecur.errors import ToolError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,13 +47,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--epoch', type=int, default=-1, help='epoch, counted from 0; default: -1, the last one'
     )
     parser.add_argument('--out', type=picture_path, help='write the plot to this file: png, pdf or svg')
-    parser.add_argument('--linear', action='store_true', help='linear axis instead of a logarithmic one')
+    parser.add_argument(
+        '--linear', action='store_true', help='use a linear axis instead of a logarithmic one'
+    )
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     return parser.parse_args(argv)
 
 
 def summarise(records: list[GradientRecord]) -> dict[str, dict[str, float]]:
-    """Largest, mean of the largest, and mean gradient of each basis over an epoch."""
+    """Return the largest, the mean of the largest, and the mean gradient of each basis in an epoch."""
     return {
         name: dict(
             largest=max(record.maximum[name] for record in records),
@@ -61,7 +67,7 @@ def summarise(records: list[GradientRecord]) -> dict[str, dict[str, float]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the tool."""
+    """Run the tool."""
     args = parse_args(argv)
     runs = {}
     for run in args.runs:

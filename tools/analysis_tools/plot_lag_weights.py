@@ -1,14 +1,15 @@
-"""Plot how much the layers of a network read of earlier ones, with an exponential fit.
+"""Plot how much the layers of a network read from earlier layers, with an exponential fit.
 
-CONFIG is a config or a module, as in "mmrecur.DenseNetBC(depth=100, share='lag')"; CHECKPOINT its weights.
+CONFIG is a config or a module, as in "mmrecur.DenseNetBC(depth=100, share='lag')"; CHECKPOINT holds its
+weights.
 
-For every dense block the L1 norm of the weights of the 1x1 convolutions is printed and drawn by lag
-(how many layers back) or by ordinal number: Figure 2 of the RLA paper. Its R^2 say how nearly the decay is
-exponential (Appendix A.2). For a plain DenseNet the norms are averages over the layers.
+For every dense block, the tool prints and draws the L1 norm of the weights of the 1x1 convolutions by lag
+(number of layers back) or by ordinal number, as Figure 2 of the RLA paper. R^2 measures how close the decay
+is to an exponential (Appendix A.2). In a plain DenseNet, the norms are averaged over the layers.
 
-For every stage of an RLA network it is the norm of the composed kernels with which the state reads what
-was aggregated 1, 2, ... updates ago: Equation 12, without the tanh. --with-norms counts in what the batch
-norms of the updates multiply by.
+For every stage of an RLA network, it uses the norms of the composed kernels with which the state reads the
+information aggregated 1, 2, ... updates ago (Equation 12, without the tanh). --with-norms includes the scales
+of the batch norms of the updates.
 
     python tools/analysis_tools/plot_lag_weights.py \\
         configs/rla/lag-densenet-bc100_1xb128_cifar10.py CHECKPOINT --out lag_weights.png
@@ -32,30 +33,35 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrecur.analysis.lag_weights import AXES, LagWeights, lag_weights
-from mmrecur.analysis.plots import picture_path, plot_lag_weights, save_figure
-from mmrecur.apis.runner import clean_errors
+from mmrecur.analysis.plots import plot_lag_weights
+from mmrecur.apis.runner import (
+    clean_errors,
+)
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.engine.figures import picture_path, save_figure
 from mmrecur.errors import ToolError, TransferError
 
-#: What is printed of a fit.
+#: Attributes of a fit that are printed.
 FIT = ('scale', 'rate', 'r_squared')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config or module, see above')
+    parser.add_argument('config', help='config or module; see above')
     parser.add_argument('checkpoint', help='weights of the model')
     parser.add_argument('--out', type=picture_path, help='write the plot to this file: png, pdf or svg')
     parser.add_argument(
-        '--by', choices=AXES, help='what to average by; default: what the model shares by, else lag'
+        '--by',
+        choices=AXES,
+        help='axis of the norms; default: the one along which the model shares weights, else lag',
     )
     parser.add_argument(
-        '--with-norms', action='store_true', help='of RLA networks: count the batch norms of the updates in'
+        '--with-norms', action='store_true', help='in RLA networks, include the scales of the batch norms'
     )
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     parser.add_argument(
@@ -65,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_weights(args: argparse.Namespace) -> list[LagWeights]:
-    """Builds the model, loads its weights and measures them."""
+    """Build the model, load its weights and measure them."""
     model = build_model(*read_model(args.config, args.cfg_options))
     try:
         model.load_state_dict(unwrap(load_checkpoint(args.checkpoint)))
@@ -75,7 +81,7 @@ def read_weights(args: argparse.Namespace) -> list[LagWeights]:
 
 
 def print_table(title: str, blocks: list[LagWeights]) -> None:
-    """Prints norms, fits and R^2, a block in a column."""
+    """Print norms and fits, one column per block."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify='left')
     table.add_column(blocks[0].axis)
     for block in blocks:
@@ -91,9 +97,9 @@ def print_table(title: str, blocks: list[LagWeights]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the tool."""
+    """Run the tool."""
     args = parse_args(argv)
-    # The libraries log to stdout, which is for the result.
+    # The libraries log to stdout, which is reserved for the result.
     with contextlib.redirect_stdout(sys.stderr):
         blocks = read_weights(args)
         if args.out:

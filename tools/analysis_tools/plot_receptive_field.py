@@ -26,11 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrecur.analysis.effective_receptive_field import SegmentView, segment_view
-from mmrecur.analysis.plots import picture_path, plot_segment_views, save_figure
-from mmrecur.apis.runner import clean_errors
+from mmrecur.analysis.plots import plot_segment_views
+from mmrecur.apis.runner import (
+    clean_errors,
+)
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.checkpoint.io import load_checkpoint
 from mmrecur.checkpoint.unwrap import unwrap
+from mmrecur.engine.figures import picture_path, save_figure
 from mmrecur.errors import ToolError, TransferError
 from mmrecur.models.layers import ChannelRecurrentConv
 

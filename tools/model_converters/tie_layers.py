@@ -17,7 +17,6 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from mmrecur.analysis.plots import save_figure
 from mmrecur.analysis.sharing_figures import plot_loops
 from mmrecur.analysis.tied_layers import layer_sequences
 from mmrecur.apis.runner import clean_errors, load_config
@@ -29,6 +28,7 @@ from mmrecur.apis.tying import (
     tie_checkpoint,
     tying_report,
 )
+from mmrecur.engine.figures import save_figure
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -219,7 +219,7 @@ def _plain_options(module: nn.Module, cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def _other_options(module: nn.Module, cfg: dict[str, Any]) -> dict[str, Any]:
-    names = COMMON
+    names: tuple[str, ...] = COMMON
     if _is_resnet(module) and _option(module, cfg, 'depth') is not _MISSING:
         names = (*COMMON, *_OF_EVERY_RESNET)
     return {name: _option(module, cfg, name) for name in names}

@@ -113,7 +113,7 @@ def _try(swap: Swap, shape: tuple[int, int] | None, checkpoint: Mapping[str, Any
     else:
         grafted = _graft(swap, old, new, checkpoint, image)
     _check_optimizer(swap, new)
-    step, skipped = _train_step(old, new, [tuple(shape)] if shape else _usual_shapes(swap), channels)
+    step, skipped = _train_step(old, new, [(shape[0], shape[1])] if shape else _usual_shapes(swap), channels)
     return Trial(parameters, backbone_parameters, grafted, step, skipped)
 
 

@@ -12,7 +12,7 @@ from mmrecur.checkpoint.converters.rlanet import convert_rlanet
 from mmrecur.checkpoint.converters.soft_sharing import convert_soft_sharing
 from mmrecur.checkpoint.transfer import Report, Transfer
 from mmrecur.checkpoint.unwrap import unwrap
-from mmrecur.models.layers.common.checks import check_choice
+from mmrecur.checks import check_choice
 
 #: Rule by the name of the source. A rule fills a :class:`Transfer`.
 CONVERTERS: dict[str, Callable[[Transfer], None]] = {

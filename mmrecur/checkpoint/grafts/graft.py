@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,11 @@ from mmrecur.errors import TransferError
 
 #: A rule fills a :class:`GraftTransfer` for one class of backbones.
 Rule = Callable[['GraftTransfer'], None]
+AnyRule = TypeVar('AnyRule', bound=Callable[..., None])
 _RULES: dict[type[nn.Module], Rule] = {}
 
 
-def register_graft(backbone: type[nn.Module]) -> Callable[[Rule], Rule]:
+def register_graft(backbone: type[nn.Module]) -> Callable[[AnyRule], AnyRule]:
     """Register the decorated function as the rule that grafts plain networks into a backbone.
 
     Args:
@@ -32,7 +33,7 @@ def register_graft(backbone: type[nn.Module]) -> Callable[[Rule], Rule]:
         Callable: Decorator that returns the rule unchanged.
     """
 
-    def decorate(rule: Rule) -> Rule:
+    def decorate(rule: AnyRule) -> AnyRule:
         _RULES[backbone] = rule
         return rule
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from mmrecur.models.layers.common.checks import check_int
+from mmrecur.checks import check_int
 from mmrecur.registry import TRANSFORMS
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
-from mmrecur.models.layers.common.checks import check_int
+from mmrecur.checks import check_int
 from mmrecur.registry import HOOKS
 
 
@@ -45,7 +46,7 @@ class CurriculumHook(Hook):
         if runner.epoch > 0:  # else a validation without training: the data's own phase
             self._set(runner, runner.val_dataloader, runner.epoch - 1)
 
-    def _set(self, runner: Runner, loader: object, epoch: int) -> None:
+    def _set(self, runner: Runner, loader: DataLoader, epoch: int) -> None:
         if loader.num_workers and loader.persistent_workers:
             raise ValueError('persistent_workers=True, allowed with CurriculumHook: False, or num_workers=0')
         dataset = loader.dataset

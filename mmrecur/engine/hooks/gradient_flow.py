@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,80 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mmrecur.analysis.gradient_flow import GradientRecord, shared_filters
-from mmrecur.models.layers.common.checks import check_int
+from mmrecur.checks import check_int
+from mmrecur.models.backbones.shared_basis_backbone import SharedBasisBackbone
 from mmrecur.registry import HOOKS
+
+
+@dataclass(frozen=True)
+class GradientRecord:
+    """Absolute gradients of every shared basis at one iteration.
+
+    Attributes:
+        epoch (int): Epoch, counted from 0.
+        iteration (int): Iteration, counted from 0.
+        maximum (dict[str, float]): Largest absolute gradient by basis name.
+        mean (dict[str, float]): Mean absolute gradient by basis name.
+    """
+
+    epoch: int
+    iteration: int
+    maximum: dict[str, float]
+    mean: dict[str, float]
+
+    @classmethod
+    def of(cls, gradients: dict[str, Tensor], epoch: int, iteration: int) -> GradientRecord:
+        """Summarise gradients.
+
+        Args:
+            gradients (dict[str, Tensor]): Gradients by basis name.
+            epoch (int): Epoch.
+            iteration (int): Iteration.
+
+        Returns:
+            GradientRecord: The record.
+        """
+        sizes = {name: grad.detach().abs().float() for name, grad in gradients.items()}
+        return cls(
+            epoch,
+            iteration,
+            {name: size.max().item() for name, size in sizes.items()},
+            {name: size.mean().item() for name, size in sizes.items()},
+        )
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def shared_filters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the shared filter bases of a model.
+
+    Args:
+        model (nn.Module): A backbone with shared bases, or a model with one.
+
+    Returns:
+        dict[str, nn.Parameter]: Filters by name, such as ``layer1.basis.conv2``.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = {
+        name.removesuffix('.weight'): parameter
+        for backbone in model.modules()
+        if isinstance(backbone, SharedBasisBackbone)
+        for name, parameter in backbone.named_parameters()
+        if '.basis.' in name
+    }
+    if not found:
+        raise ValueError(
+            f'model of type {type(model).__name__} has no shared filter bases, allowed: a model with a '
+            'backbone such as mmrecur.ResNetShared that shares'
+        )
+    return found
 
 
 @HOOKS.register_module()

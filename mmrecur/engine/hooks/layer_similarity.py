@@ -11,9 +11,9 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmrecur.analysis.layer_similarity import mean_similarity, similarity_matrices
+from mmrecur.checks import check_int
 from mmrecur.engine.file_backend import AtomicLocalBackend
-from mmrecur.models.layers.common.checks import check_int
+from mmrecur.models.layers.template_bank.similarity import mean_similarity, similarity_matrices
 from mmrecur.registry import HOOKS
 
 
@@ -75,8 +75,7 @@ class LayerSimilarityHook(Hook):
             runner (Runner): The runner of the training.
         """
         # nothing but this needs the drawing library
-        from mmrecur.analysis.plots import save_figure
-        from mmrecur.analysis.sharing_figures import plot_layer_similarity
+        from mmrecur.engine.figures import plot_layer_similarity, save_figure
 
         records = self._read(runner)
         step = max(-(-len(records) // self.max_columns), 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ class _CountedBatches:
         seeds (_SeededBatches): Seeds of the loader's workers.
     """
 
-    def __init__(self, batches: Iterator, loader: DataLoader, seeds: _SeededBatches) -> None:
+    def __init__(self, batches: Any, loader: DataLoader, seeds: _SeededBatches) -> None:
         self._batches = batches
         self._loader = loader
         self._seeds = seeds

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_int
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
-from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.rla.dense_block import SHARES, DenseBlock, Transition
 from mmrecur.registry import MODELS
 

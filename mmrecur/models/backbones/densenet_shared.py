@@ -8,9 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_int
 from mmrecur.models.backbones.base import make_norm_layer
 from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY, SharedBasisBackbone
-from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.residual import NormLayer
 from mmrecur.models.layers.filter_basis import BasisDenseLayer, BasisStage, FilterBasis, PoolingTransition
 from mmrecur.registry import MODELS

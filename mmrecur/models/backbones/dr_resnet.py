@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_int
 from mmrecur.models.backbones.base import make_norm_layer
 from mmrecur.models.backbones.loop_backbone import GATE_RATE, LoopBackbone
 from mmrecur.models.backbones.per_stage import check_per_stage
-from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.residual import BasicBlock, Bottleneck, NormLayer
 from mmrecur.registry import MODELS
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmrecur.checks import check_int
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
-from mmrecur.models.layers.common.checks import check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.stage import Stage
 from mmrecur.models.layers.rla.dual_path_block import DualPathBlock

@@ -8,9 +8,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_flag, check_int
 from mmrecur.models.backbones.base import Backbone
 from mmrecur.models.layers.common.activation_checkpoint import run_step
-from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.stage import Stage
 from mmrecur.models.layers.loop.block import (

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice
 from mmrecur.models.backbones.base import make_norm_layer
 from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY, SharedBasisBackbone
 from mmrecur.models.layers.common.attention import ECA, ChannelGate
-from mmrecur.models.layers.common.checks import check_choice
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.inverted_residual import (
     InvertedResidual,

@@ -14,7 +14,7 @@ from mmcv.cnn import build_plugin_layer
 from mmengine.model import update_init_info
 from torch import nn
 
-from mmrecur.models.layers.common.checks import check_choice
+from mmrecur.checks import check_choice
 from mmrecur.registry import WEIGHT_INITIALIZERS
 
 #: Positions of plugins: the residual of every block, or the input of the last block of a stage.

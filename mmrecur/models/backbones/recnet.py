@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_int
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
 from mmrecur.models.backbones.per_stage import check_per_stage
 from mmrecur.models.layers.channel_recurrence import ChannelRecurrentConv, RecurrentModule
-from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.residual import NormLayer
 from mmrecur.registry import MODELS

@@ -8,9 +8,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_flag, check_int
 from mmrecur.models.backbones.base import make_norm_layer
 from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY, SharedBasisBackbone
-from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.residual import BasicBlock, Bottleneck, NormLayer, conv3x3
 from mmrecur.models.layers.filter_basis import BasisStage, FactorizedConv2d, FilterBasis, share_convolutions

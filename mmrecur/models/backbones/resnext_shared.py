@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from mmrecur.checks import check_choice, check_int
 from mmrecur.models.backbones.resnet_shared import ResNetShared
 from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY
-from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.residual import Bottleneck, NormLayer
 from mmrecur.models.layers.filter_basis import BasisResNeXtBlock, BasisStage, FilterBasis
 from mmrecur.registry import MODELS

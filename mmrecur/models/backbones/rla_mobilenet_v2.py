@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_int
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
 from mmrecur.models.backbones.rla_resnet import build_attention
 from mmrecur.models.layers.common.attention import ChannelGate
-from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm, fuse_norm_of_sum
 from mmrecur.models.layers.common.inverted_residual import (
     check_width_mult,

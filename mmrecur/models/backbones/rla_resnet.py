@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_flag, check_int
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
 from mmrecur.models.backbones.plugins import Plugins, with_plugin_init
 from mmrecur.models.layers.common.attention import CBAM, ECA, SqueezeExcite
-from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.residual import DeepStem, NormLayer
 from mmrecur.models.layers.rla.block import RLABottleneck

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from mmrecur.checks import check_flag, check_int
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
-from mmrecur.models.layers.common.checks import check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.rla.multi_width_cell import MultiWidthRLACell
 from mmrecur.models.layers.rla.stage import append_hidden

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 import torch
 
+from mmrecur.checks import check_choice
 from mmrecur.models.backbones.base import Backbone
-from mmrecur.models.layers.common.checks import check_choice
 from mmrecur.models.layers.filter_basis import (
     INFERENCE_FORMS,
     BasisStage,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_int
 from mmrecur.models.backbones.base import Backbone, make_norm_layer
-from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.residual import NormLayer
 from mmrecur.models.layers.template_bank import (

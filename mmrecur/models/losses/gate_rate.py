@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_flag, check_weight
+from mmrecur.checks import check_flag, check_weight
 from mmrecur.models.layers.loop.block import GateDecision
 from mmrecur.models.layers.loop.gate import check_rate
 from mmrecur.registry import MODELS

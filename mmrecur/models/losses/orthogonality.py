@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_flag, check_weight
+from mmrecur.checks import check_flag, check_weight
 from mmrecur.models.layers.filter_basis.penalty import orthogonality_penalty
 from mmrecur.registry import MODELS
 

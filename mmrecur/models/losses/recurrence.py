@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_weight
+from mmrecur.checks import check_weight
 from mmrecur.models.layers.template_bank.bank import TemplateBank
 from mmrecur.registry import MODELS
 

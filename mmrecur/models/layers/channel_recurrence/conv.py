@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.channel_recurrence.inference import fuse_steps
-from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 
 NormLayer = Callable[[int], nn.Module]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmrecur.checks import check_flag, check_int
 from mmrecur.models.layers.channel_recurrence.conv import ChannelRecurrentConv, NormLayer
 from mmrecur.models.layers.channel_recurrence.inference import fuse_output_norms
 from mmrecur.models.layers.common.activation_checkpoint import run_step
-from mmrecur.models.layers.common.checks import check_flag, check_int
 from mmrecur.models.layers.common.fast_paths import pointwise_sum
 from mmrecur.models.layers.common.fuse import fuse_norm, is_fusible
 

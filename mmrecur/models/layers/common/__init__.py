@@ -1,4 +1,4 @@
-"""Parts that several families share: residual blocks, attention, fusing of norms, argument checks.
+"""Parts that several families share: residual blocks, attention, fusing of norms.
 
 They come from He et al. 2016 and Sandler et al. 2018 (residual blocks), Hu et al. 2018
 (squeeze-and-excitation), Wang et al. 2020 (ECA) and Woo et al. 2018 (CBAM). Each class cites its paper.
@@ -6,7 +6,6 @@ They come from He et al. 2016 and Sandler et al. 2018 (residual blocks), Hu et a
 
 from mmrecur.models.layers.common.activation_checkpoint import checkpoint_step, run_step
 from mmrecur.models.layers.common.attention import CBAM, ECA, ChannelGate, SqueezeExcite
-from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int, check_weight
 from mmrecur.models.layers.common.fast_paths import pointwise_sum
 from mmrecur.models.layers.common.fuse import fuse_norm, fuse_norm_of_sum
 from mmrecur.models.layers.common.fuse_preact import ChannelClamp, fuse_preactivation
@@ -27,10 +26,6 @@ __all__ = [
     'PaddedShortcut',
     'SqueezeExcite',
     'Stage',
-    'check_choice',
-    'check_flag',
-    'check_int',
-    'check_weight',
     'checkpoint_step',
     'fuse_norm',
     'fuse_norm_of_sum',

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_flag, check_int
+from mmrecur.checks import check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 
 

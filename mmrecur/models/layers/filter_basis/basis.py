@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_int
+from mmrecur.checks import check_int
 from mmrecur.models.layers.common.parallel import check_gathered, gathered, refuse_data_parallel
 
 

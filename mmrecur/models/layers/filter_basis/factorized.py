@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_choice, check_int
+from mmrecur.checks import check_choice, check_int
 from mmrecur.models.layers.common.fuse import is_fusible, norm_affine
 from mmrecur.models.layers.common.parallel import check_gathered, refuse_data_parallel
 from mmrecur.models.layers.filter_basis.basis import FilterBasis, plain_conv

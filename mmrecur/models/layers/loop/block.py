@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from mmrecur.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.activation_checkpoint import run_step
-from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.modes import is_traced
 from mmrecur.models.layers.common.parallel import refuse_data_parallel
 from mmrecur.models.layers.loop.norm import LoopNorm, LoopPosition

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_int
+from mmrecur.checks import check_int
 
 
 class GumbelGate(nn.Module):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_int
+from mmrecur.checks import check_int
 from mmrecur.models.layers.common.fuse import is_fusible, norm_affine
 
 #: Variant -> (aggregated map, whether it joins the state before BN-tanh-conv); Figure 4.

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmrecur.checks import check_choice, check_int
 from mmrecur.models.layers.common.activation_checkpoint import run_step
-from mmrecur.models.layers.common.checks import check_choice, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.fuse_preact import fuse_preactivation
 from mmrecur.models.layers.common.stage import BlockSequence

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
+from mmrecur.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.rla.cell import FusedCell, RecurrentCell, RLACell, State
 

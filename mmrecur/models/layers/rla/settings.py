@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from torch import nn
 
-from mmrecur.models.layers.common.checks import check_choice, check_flag, check_int
+from mmrecur.checks import check_choice, check_flag, check_int
 from mmrecur.models.layers.common.residual import NormLayer
 from mmrecur.models.layers.rla.block import RLABottleneck
 from mmrecur.models.layers.rla.cell import RLA_VARIANTS

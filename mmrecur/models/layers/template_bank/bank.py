@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_int
+from mmrecur.checks import check_int
 from mmrecur.models.layers.common.parallel import gathered
 from mmrecur.models.layers.template_bank.coefficients import initial_coefficients, layer_similarity
 

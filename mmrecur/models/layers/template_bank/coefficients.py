@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_choice
+from mmrecur.checks import check_choice
 
 COEFFICIENT_INITS = ('orthogonal', 'identity', 'sparse')
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from mmrecur.models.layers.common.checks import check_int
+from mmrecur.checks import check_int
 from mmrecur.models.layers.common.parallel import check_gathered, refuse_data_parallel
 from mmrecur.models.layers.template_bank.bank import TemplateBank
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from mmrecur.models.layers.common.checks import check_flag
+from mmrecur.checks import check_flag
 from mmrecur.models.layers.common.modes import generators_kept
 from mmrecur.models.layers.template_bank.bank import TemplateBank
 from mmrecur.models.layers.template_bank.conv import TemplateConv2d

@@ -1,4 +1,4 @@
-"""Which layers of a network do the same: similarity matrices of its banks."""
+"""Similarity of the layers of a whole model, from the coefficients of its template banks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from mmrecur.models.layers.template_bank.coefficients import layer_similarity
 def similarity_matrices(
     model: nn.Module, state_dict: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Layer similarity matrices of a model, Savarese and Maire 2019, Section 3.2.
+    """Return the layer similarity matrices of a model, Savarese and Maire 2019, Section 3.2.
 
     Args:
         model (nn.Module): A network with template banks.
-        state_dict (Mapping[str, Tensor], optional): Weights to use in place of the model's own.
+        state_dict (Mapping[str, Tensor], optional): Weights to use instead of those of the model.
             Defaults to None.
 
     Returns:
-        dict[str, Tensor]: By the bank's name a matrix of shape (L, L) on the CPU.
+        dict[str, Tensor]: Matrices by bank name, shape (L, L), on the CPU.
 
     Raises:
-        ValueError: If the model has no bank, or the state dict none that fits.
+        ValueError: If the model has no bank, or the state dict does not fit its banks.
     """
     banks = template_banks(model)
     if not banks:
-        raise ValueError('the model has no template bank, allowed: one that shares weights, not yet deployed')
+        raise ValueError(
+            'the model has no template bank, allowed: one that shares weights, not in its inference form'
+        )
     if state_dict is not None:
         check_banks(state_dict, banks)
     matrices = {}
@@ -46,7 +48,7 @@ def similarity_matrices(
 
 
 def mean_similarity(matrix: Tensor) -> float:
-    """Mean similarity of two different layers.
+    """Return the mean similarity of two different layers.
 
     Args:
         matrix (Tensor): Shape (L, L).
