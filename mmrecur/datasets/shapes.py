@@ -23,8 +23,8 @@ REVISION = 1
 
 # Minimum height and width: mmdet's COCO base configs drop training images with a shorter side.
 MIN_SIDE = 32
-# Diameter of a shape's circumscribed circle relative to the shorter side, and its minimum in pixels. Below the minimum, a star
-# and a triangle look alike.
+# Diameter of a shape's circumscribed circle relative to the shorter side, and its minimum in pixels.
+# Below the minimum, a star and a triangle look alike.
 SIZE_RANGE = (0.2, 0.5)
 MIN_DIAMETER = 12
 # Minimum part of a shape's area that is neither covered nor outside the picture, and minimum number of its

@@ -1,7 +1,7 @@
 """Write a data set of rendered shapes, in COCO format or as class folders.
 
-The same arguments give the same data set. OUT_DIR is either absent or complete: files are written into a hidden
-directory beside it, which is renamed at the end. A second call with the same arguments does nothing.
+The same arguments give the same data set. OUT_DIR is either absent or complete: files are written into a
+hidden directory beside it, which is renamed at the end. A second call with the same arguments does nothing.
 
     python tools/dataset_converters/make_shapes.py data/shapes --num-train 800 --num-val 100
 """
