@@ -26,8 +26,8 @@ class AtomicLocalBackend(LocalBackend):
     """MMEngine's backend for local files with atomic writes.
 
     A file is written under a temporary name, read back from the disk and renamed, so a file with the final
-    name is complete. MMEngine deletes an outdated checkpoint before it writes the next one; here the deletion is
-    delayed until the next one has been verified, so there is always a checkpoint to resume from.
+    name is complete. MMEngine deletes an outdated checkpoint before it writes the next one; here it is
+    deleted after the next one has been verified, so there is always a checkpoint to resume from.
     """
 
     # A class attribute, because MMEngine creates a new backend for each file.
