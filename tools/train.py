@@ -15,6 +15,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from mmrecur.apis.checks import check_work_dir
 from mmrecur.apis.pictures import draw_predictions
 from mmrecur.apis.runner import (
     ToolError,
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
+    check_work_dir(cfg.work_dir)
     lock_work_dir(cfg.work_dir, cfg.launcher)
     set_starting_point(cfg, args.resume)
     runner = build_runner(cfg)
