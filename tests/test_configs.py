@@ -37,6 +37,7 @@ ALIKE = re.compile(
     r'/swrn/(.*(_cifar100|-(dropout|cutout)_|-28-1[48])|wrn-50)|/recnet/.*(_cifar100|-(90|120)-|-1280|mask|large)'
     r'|/dr_resnet/(.*(lvbn|-t6|-(58|65|66|74|47|44)_|180e|shared|mask|retina|lr1e)|resnet(110|50|101)|mobile)'
     r'|/rla/ablations/(.*(resnet1(01|52|64)|_coco)|(eca-)?mobilenetv2)'
+    r'|/resnet_shared/.*-graft|/swrn/(mask|retinanet)'
 )
 TRAINED = [pytest.param(n, marks=pytest.mark.slow) if ALIKE.search(n) else n for n in CONFIGS]
 #: Counts of the authors' implementations. The ResNet-Ds have 19,232 more in their stem; the MobileNetV2s

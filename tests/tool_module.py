@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def load_tool(path: str) -> ModuleType:
-    """Load a tool by its path in tools/, such as ``benchmark_loops.py``."""
+    """Load a tool by its path in tools/, such as ``benchmark.py``."""
     script = ROOT / 'tools' / path
     name = f'tool_{script.stem}'
     spec = importlib.util.spec_from_file_location(name, script)

@@ -1,13 +1,13 @@
-"""Train several configs with several seeds; print and draw what came out.
+"""Train several configs with several seeds; print and plot the results.
 
     python tools/compare_training.py configs/demo/resnet20-mini_cifar10.py \\
         configs/demo/rla-resnet20-mini_cifar10.py --seeds 0 1 2 --plot compared.png
 
---plot draws the metric over the epochs, --size-plot over the parameters. There configs whose names begin
-alike, up to the first "-", stand on one line: resnet20-w8, resnet20 and resnet20-w24.
+--plot shows the metric over the epochs, --size-plot over the number of parameters. The size plot joins
+configs whose names are equal up to the first "-", such as resnet20-w8, resnet20 and resnet20-w24.
 
-Runs are made by tools/train.py, one after the other, in WORK_DIR/CONFIG/seed-SEED. A run that is done is
-not repeated and one that was killed goes on, so the same command can be given again and again.
+tools/train.py trains each config in WORK_DIR/CONFIG/seed-SEED, one after the other. When the command is run
+again, complete runs are not repeated and interrupted runs are resumed.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('configs', nargs='+', help='configs; the first is what others are compared with')
+    parser.add_argument('configs', nargs='+', help='configs; the first is the reference')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/compared'), help='default: %(default)s'
     )
-    parser.add_argument('--metric', default='accuracy/top1', help='as in the log (default: %(default)s)')
-    parser.add_argument('--plot', type=picture_path, help='picture to write: png, pdf or svg')
-    parser.add_argument('--size-plot', type=picture_path, help='picture of the sizes to write')
+    parser.add_argument('--metric', default='accuracy/top1', help='name in the log (default: %(default)s)')
+    parser.add_argument('--plot', type=picture_path, help='file of the plot: png, pdf or svg')
+    parser.add_argument('--size-plot', type=picture_path, help='file of the size plot')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-        help='change all configs; {config} and {seed} stand for the name of the config and the seed, e.g. '
+        help='change all configs; {config} and {seed} become the name of the config and the seed, e.g. '
         'load_from=start/{config}-{seed}.pth',
     )  # fmt: skip
     parser.add_argument(
-        '--train-args', nargs=argparse.REMAINDER, default=[], help='all that follows goes to train.py'
+        '--train-args', nargs=argparse.REMAINDER, default=[], help='pass all following options to train.py'
     )
     args = parser.parse_args(argv)
     names = [Path(config).stem for config in args.configs]
@@ -62,12 +62,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def filled(options: list[str], name: str, seed: int) -> list[str]:
-    """The options of one run."""
+    """Return the options of a run."""
     return [option.replace('{seed}', str(seed)).replace('{config}', name) for option in options]
 
 
 def count_parameters(config: str, options: list[str], seed: int) -> int:
-    """Parameters of a config's model, with what the options change of it."""
+    """Return the number of parameters of a config's model, with the options applied."""
     parser = argparse.ArgumentParser()
     parser.add_argument('options', nargs='*', action=DictAction)
     changes = parser.parse_args(filled(options, Path(config).stem, seed)).options
@@ -75,7 +75,7 @@ def count_parameters(config: str, options: list[str], seed: int) -> int:
 
 
 def train(config: str, seed: int, work_dir: Path, options: list[str], train_args: list[str]) -> None:
-    """Train one config with one seed, unless that is done.
+    """Train a config with a seed unless the run is complete.
 
     Raises:
         ToolError: If the training fails.

@@ -1,11 +1,11 @@
-"""Train the three networks of the shortest path task through the curriculum and draw their F1 scores.
+"""Train the three networks of the shortest path task and plot their F1 scores.
 
     python tools/shortest_paths.py                                     # 5 phases of 50 epochs each
     python tools/shortest_paths.py --epochs 5 --examples 500 --models cnn scnn
 
-Each network's run is one of tools/train.py with configs/swrn/shortest-path_MODEL.py in WORK_DIR/MODEL; a
-command that was interrupted goes on where it was. Afterwards WORK_DIR/curves.png shows the F1 score on new
-examples of the phase after every epoch (Figure 5b of the SWRN paper), and curves.json has the numbers.
+Each network is trained by tools/train.py with configs/swrn/shortest-path_MODEL.py in WORK_DIR/MODEL. An
+interrupted command continues when it is run again. WORK_DIR/curves.png shows the F1 score on validation
+examples of the phase after every epoch (Figure 5b of the SWRN paper); curves.json contains the numbers.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ MODELS = {'cnn': 'CNN', 'scnn': 'SCNN', 'scnn-r': 'SCNN-R'}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--models', nargs='+', choices=MODELS, default=list(MODELS), help='default: all')
     parser.add_argument('--work-dir', default='work_dirs/shortest-path', help='default: %(default)s')
-    parser.add_argument('--epochs', type=int, default=50, help='of each phase (default: %(default)s)')
-    parser.add_argument('--examples', type=int, default=5000, help='of each phase (default: %(default)s)')
+    parser.add_argument('--epochs', type=int, default=50, help='epochs of each phase (default: %(default)s)')
+    parser.add_argument(
+        '--examples', type=int, default=5000, help='examples of each phase (default: %(default)s)'
+    )
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     args = parser.parse_args(argv)
     for name in ('epochs', 'examples'):
@@ -50,9 +52,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def train(model: str, work_dir: Path, args: argparse.Namespace) -> None:
-    """Runs a network through the curriculum, or the rest of it."""
+    """Train a network through the rest of the curriculum."""
     config = ROOT / 'configs' / 'swrn' / f'shortest-path_{model}.py'
-    # a list is replaced as a whole, an item of it by its number
+    # --cfg-options changes a single item of a list by its index.
     curriculum = {'cnn': 0, 'scnn': 0, 'scnn-r': 1}[model]
     options = [
         f'train_cfg.max_epochs={len(CURRICULUM) * args.epochs}',
@@ -63,11 +65,11 @@ def train(model: str, work_dir: Path, args: argparse.Namespace) -> None:
     command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir)]
     command += ['--resume', 'auto', '--num-pictures', '0', '--cfg-options', *options]
     if subprocess.run(command).returncode:
-        raise ToolError(f'the training in {work_dir} failed; the same command goes on with it')
+        raise ToolError(f'the training in {work_dir} failed; the same command resumes it')
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the tool."""
+    """Run the tool."""
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
     runs = {}

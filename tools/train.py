@@ -8,18 +8,14 @@ from __future__ import annotations
 import _before_torch  # noqa: F401
 
 import argparse
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from mmrecur.apis.checks import check_data, check_work_dir
-from mmrecur.apis.loading import check_resumable, check_weights, load_strictly
+from mmrecur.apis.checks import check_work_dir
 from mmrecur.apis.pictures import draw_predictions
 from mmrecur.apis.runner import (
     add_common_arguments,
@@ -31,14 +27,13 @@ from mmrecur.apis.runner import (
     use_auto_scale_lr,
 )
 from mmrecur.apis.summary import final_metrics, print_metrics, print_results, training_results
-from mmrecur.apis.widths import explained_widths
-from mmrecur.checkpoint.resume import find_checkpoint_to_resume, load_run_checkpoint
+from mmrecur.apis.training import set_starting_point, train
 from mmrecur.engine import lock_work_dir
 from mmrecur.errors import ToolError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='path of a config, or mmdet::PATH, mmpretrain::PATH, mmrecur::PATH')
     add_common_arguments(parser)
@@ -47,8 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='continue from a checkpoint; "auto", or no value: from the last one in the work '
-        'directory, or from scratch if there is none',
+        help='continue from a checkpoint; "auto" or no value: from the last one in the work directory, or '
+        'from the beginning if there is none',
     )
     parser.add_argument(
         '--amp',
@@ -58,112 +53,48 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--channels-last',
         action='store_true',
-        help='lay weights, and so feature maps, out with the channels last: faster on CPUs, and on GPUs '
-        'with --amp',
+        help='use the channels-last memory format, which is faster on CPUs, and on GPUs with --amp',
     )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate by the total batch size over auto_scale_lr.base_batch_size',
+        help='multiply the learning rate by the total batch size over auto_scale_lr.base_batch_size',
     )
     parser.add_argument(
         '--num-pictures',
         type=int,
         default=8,
         metavar='N',
-        help='after training, draw the predictions of a detector on the first N validation images; '
-        '0 for none (default: 8)',
+        help='draw the predictions of a trained detector on the first N validation images; 0 for none '
+        '(default: 8)',
     )
-    parser.add_argument('--show-dir', help='where to draw them; default: predictions in the work directory')
+    parser.add_argument(
+        '--show-dir', help='folder of these pictures; default: predictions in the work directory'
+    )
     args = parser.parse_args(argv)
     if args.num_pictures < 0:
         parser.error(f'argument --num-pictures: {args.num_pictures} given; allowed: 0 or more')
     return args
 
 
-def set_starting_point(cfg: Config, resume: str | None) -> None:
-    """Decides what the run starts from, and reads it to fail before anything is built."""
-    if resume == 'auto':
-        found = find_checkpoint_to_resume(cfg.work_dir, report=print)
-        if found is None:
-            print(f'Nothing to resume in {cfg.work_dir}: training from the start.', flush=True)
-            cfg.resume = False
-        else:
-            cfg.resume, cfg.load_from = True, str(found)
-    elif resume is not None:
-        cfg.resume, cfg.load_from = True, resume
-    elif cfg.get('resume') and cfg.get('load_from') is None:
-        return set_starting_point(cfg, 'auto')
-    source = cfg.get('load_from')
-    if source is None or '://' in source:
-        return None
-    checkpoint = load_run_checkpoint(source)
-    check_weights(source, checkpoint)
-    if cfg.get('resume'):
-        check_resumable(source, checkpoint)
-        take_over_seed(cfg, checkpoint['meta'].get('seed'))
-    return None
-
-
-def take_over_seed(cfg: Config, seed: int | None) -> None:
-    """Gives the run the seed of the one it continues.
-
-    MMEngine takes the seed over after the sampler has been built, too late for the data order.
-    """
-    randomness = dict(cfg.get('randomness') or {})
-    given = randomness.get('seed')
-    if seed is None or given == seed:
-        return
-    if given is not None:
-        print(f'The resumed run had seed {seed}: it replaces {given}.', flush=True)
-    cfg.randomness = dict(randomness, seed=seed)
-
-
-def train(runner: Runner, argv: Sequence[str]) -> None:
-    """Trains, once the data are known to be there and to fit the model.
-
-    Raises:
-        KeyboardInterrupt: On an interrupt; its argument says how to go on.
-    """
-    try:
-        check_data(runner, 'train', 'val')
-        if runner._resume:
-            load_strictly(runner)
-        with explained_widths(runner):
-            runner.train()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(how_to_go_on(runner, argv)) from None
-
-
-def how_to_go_on(runner: Runner, argv: Sequence[str]) -> str:
-    """Says where an interrupted training got to and which command continues it."""
-    reached = find_checkpoint_to_resume(runner.work_dir)
-    if reached is None:
-        return f'no checkpoint is in {runner.work_dir} yet: the same command starts again'
-    if runner.distributed:
-        return f'the same command with --resume auto goes on from {reached}'
-    command = shlex.join(['python', sys.argv[0], *argv, '--resume', 'auto'])
-    return f'to go on from {reached}:\n  {command}'
-
-
 def draw(runner: Runner, args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Draws predictions; what goes wrong here must not fail a training that is done."""
+    """Draw predictions; log errors instead of raising them, because the training is complete."""
     directory = Path(args.show_dir or Path(runner.work_dir) / 'predictions')
     try:
         written = draw_predictions(runner, directory, args.num_pictures)
     except Exception as error:
-        runner.logger.warning(f'No pictures of predictions: {type(error).__name__}: {error}')
+        runner.logger.warning(f'No predictions drawn: {type(error).__name__}: {error}')
         return []
     return [('predictions', str(directory))] if written else []
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the tool."""
+    """Run the tool."""
     args = parse_args(argv)
     cfg = prepare_config(args)
     for part in ('train_cfg', 'train_dataloader', 'optim_wrapper'):
         if cfg.get(part) is None:
-            raise ToolError(f'config {args.config!r} has no {part}: it describes no training')
+            raise ToolError(f'config {args.config!r} has no {part}, which a training needs')
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:

@@ -1,4 +1,7 @@
-"""Side-by-side timing of models, interleaved so that a noisy machine disturbs both alike."""
+"""Time models in turn, so that the ratios of their times are reliable on a noisy machine.
+
+Other load slows down all models of a round alike: their seconds change, the ratios hardly do.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from mmrecur.models.deployable import Deployable, deploy
 
 @dataclass
 class Timing:
-    """Times of one model against a reference, from the same rounds.
+    """Times of a model, alone and relative to a reference timed in the same rounds.
 
     Attributes:
         seconds (float): Median time of a call.
-        ratio (float): Median over the rounds of the time relative to the reference's in that round.
+        ratio (float): Median over the rounds of the ratio to the reference's time in the same round.
         low (float): First quartile of these ratios.
-        high (float): Third quartile.
-        peak_bytes (int): Most memory that a call held beyond the weights and the input.
+        high (float): Third quartile of these ratios.
+        peak_bytes (int): Peak memory of a call in bytes, without the weights and the input.
     """
 
     seconds: float
@@ -34,11 +37,13 @@ class Timing:
     peak_bytes: int
 
 
-def deployed(model: nn.Module) -> nn.Module:
-    """A copy of a model in its inference form; of others than this package's, with BN folded.
+def inference_form(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in its inference form.
+
+    Models without ``switch_to_deploy`` get their batch norms fused into the convolutions.
 
     Args:
-        model (nn.Module): The model, alone or around a backbone, left as it is.
+        model (nn.Module): A backbone, or a model that contains one. It is not changed.
 
     Returns:
         nn.Module: The copy, in evaluation mode.
@@ -46,7 +51,7 @@ def deployed(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     if any(isinstance(module, Deployable) for module in model.modules()):
         return deploy(model)
-    model.eval()  # not chained: some backbones return None
+    model.eval()  # some backbones return None, so the call cannot be chained
     if hasattr(model, 'switch_to_deploy'):
         model.switch_to_deploy()
         return model
@@ -54,7 +59,7 @@ def deployed(model: nn.Module) -> nn.Module:
 
 
 def evaluation_call(model: nn.Module, x: Tensor) -> Callable[[], None]:
-    """One forward pass in evaluation mode without gradients."""
+    """Return a function that runs a forward pass in evaluation mode without gradients."""
     model.eval()
 
     def call() -> None:
@@ -65,7 +70,10 @@ def evaluation_call(model: nn.Module, x: Tensor) -> Callable[[], None]:
 
 
 def training_call(model: nn.Module, x: Tensor) -> Callable[[], None]:
-    """One training step without the optimiser: forward, loss over all outputs, backward."""
+    """Return a function that runs a training step without the optimizer.
+
+    The loss is the sum of the means of all outputs.
+    """
     model.train()
 
     def call() -> None:
@@ -80,20 +88,20 @@ def training_call(model: nn.Module, x: Tensor) -> Callable[[], None]:
 def measure(
     calls: Sequence[Callable[[], None]], device: torch.device, rounds: int = 20, warmup: int = 3
 ) -> list[Timing]:
-    """Time calls in turn, round by round; the first is the reference.
+    """Time functions in turn, round by round.
 
     Args:
-        calls (Sequence[Callable]): What to time.
-        device (torch.device): Where they run.
-        rounds (int): Timed rounds. Defaults to 20.
-        warmup (int): Rounds before. Defaults to 3.
+        calls (Sequence[Callable]): Functions to time. The first is the reference of the ratios.
+        device (torch.device): Device on which they run.
+        rounds (int): Number of timed rounds. Defaults to 20.
+        warmup (int): Number of rounds before them that are not timed. Defaults to 3.
 
     Returns:
-        list[Timing]: One a call.
+        list[Timing]: A timing for each function.
     """
     times: list[list[float]] = [[] for _ in calls]
     for index in range(-warmup, rounds):
-        # every other round in reverse, so that no call always follows the same one
+        # Every other round is reversed, so that no call always follows the same one.
         order = range(len(calls)) if index % 2 == 0 else reversed(range(len(calls)))
         for i in order:
             seconds = _timed(calls[i], device)
@@ -118,14 +126,14 @@ def _timed(call: Callable[[], None], device: torch.device) -> float:
 
 
 def peak_memory(call: Callable[[], None], device: torch.device) -> int:
-    """Most memory a call holds at a time beyond what was held before.
+    """Measure the peak memory that a call allocates.
 
     Args:
-        call (Callable): What to run.
-        device (torch.device): Where it runs.
+        call (Callable): Function to run.
+        device (torch.device): Device on which it runs.
 
     Returns:
-        int: Bytes of tensors, counted from the allocator's events.
+        int: Peak of the bytes held by tensors, beyond those held before the call.
     """
     if device.type == 'cuda':
         before = torch.cuda.memory_allocated(device)
@@ -133,7 +141,7 @@ def peak_memory(call: Callable[[], None], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    call()  # gradients of the last call are freed inside the next: count from a steady state
+    call()  # A training step frees the gradients of the step before it, so start from a steady state.
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         call()
     events = [e for e in profile.kineto_results.events() if e.name() == '[memory]']

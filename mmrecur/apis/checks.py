@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a run starts: its work directory, data sets and classes."""
+"""Check the loops, work directory, data sets and classes of a run before it starts."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from mmrecur.apis.mistakes import (
 from mmrecur.apis.start import prints_into_log
 from mmrecur.errors import ToolError
 
-#: Annotation files above this size are not read a second time only to compare the order of classes.
+#: Annotation files above this size in bytes are not read again to compare the order of the classes.
 _LARGE_FILE = 100 * 2**20
 
 
 def check_loops(cfg: Config) -> None:
-    """Check the arguments of the loops that MMEngine builds without a type.
+    """Check the arguments of loops whose configs have no type.
 
     Args:
         cfg (Config): A config.
 
     Raises:
-        ToolError: If a loop does not take one of them, or needs another one.
+        ToolError: If a loop does not accept an argument, or lacks a required one.
     """
     by_epoch = (cfg.get('train_cfg') or {}).get('by_epoch', True)
     training = EpochBasedTrainLoop if by_epoch else IterBasedTrainLoop
@@ -51,13 +51,13 @@ def check_loops(cfg: Config) -> None:
 
 
 def check_optimizer(cfg: Config) -> None:
-    """Check that the optimizer's type is known, which MMEngine takes for granted.
+    """Check that the type of the optimizer is registered; MMEngine does not check it.
 
     Args:
-        cfg (Config): A config, whose scope is the current one.
+        cfg (Config): A config whose ``default_scope`` is the current scope.
 
     Raises:
-        ToolError: If it is not.
+        ToolError: If the type is unknown.
     """
     kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
     if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
@@ -65,27 +65,27 @@ def check_optimizer(cfg: Config) -> None:
 
 
 def check_work_dir(path: str) -> None:
-    """Make a work directory and try to write in it.
+    """Create a work directory and check that it is writable.
 
     Args:
         path (str): The directory.
 
     Raises:
-        ToolError: If that is impossible.
+        ToolError: If it cannot be created or written.
     """
     check_writable_folder(path, 'work directory', 'choose another one with --work-dir')
 
 
 def check_writable_folder(path: str | Path, what: str, remedy: str) -> None:
-    """Make a folder for results and try to write in it.
+    """Create a folder for results and check that it is writable.
 
     Args:
         path (str or Path): The folder.
-        what (str): What it is, for the message.
-        remedy (str): What to do about it, for the message.
+        what (str): Name of the folder in the message.
+        remedy (str): Advice in the message.
 
     Raises:
-        ToolError: If that is impossible.
+        ToolError: If it cannot be created or written.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -96,15 +96,15 @@ def check_writable_folder(path: str | Path, what: str, remedy: str) -> None:
 
 
 def check_data(runner: Runner, *names: str) -> None:
-    """Build the data sets of a runner and look at them before anything is computed.
+    """Build the data sets of a runner and check them.
 
     Args:
         runner (Runner): The runner.
-        *names (str): Of 'train', 'val' and 'test' those that the run will use.
+        *names (str): Loops whose data are checked: 'train', 'val', 'test'.
 
     Raises:
-        ToolError: If a data set has no images or annotations, its first images do not exist, or its
-            classes fit neither its annotations nor the model.
+        ToolError: If a data set has no images or annotations, if some of its images do not exist, or if its
+            classes do not match its annotations or the model.
     """
     for name in names:
         loop = _build_loop(runner, name)
@@ -128,7 +128,7 @@ def _build_loop(runner: Runner, name: str) -> Any:
         with prints_into_log():
             return getattr(runner, f'{name}_loop')
     except Exception as error:
-        # MMEngine's data sets cannot be built without a single image.
+        # MMEngine's data sets raise an obscure error if they have no images.
         for entry in traceback_entries(error.__traceback__):
             dataset = entry.tb_frame.f_locals.get('self')
             if isinstance(dataset, BaseDataset) and getattr(dataset, 'data_list', None) == []:
@@ -143,7 +143,7 @@ def _no_images(dataset: Any, where: str) -> str:
 
 
 def _parts(dataset: Any) -> Iterator[BaseDataset]:
-    """Yield the data sets inside wrappers, as far as they are MMEngine's."""
+    """Yield the MMEngine data sets inside wrappers."""
     if isinstance(dataset, BaseDataset):
         yield dataset
     elif hasattr(dataset, 'datasets'):
@@ -161,7 +161,7 @@ def _describe(dataset: Any) -> str:
 
 
 def _only_formats(loop: Any) -> bool:
-    """Whether a loop writes predictions for a test whose annotations are secret."""
+    """Return whether a loop only writes predictions, because the annotations are not public."""
     metrics = getattr(getattr(loop, 'evaluator', None), 'metrics', [])
     return bool(metrics) and all(getattr(metric, 'format_only', False) for metric in metrics)
 
@@ -178,11 +178,11 @@ def _check_images(dataset: BaseDataset, where: str) -> None:
 
 
 def _check_annotations(dataset: Any, where: str) -> None:
-    """Raises ToolError if no image of a detection data set has an object."""
+    """Raise ToolError if no image of a detection data set has an object."""
     parts = list(_parts(dataset))
     for part in parts:
         for index in range(len(part)):
-            # Data sets of other tasks have no such entry.
+            # Data sets of other tasks have no "instances".
             if part.get_data_info(index).get('instances') != []:
                 return
     if not parts:
@@ -200,7 +200,7 @@ def _classes(dataset: Any, where: str) -> tuple[str, ...] | None:
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if isinstance(classes, str):
         raise ToolError(
-            f'{where}: classes={classes!r} is a text; allowed: a tuple of names, such as ({classes!r},)'
+            f'{where}: classes={classes!r} is a string; allowed: a tuple of names, such as ({classes!r},)'
         )
     return None if classes is None else tuple(classes)
 
@@ -211,7 +211,7 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
 
 
 def _check_names(dataset: Any, where: str) -> None:
-    """Compare the names of classes with those in a COCO file, whose order mmdet's labels follow."""
+    """Compare the class names with those in a COCO file, whose order defines mmdet's labels."""
     found, names = getattr(dataset, 'cat_ids', None), _classes(dataset, where)
     path = Path(str(getattr(dataset, 'ann_file', '')))
     if found is None or names is None or not path.is_file():
@@ -232,7 +232,7 @@ def _check_names(dataset: Any, where: str) -> None:
     if set(labelled) == set(names) and labelled != names:
         raise ToolError(
             f'{where}: labels follow the order of {str(path)!r}, so the names in metainfo.classes '
-            f'would be given to the wrong objects; allowed: classes={labelled!r}'
+            f'would name the wrong objects; allowed: classes={labelled!r}'
         )
 
 
@@ -245,7 +245,7 @@ def _check_class_counts(runner: Runner, dataset: Any, where: str) -> None:
     if isinstance(getattr(head, 'num_classes', None), int):
         _check_classifier(runner, head.num_classes, names, dataset, where)
     if names is None or any(getattr(part, 'return_classes', False) for part in _parts(dataset)):
-        return  # detectors that are given the names take any number of them
+        return  # These detectors receive the names as input, in any number.
     things = (getattr(dataset, 'metainfo', None) or {}).get('thing_classes')
     count = len(names if things is None else things)
     for name, module in _detector_heads(model):
@@ -259,7 +259,7 @@ def _check_class_counts(runner: Runner, dataset: Any, where: str) -> None:
 def _detector_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if any(kind.__name__.endswith('RPNHead') for kind in type(module).__mro__):
-            continue  # tells objects from background, in a detector of proposals as bbox_head
+            continue  # In a proposal detector, its bbox_head only separates objects from the background.
         is_head = any(part in ('bbox_head', 'mask_head') for part in name.split('.')[-2:])
         counted = isinstance(getattr(module, 'num_classes', None), int)
         if is_head and counted and hasattr(module, 'loss') and not getattr(module, 'class_agnostic', False):

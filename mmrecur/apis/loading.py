@@ -1,4 +1,4 @@
-"""Checkpoints that must fit the run which loads them."""
+"""Check that checkpoints fit the run that loads them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from mmengine.runner import Runner
 
 from mmrecur.errors import CheckpointError
 
-#: What a run is continued from, and what each of these must be.
+#: Entries that resuming needs, with their types.
 _STATE = {'meta': dict, 'state_dict': dict, 'message_hub': dict, 'optimizer': dict}
 _META = {'epoch': int, 'iter': int, 'seed': (int, type(None))}
 
 
 def check_resumable(source: str, checkpoint: dict[str, Any]) -> None:
-    """Check that a checkpoint holds a state of training, not weights alone.
+    """Check that a training can be resumed from a checkpoint.
 
     Args:
-        source (str): Where it comes from, for messages.
+        source (str): Name of the checkpoint in messages.
         checkpoint (dict): The checkpoint.
 
     Raises:
-        CheckpointError: If something is missing or malformed.
+        CheckpointError: If an entry is missing or malformed.
     """
     lacking = set(_STATE) - set(checkpoint)
     if lacking:
@@ -34,7 +34,7 @@ def check_resumable(source: str, checkpoint: dict[str, Any]) -> None:
     if isinstance(checkpoint['meta'], dict):
         entries += [(f'meta.{name}', checkpoint['meta'].get(name), kind) for name, kind in _META.items()]
     for name, value, kind in entries:
-        # bool is an int, and no number of epochs.
+        # bool is a subclass of int.
         if not isinstance(value, kind) or isinstance(value, bool):
             raise CheckpointError(
                 f'checkpoint {source!r} cannot be resumed: {name} is {_short(value)}; allowed: '
@@ -48,14 +48,14 @@ def _short(value: Any) -> str:
 
 
 def check_weights(source: str, checkpoint: dict[str, Any]) -> None:
-    """Check that a checkpoint holds weights by name.
+    """Check that a checkpoint contains named weights.
 
     Args:
-        source (str): Where it comes from, for messages.
+        source (str): Name of the checkpoint in messages.
         checkpoint (dict): The checkpoint, or a state dict.
 
     Raises:
-        CheckpointError: If it does not.
+        CheckpointError: If it contains no weights, or anything else in their place.
     """
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
@@ -63,16 +63,16 @@ def check_weights(source: str, checkpoint: dict[str, Any]) -> None:
             f'checkpoint {source!r} refused: state_dict is {_short(state)}; allowed: tensors by name'
         )
     if not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f'checkpoint {source!r} refused: it holds no weights')
+        raise CheckpointError(f'checkpoint {source!r} refused: it contains no weights')
 
 
 def load_strictly(runner: Runner) -> None:
-    """Let a runner load only checkpoints with exactly the weights of its model, and its optimizer's state.
+    """Let a runner load only checkpoints that match its model and optimizer exactly.
 
-    MMEngine only warns about missing weights and goes on with a model that is random there.
+    MMEngine only warns about missing weights and leaves them random.
 
     Args:
-        runner (Runner): Changed in place; its next load raises CheckpointError if the file does not fit.
+        runner (Runner): Changed in place. Loading a checkpoint that does not match raises CheckpointError.
     """
     load = runner.load_checkpoint
 
@@ -81,7 +81,7 @@ def load_strictly(runner: Runner) -> None:
             checkpoint = load(filename, *args, **dict(kwargs, strict=True))
         except (CheckpointError, torch.cuda.OutOfMemoryError):
             raise
-        except RuntimeError as error:  # of Module.load_state_dict
+        except RuntimeError as error:  # from Module.load_state_dict
             raise CheckpointError(
                 f'checkpoint {filename!r} does not fit the model of the config: {error}'
             ) from error
@@ -92,14 +92,14 @@ def load_strictly(runner: Runner) -> None:
 
 
 def _check_optimizer(runner: Runner, source: str, checkpoint: dict[str, Any]) -> None:
-    """Raises CheckpointError if a run would go on with the state of another optimizer."""
+    """Raise CheckpointError if a run would resume with the state of another optimizer."""
     optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
     saved = checkpoint.get('optimizer')
     groups = saved.get('param_groups') if isinstance(saved, dict) else None
     if not runner._resume or optimizer is None or not groups:
         return
     sizes = [[len(group['params']) for group in which] for which in (groups, optimizer.param_groups)]
-    # A newer PyTorch may know more options of an optimizer; another optimizer lacks some as well.
+    # A newer PyTorch may add options to an optimizer. Another optimizer also lacks some.
     names = [set(which[0]) - {'initial_lr'} for which in (groups, optimizer.param_groups)]
     if sizes[0] != sizes[1] or (names[0] - names[1] and names[1] - names[0]):
         raise CheckpointError(

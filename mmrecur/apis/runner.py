@@ -1,8 +1,7 @@
-"""From a config and a command line to a runner: what the tools share.
+"""Build runners from configs and command lines, for the tools.
 
-Any config of mmdet or mmpretrain will do; its ``default_scope`` says which library's modules it
-names. Machines without an accelerator are served too: MMEngine alone supports neither distributed
-nor mixed-precision training there.
+All configs of mmdet and mmpretrain are supported. On machines without an accelerator, this module adds
+distributed and mixed-precision training, which MMEngine does not support there.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that every tool with a runner has.
+    """Add the options of all tools that use a runner.
 
     Args:
         parser (argparse.ArgumentParser): Parser to extend.
     """
-    parser.add_argument('--work-dir', help='where results go; default: ./work_dirs/NAME_OF_CONFIG')
+    parser.add_argument('--work-dir', help='folder of the results (default: ./work_dirs/NAME_OF_CONFIG)')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -68,20 +67,20 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--launcher',
         choices=LAUNCHERS,
         default='none',
-        help='what started the processes of a distributed job (default: none, one process)',
+        help='launcher of a distributed job (default: none, a single process)',
     )
-    # torch.distributed.launch passes one or the other.
+    # Versions of torch.distributed.launch differ in the spelling.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def config_path(name: str) -> str:
-    """Find the file that ``name``, a path or ``package::path``, stands for.
+    """Return the path of a config.
 
     Args:
         name (str): See :func:`load_config`.
 
     Returns:
-        str: Its path.
+        str: Path of the file.
 
     Raises:
         ToolError: If it does not exist.
@@ -93,7 +92,7 @@ def config_path(name: str) -> str:
         return name
     if package == 'mmrecur':
         root = Path(mmrecur.__file__).parent
-        # .mim is in an installed package; a source tree has configs beside it.
+        # Installed packages have .mim; a source tree has configs beside the package.
         roots = [root / '.mim' / 'configs', root.parent / 'configs']
     elif is_installed(package):
         module = __import__(package)
@@ -112,21 +111,21 @@ def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
 
     Args:
         name (str): Path of a config, or ``mmdet::...``, ``mmpretrain::...``, ``mmrecur::...``
-            with a path in the configs of that package, with or without ``.py``.
-        options (dict, optional): Values to override, by dotted key. Defaults to None.
+            with a path below the configs of that package, with or without ``.py``.
+        options (dict, optional): Values to replace, by dotted key. Defaults to None.
 
     Returns:
         Config: The config.
 
     Raises:
-        ToolError: If it does not exist or cannot be read; the message says why.
+        ToolError: If the config does not exist or cannot be read.
     """
     path = config_path(name)
     try:
         cfg = Config.fromfile(path)
         if options:
             cfg.merge_from_dict(options)
-    except Exception as error:  # a config is a program: anything can happen in it
+    except Exception as error:  # A config is a program, which can raise anything.
         reason = f'{type(error).__name__}: {error}'
         raise ToolError(f'config {name!r} cannot be read: {reason}') from error
     return cfg
@@ -136,7 +135,7 @@ def prepare_config(args: argparse.Namespace) -> Config:
     """Read the config of a command line and apply the options of :func:`add_common_arguments`.
 
     Args:
-        args (argparse.Namespace): With ``config`` and the common options.
+        args (argparse.Namespace): Parsed arguments with ``config`` and the common options.
 
     Returns:
         Config: The config, with ``work_dir`` and ``launcher`` set.
@@ -156,10 +155,10 @@ def prepare_config(args: argparse.Namespace) -> Config:
 
 
 def stack_batches(cfg: Config) -> None:
-    """Let the loaders of an mmpretrain config stack batches, as its models take them, in place.
+    """Set the default ``collate_fn`` of mmpretrain configs, whose models need stacked batches.
 
     Args:
-        cfg (Config): Any config. mmpretrain's own tools do this to every one.
+        cfg (Config): Config, changed in place if it belongs to mmpretrain. mmpretrain's tools do the same.
     """
     if cfg.get('default_scope') == 'mmpretrain':
         for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -174,7 +173,7 @@ def use_amp(cfg: Config) -> None:
         cfg (Config): Changed in place.
 
     Raises:
-        ToolError: If the optimizer wrapper is of a kind that has no mixed-precision counterpart.
+        ToolError: If the optimizer wrapper has no mixed-precision counterpart.
     """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -184,39 +183,37 @@ def use_amp(cfg: Config) -> None:
 
 
 def use_auto_scale_lr(cfg: Config) -> None:
-    """Scale the learning rate with the total batch size.
+    """Scale the learning rate in proportion to the total batch size.
 
     Args:
         cfg (Config): Changed in place.
 
     Raises:
-        ToolError: If the config does not say what batch size its learning rate is for.
+        ToolError: If the config has no ``auto_scale_lr.base_batch_size``.
     """
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise ToolError(
-            '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size, the total batch '
-            'size that its learning rate is for; give it with --cfg-options '
-            'auto_scale_lr.base_batch_size=16'
+            '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size, the total batch size for its '
+            'learning rate; set it with --cfg-options auto_scale_lr.base_batch_size=16'
         )
     cfg.auto_scale_lr.enable = True
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, with what makes it safe to kill and to load with.
+    """Build a runner that loads checkpoints safely and resumes exactly after a kill.
 
-    Besides MMEngine's own work: checkpoints are loaded as data only and written atomically,
-    :class:`ResumableRandomnessHook` and, in distributed runs, :class:`AverageLossesHook` are
-    registered, and on a machine without accelerator processes talk over gloo and mixed precision is
-    bfloat16.
+    Checkpoints are loaded as data only and written atomically. :class:`ResumableRandomnessHook` and, in
+    distributed runs, :class:`AverageLossesHook` are registered. On a machine without an accelerator,
+    processes communicate with gloo, and mixed precision uses bfloat16.
 
     Args:
         cfg (Config): A config with ``work_dir`` and ``launcher``.
 
     Returns:
-        Runner: The runner. Until it runs, the console gets only what a user can act on.
+        Runner: The runner. Until it starts, the console shows only messages that a user can act on.
 
     Raises:
-        ToolError: If nothing can be written into the work directory.
+        ToolError: If the config is wrong or the work directory cannot be written.
     """
     check_loops(cfg)
     check_work_dir(cfg.work_dir)
@@ -246,7 +243,7 @@ def _runner_class(cfg: Config) -> type[Runner]:
 
 
 def _use_cpu_amp(runner: Runner) -> None:
-    # After the runner has written its config: a run continued on a GPU finds AmpOptimWrapper there.
+    # The config that the runner has saved keeps AmpOptimWrapper, so that the run can be resumed on a GPU.
     wrapper = runner.optim_wrapper
     if isinstance(wrapper, dict) and wrapper.get('type') == 'AmpOptimWrapper':
         cpu_only = {key: wrapper[key] for key in wrapper if key not in ('loss_scale', 'dtype')}
@@ -255,7 +252,7 @@ def _use_cpu_amp(runner: Runner) -> None:
 
 
 def _join_cpu_processes(cfg: Config) -> None:
-    """Start gloo; MMEngine's own start-up selects a GPU even for it."""
+    """Initialise gloo, because MMEngine selects a GPU even for this backend."""
     env = os.environ
     names = {
         'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
@@ -276,7 +273,7 @@ def _join_cpu_processes(cfg: Config) -> None:
     env.setdefault('MASTER_PORT', '29500')
     if not is_distributed():
         torch.distributed.init_process_group('gloo')
-    # DistributedDataParallel takes device_ids for GPUs only; MMEngine sets them unless told.
+    # DistributedDataParallel accepts device_ids for GPUs only; MMEngine sets them by default.
     wrapper = dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
@@ -287,7 +284,7 @@ def _join_cpu_processes(cfg: Config) -> None:
 
 
 def leave_processes(runner: Runner) -> None:
-    """Leave the process group of a run that is done, if it had one.
+    """Leave the process group of a distributed run at its end.
 
     Args:
         runner (Runner): The runner; it cannot be used afterwards.
@@ -295,8 +292,8 @@ def leave_processes(runner: Runner) -> None:
     if not is_distributed():
         return
     if is_model_wrapper(runner.model):
-        # A DistributedDataParallel that outlives its group makes PyTorch abort some processes at
-        # their end ("terminate called without an active exception"), and so the job look failed.
+        # If a DistributedDataParallel outlives its group, PyTorch aborts some processes at exit ("terminate
+        # called without an active exception"), and the job seems to have failed.
         runner.model = runner.model.module
         gc.collect()
     torch.distributed.barrier()

@@ -1,4 +1,4 @@
-"""A calm start: what a run is about on the console, everything else in its log file."""
+"""Keep the console short until a run starts; the log file contains everything."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import mmrecur
 from mmrecur.apis.summary import print_results, run_summary
 
 _OWN_CODE = str(Path(mmrecur.__file__).parent) + os.sep
-#: Warnings of these modules are about the libraries' own code or defaults.
+#: Modules whose warnings concern the libraries' own code or defaults.
 _NOISY_CODE = ('mmengine.fileio', 'mmengine.evaluator', 'mmengine.registry', 'mmengine.visualization')
-#: Modules that print, and where nothing of it matters.
+#: Modules that print unimportant messages.
 _PRINTING_CODE = {
     'mmdet.datasets',
     'mmdet.datasets.transforms',
@@ -32,10 +32,10 @@ _PRINTING_CODE = {
 
 
 class StartFilter(logging.Filter):
-    """Pass what a user can act on, and everything once the run has started.
+    """Pass all records of a run that has started, and only those that a user can act on before.
 
-    Until then that is errors, warnings except those about the libraries' own code, and what this
-    package says.
+    Before the start, these are errors, warnings except those about the libraries' own code, and messages of
+    this package.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class StartFilter(logging.Filter):
         self.started = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a record is for the console."""
+        """Return whether a record is shown on the console."""
         if getattr(record, 'was_printed', False):
             return False
         if self.started or record.levelno >= logging.ERROR or record.pathname.startswith(_OWN_CODE):
@@ -52,7 +52,7 @@ class StartFilter(logging.Filter):
 
 
 def _speaker() -> str:
-    """Name of the module that is logging; records name the function print_log instead."""
+    """Return the name of the logging module; records contain that of print_log instead."""
     frame = sys._getframe()
     while frame is not None:
         name = frame.f_globals.get('__name__', '')
@@ -63,7 +63,7 @@ def _speaker() -> str:
 
 
 class StartHook(Hook):
-    """Print a summary of the run when it starts, and let the console have everything from then on."""
+    """Print a summary of the run at its start and stop filtering the console."""
 
     priority = 'LOWEST'
 
@@ -71,11 +71,11 @@ class StartHook(Hook):
         self.console = console
 
     def before_train(self, runner: Runner) -> None:
-        """Start a training."""
+        """Print the summary of a training."""
         self._start(runner, ('train', 'val'))
 
     def before_test(self, runner: Runner) -> None:
-        """Start a test."""
+        """Print the summary of a test."""
         self._start(runner, ('test',))
 
     def _start(self, runner: Runner, loops: tuple[str, ...]) -> None:
@@ -86,10 +86,10 @@ class StartHook(Hook):
 
 
 def short_start(runner_class: type[Runner]) -> type[Runner]:
-    """Derive a runner whose start is short on the console and complete in the log file.
+    """Derive a runner class that logs its start to the file and little of it to the console.
 
     Args:
-        runner_class (type): Runner to derive from.
+        runner_class (type): Runner class to derive from.
 
     Returns:
         type: The derived class.
@@ -114,7 +114,7 @@ def short_start(runner_class: type[Runner]) -> type[Runner]:
 
 
 class _StartOutput:
-    """Standard output during the start: what libraries say about their own work is kept apart."""
+    """Standard output during the start, which keeps unimportant messages of libraries apart."""
 
     def __init__(self, console: TextIO) -> None:
         self.console = console
@@ -129,7 +129,7 @@ class _StartOutput:
 
 @contextlib.contextmanager
 def prints_into_log() -> Iterator[None]:
-    """Log what some libraries print while they are imported or read annotations."""
+    """Log the messages that libraries print while they are imported or read annotations."""
     output = _StartOutput(sys.stdout)
     with contextlib.redirect_stdout(output):
         yield

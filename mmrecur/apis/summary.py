@@ -1,4 +1,4 @@
-"""What a run leaves behind, in a few lines."""
+"""Summaries of runs, and their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_summary(runner: Runner, loops: Sequence[str]) -> dict[str, str]:
 
     Args:
         runner (Runner): The runner, with its model and loops built.
-        loops (Sequence[str]): Those of 'train', 'val' and 'test' that will run.
+        loops (Sequence[str]): Loops that will run: 'train', 'val', 'test'.
 
     Returns:
         dict[str, str]: Values by name.
@@ -67,7 +67,7 @@ def _device_name(processes: int) -> str:
 
 
 def final_metrics(runner: Runner) -> dict[str, float]:
-    """Collect the values of the last validation.
+    """Return the metrics of the last validation.
 
     Args:
         runner (Runner): The runner, after its training.
@@ -84,13 +84,13 @@ def final_metrics(runner: Runner) -> dict[str, float]:
 
 
 def training_results(runner: Runner) -> dict[str, str]:
-    """Collect the files that a training wrote.
+    """Return the files that a training wrote.
 
     Args:
         runner (Runner): The runner, after its training.
 
     Returns:
-        dict[str, str]: Paths by what they are; only files that exist.
+        dict[str, str]: Paths of existing files, by description.
     """
     info = runner.message_hub.runtime_info
     best = {name: path for name, path in info.items() if name.startswith('best_ckpt') and path}
@@ -121,10 +121,10 @@ def print_metrics(metrics: Mapping[str, Any], title: str) -> None:
 
 
 def print_results(results: Mapping[str, str], extra: Sequence[tuple[str, str]] = ()) -> None:
-    """Print where files are, a line each, never broken.
+    """Print the paths of files, one unbroken line each.
 
     Args:
-        results (Mapping): Paths by what they are.
+        results (Mapping): Paths by description.
         extra (Sequence): More (name, path) pairs. Defaults to ().
     """
     lines = [*results.items(), *extra]

@@ -1,4 +1,4 @@
-"""Which part of a model was given feature maps that it was not built for."""
+"""Explain necks and heads that do not fit the feature maps that they receive."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from mmrecur.errors import ToolError
 
 @contextlib.contextmanager
 def explained_widths(runner: Runner) -> Iterator[None]:
-    """Say which neck or head does not fit the part before it, if the first forward pass fails for that.
+    """Explain a failure of the first forward pass by a neck or head that does not fit its inputs.
 
     Args:
-        runner (Runner): Runs a detector or classifier. Models that are going to be compiled are left
-            alone, because hooks would be compiled with them.
+        runner (Runner): Runner of a detector or classifier. Models to be compiled are not watched, because
+            the hooks would be compiled, too.
 
     Raises:
-        ToolError: If the model failed on its first batch, and a part with ``in_channels`` was given
-            other feature maps than these, or a head with anchors another number of them than it has
-            anchors for.
+        ToolError: If the first batch failed, and the feature maps did not match the ``in_channels`` of a neck
+            or head, or their number did not match the anchors of a head.
     """
     if runner.cfg.get('compile'):
         yield
@@ -44,7 +43,7 @@ def explained_widths(runner: Runner) -> Iterator[None]:
 
 
 class _FirstPass:
-    """Channels that necks and heads are given, until they have computed something from them once."""
+    """Channels of the inputs of necks and heads that have not returned from their first call."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -68,8 +67,8 @@ class _FirstPass:
             if not _fits(expected, channels):
                 shown = channels[-1] if isinstance(expected, int) else channels
                 return (
-                    f'model.{name} takes feature maps of {expected} channels (in_channels) and is given '
-                    f'{shown}; change it or what comes before it, such as out_indices of the backbone'
+                    f'model.{name} expects feature maps with {expected} channels (in_channels) and '
+                    f'received {shown}; change it or a part before it, such as out_indices of the backbone'
                 )
         return self._levels_problem(modules)
 
@@ -80,8 +79,8 @@ class _FirstPass:
             levels = getattr(getattr(modules.get(name), 'prior_generator', None), 'num_levels', None)
             if isinstance(outputs, int) and isinstance(levels, int) and outputs != levels:
                 return (
-                    f'model.neck has {outputs} outputs (num_outs) and model.{name} takes {levels}, one for '
-                    'each of the strides of its anchor_generator; make the two equal'
+                    f'model.neck has {outputs} outputs (num_outs) and model.{name} expects {levels}, one for '
+                    'each stride of its anchor_generator; make the two equal'
                 )
         return None
 
@@ -110,5 +109,5 @@ def _is_neck_or_head(name: str, module: nn.Module) -> bool:
 
 def _fits(expected: int | list[int], channels: list[int]) -> bool:
     if isinstance(expected, int):
-        return channels[-1] == expected  # classifiers take the last one, other heads equal ones
-    return sorted(expected) == sorted(channels)  # some necks go from the last to the first
+        return channels[-1] == expected  # Classifiers use the last map; other heads need equal widths.
+    return sorted(expected) == sorted(channels)  # Some necks list the maps from last to first.

@@ -97,6 +97,7 @@ def _load_as_data(
             raise _damaged(name, damage)
         if is_torchscript(file):
             raise CheckpointError(f'checkpoint {name} refused: it is a TorchScript archive, not a state dict')
+    refusal: CheckpointError
     start = file.tell() if hasattr(file, 'tell') else None
     options = dict(pickle_load_args) if mmap is None else dict(pickle_load_args, mmap=mmap)
     try:

@@ -1,6 +1,7 @@
-"""Data the libraries lack: generators of synthetic data sets."""
+"""Generators of synthetic data sets, and transforms that the libraries lack."""
 
-from mmrecur.datasets.shapes import CLASSES, Instance, Scene, ShapesConfig, render_scene, write_split
+from mmrecur.datasets.shapes import CLASSES, Instance, Scene, render_scene
+from mmrecur.datasets.shapes_dataset import ShapesConfig, make_shapes, write_split
 from mmrecur.datasets.shortest_path import ShortestPaths, generate_shortest_paths
 from mmrecur.datasets.transforms import CenteredCutout
 
@@ -12,6 +13,7 @@ __all__ = [
     'ShapesConfig',
     'ShortestPaths',
     'generate_shortest_paths',
+    'make_shapes',
     'render_scene',
     'write_split',
 ]

@@ -1,23 +1,15 @@
-"""A synthetic data set of rendered shapes for detection, instance segmentation, classification.
+"""Render pictures of coloured shapes for detection, instance segmentation and classification.
 
-:func:`render_scene` draws one picture from ``(seed, split, index)`` alone; :func:`write_split`
-writes a split, in COCO format or as an image folder. numpy and OpenCV draw, ``pycocotools``
-encodes the masks; nothing else is needed. ``tools/dataset_converters/make_shapes.py`` makes whole
-data sets with it.
-
-A pixel belongs to the last-drawn shape that covers at least half of it, and only pixels that
-belong to a shape are painted with it. So the masks are exact: the pixels where the picture
-differs from its background are the union of the masks, and no two masks overlap.
+:func:`render_scene` draws a picture that depends on ``(seed, split, index)`` only. A pixel belongs to the
+last-drawn shape that covers at least half of it, and a shape paints only the pixels that belong to it. The
+masks are therefore exact: the picture differs from its background in the union of the masks, and no two masks
+overlap.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -25,76 +17,34 @@ import numpy as np
 
 CLASSES = ('circle', 'rectangle', 'triangle', 'star', 'ring')
 SPLITS = ('train', 'val')
-TASKS = ('detection', 'classification')
 BACKGROUNDS = ('noise', 'gradient', 'stripes', 'checks')
-# Raise it with every change of what is drawn: data of another revision are not the same data.
+# Increase with every change to the drawing: pictures of different revisions differ.
 REVISION = 1
 
-# Smallest picture side; mmdet's COCO base configs drop training images with a smaller one.
+# Minimum height and width: mmdet's COCO base configs drop training images with a shorter side.
 MIN_SIDE = 32
-# Diameter of a shape's circumscribed circle, as fractions of the picture's shorter side, and its
-# minimum in pixels, below which a star and a triangle look alike.
+# Diameter of a shape's circumscribed circle relative to the shorter side, and its minimum in pixels.
+# Below the minimum, a star and a triangle look alike.
 SIZE_RANGE = (0.2, 0.5)
 MIN_DIAMETER = 12
-# Every shape shows at least this part of its area (not covered, not outside the picture), and at
-# least this many pixels.
+# Minimum part of a shape's area that is neither covered nor outside the picture, and minimum number of its
+# visible pixels.
 MIN_VISIBLE_FRACTION = 0.6
 MIN_VISIBLE_PIXELS = 24
 
 _TRIES = 20  # placements tried before a shape is left out of a crowded picture
-_SUBPIXELS = 4  # a pixel's coverage is counted on a grid of this many by this many points
-_BACKGROUND_CONTRAST = 120.0  # RGB distance wanted between a shape and the background
-_SHAPE_CONTRAST = 60.0  # ... and between two shapes of a picture
-
-
-@dataclass(frozen=True)
-class ShapesConfig:
-    """What determines a shapes data set, checked on construction.
-
-    Args:
-        num_train (int): Training images, at least 1. Defaults to 800.
-        num_val (int): Validation images, at least 1. Defaults to 100.
-        size (tuple[int, int]): Height and width in pixels, each at least 32.
-            Defaults to (128, 128).
-        max_objects (int): A picture holds 1 to this many shapes; classification always has one
-            and ignores it. Defaults to 4.
-        seed (int): Non-negative. Defaults to 0.
-        task (str): 'detection' or 'classification'. Defaults to 'detection'.
-
-    Raises:
-        ValueError: An argument is outside what is allowed.
-    """
-
-    num_train: int = 800
-    num_val: int = 100
-    size: tuple[int, int] = (128, 128)
-    max_objects: int = 4
-    seed: int = 0
-    task: str = 'detection'
-
-    def __post_init__(self) -> None:
-        _check_int('num_train', self.num_train, 1)
-        _check_int('num_val', self.num_val, 1)
-        _check_drawing(self.seed, self.size, self.max_objects)
-        if self.task not in TASKS:
-            raise ValueError(f'task is {self.task!r}; allowed: {", ".join(TASKS)}')
-        object.__setattr__(self, 'size', tuple(self.size))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the arguments that matter to the task, plus the renderer's revision."""
-        values = asdict(self) | {'size': list(self.size), 'revision': REVISION}
-        if self.task == 'classification':
-            del values['max_objects']
-        return values
+_SUBPIXELS = 4  # side of the grid of points on which the coverage of a pixel is counted
+_BACKGROUND_CONTRAST = 120.0  # intended RGB distance of a shape from the background
+_SHAPE_CONTRAST = 60.0  # intended RGB distance between two shapes of a picture
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One shape of a picture.
+    """A shape of a picture.
 
     Args:
-        label (int): Index into :data:`CLASSES`.
-        mask (np.ndarray): (H, W) bool, the shape's visible pixels.
+        label (int): Index of the class in :data:`CLASSES`.
+        mask (np.ndarray): Visible pixels, of shape (H, W) and type bool.
     """
 
     label: int
@@ -102,12 +52,12 @@ class Instance:
 
     @property
     def area(self) -> int:
-        """Number of visible pixels."""
+        """Return the number of visible pixels."""
         return int(self.mask.sum())
 
     @property
     def bbox(self) -> list[int]:
-        """Tight box [x, y, width, height] around the visible pixels."""
+        """Return the tight box [x, y, width, height] around the visible pixels."""
         rows, cols = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
         x, y = int(cols[0]), int(rows[0])
         return [x, y, int(cols[-1]) - x + 1, int(rows[-1]) - y + 1]
@@ -115,12 +65,12 @@ class Instance:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and its shapes.
+    """A picture with its shapes.
 
     Args:
-        image (np.ndarray): (H, W, 3) uint8, RGB.
-        background (np.ndarray): The same picture without any shape.
-        instances (list[Instance]): In drawing order: later ones occlude earlier ones.
+        image (np.ndarray): RGB picture of shape (H, W, 3) and type uint8.
+        background (np.ndarray): The same picture without shapes.
+        instances (list[Instance]): Shapes in drawing order; later ones occlude earlier ones.
     """
 
     image: np.ndarray
@@ -128,22 +78,22 @@ class Scene:
     instances: list[Instance]
 
 
-def _check_int(name: str, value: Any, minimum: int) -> None:
+def check_int(name: str, value: Any, minimum: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ValueError(f'{name} is {value!r}; allowed: an integer of at least {minimum}')
 
 
-def _check_drawing(seed: Any, size: Any, max_objects: Any) -> None:
-    _check_int('seed', seed, 0)
-    _check_int('max_objects', max_objects, 1)
+def check_drawing(seed: Any, size: Any, max_objects: Any) -> None:
+    check_int('seed', seed, 0)
+    check_int('max_objects', max_objects, 1)
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f'size is {size!r}; allowed: two integers, height and width')
     for side in size:
-        _check_int('size', side, MIN_SIDE)
+        check_int('size', side, MIN_SIDE)
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list]:
-    """Returns a (H, W, 3) float32 background and the colours it is mixed from."""
+    """Return a background of shape (H, W, 3) and type float32, and the colours that it is mixed from."""
     height, width = size
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -158,7 +108,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.nda
     elif kind == 'gradient':
         mix = (along - along.min()) / (along.max() - along.min())
     elif kind == 'stripes':
-        # A steep sine: stripes with soft edges, wide or narrow by the offset.
+        # A clipped sine gives stripes with soft edges; the offset changes their width.
         wave = np.sin(along * (2 * math.pi / period)) + rng.uniform(-0.5, 0.5)
         mix = np.clip(0.5 + rng.uniform(0.5, 3) * wave, 0, 1)
     else:
@@ -172,16 +122,16 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.nda
 def _pick_colour(
     rng: np.random.Generator, background: list[np.ndarray], shapes: list[np.ndarray]
 ) -> np.ndarray:
-    """Draws a colour that stands out from the background and from the other shapes."""
+    """Choose a colour that differs from the background and from the other shapes."""
     candidates = rng.uniform(0, 255, (64, 3))
     ratios = [np.linalg.norm(candidates - c, axis=1) / _BACKGROUND_CONTRAST for c in background]
     ratios += [np.linalg.norm(candidates - c, axis=1) / _SHAPE_CONTRAST for c in shapes]
-    # In a picture of very many colours no candidate may reach the contrasts: take the best then.
+    # If no candidate reaches the contrasts in a picture with many colours, take the best one.
     return candidates[np.minimum(np.min(ratios, axis=0), 1).argmax()]
 
 
 def _contours(rng: np.random.Generator, name: str, radius: float) -> list[np.ndarray]:
-    """Returns a shape's contours, (K, 2) points around the origin; a second one is a hole."""
+    """Return the contours of a shape as points (K, 2) around the origin; the second one is a hole."""
     turn = rng.uniform(0, 2 * math.pi)
 
     def polygon(angles: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
@@ -205,15 +155,15 @@ def _contours(rng: np.random.Generator, name: str, radius: float) -> list[np.nda
 
 
 def _coverage(contours: list[np.ndarray], centre: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rasterises a shape on a patch that holds it whole.
+    """Rasterise a shape on a patch that contains it.
 
     Returns:
-        tuple: Each pixel's covered part, (n, n) in [0, 1], and the patch's first (x, y).
+        tuple: Covered part of each pixel, of shape (n, n) and in [0, 1], and the first (x, y) of the patch.
     """
     origin = np.floor(centre - radius).astype(int) - 1
     side = math.ceil(2 * radius) + 4
     canvas = np.zeros((side * _SUBPIXELS,) * 2, np.uint8)
-    # OpenCV's integer coordinates are centres of pixels, hence the half.
+    # Subtract a half because integer coordinates are centres of pixels in OpenCV.
     points = [np.rint((c + centre - origin) * _SUBPIXELS - 0.5).astype(np.int32) for c in contours]
     cv2.fillPoly(canvas, points, 1)
     blocks = canvas.reshape(side, _SUBPIXELS, side, _SUBPIXELS)
@@ -221,7 +171,7 @@ def _coverage(contours: list[np.ndarray], centre: np.ndarray, radius: float) -> 
 
 
 class _Canvas:
-    """A picture in the making: who owns each pixel, and how much each shape must keep."""
+    """An unfinished picture, with the shape that owns each pixel and the pixels that each shape must keep."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.rng = rng
@@ -232,7 +182,7 @@ class _Canvas:
         self.colours: list[np.ndarray] = []
 
     def add(self, label: int) -> bool:
-        """Draws a shape where it hides no earlier one; False if no such place was found."""
+        """Draw a shape where all shapes stay visible; return whether such a place was found."""
         for _ in range(_TRIES):
             coverage, origin = self._place(label)
             whole = coverage >= 0.5
@@ -257,7 +207,7 @@ class _Canvas:
         short = min(self.owner.shape)
         low, high = max(SIZE_RANGE[0] * short, MIN_DIAMETER), SIZE_RANGE[1] * short
         radius = math.exp(self.rng.uniform(math.log(low), math.log(high))) / 2
-        # Up to a quarter of the diameter may stick out of the picture.
+        # Up to a quarter of the diameter may lie outside the picture.
         centre = self.rng.uniform(radius / 2, np.array(self.owner.shape[::-1]) - radius / 2)
         return _coverage(_contours(self.rng, CLASSES[label], radius), centre, radius)
 
@@ -279,33 +229,33 @@ def render_scene(
     max_objects: int = 4,
     label: int | None = None,
 ) -> Scene:
-    """Draws picture ``index`` of a split; it depends on these arguments and nothing else.
+    """Draw a picture of a split that depends on the arguments only.
 
-    Shapes are drawn one over the other. One that would leave an earlier shape, or itself, less
-    visible than :data:`MIN_VISIBLE_FRACTION` and :data:`MIN_VISIBLE_PIXELS` is placed anew, and
-    left out if no place is found: no shape is in the picture that is not in ``instances``.
+    Shapes are drawn on top of each other. A shape that would make itself or an earlier shape less visible
+    than :data:`MIN_VISIBLE_FRACTION` and :data:`MIN_VISIBLE_PIXELS` require is placed elsewhere. It is left
+    out if no place is found, so every shape of the picture is in ``instances``.
 
     Args:
         seed (int): Seed of the data set, non-negative.
-        split (str): 'train' or 'val'; each has random streams of its own.
-        index (int): Number of the picture in the split, from 0.
+        split (str): 'train' or 'val'. The splits use different random streams.
+        index (int): Index of the picture in the split.
         size (tuple[int, int]): Height and width, each at least 32. Defaults to (128, 128).
-        max_objects (int): The picture has 1 to this many shapes. Defaults to 4.
-        label (int, optional): Draw exactly one shape, of this class. Defaults to None.
+        max_objects (int): Maximum number of shapes; the minimum is 1. Defaults to 4.
+        label (int, optional): Class of the only shape. Defaults to None, random shapes.
 
     Returns:
         Scene: The picture, its background and its shapes.
 
     Raises:
-        ValueError: An argument is outside what is allowed.
+        ValueError: If an argument is not allowed.
 
     Example:
         >>> scene = render_scene(seed=0, split='train', index=0)
         >>> scene.image.shape
         (128, 128, 3)
     """
-    _check_drawing(seed, size, max_objects)
-    _check_int('index', index, 0)
+    check_drawing(seed, size, max_objects)
+    check_int('index', index, 0)
     if split not in SPLITS:
         raise ValueError(f'split is {split!r}; allowed: {", ".join(SPLITS)}')
     if label is not None and label not in range(len(CLASSES)):
@@ -322,76 +272,3 @@ def render_scene(
     )
     instances = [Instance(k, canvas.owner == i) for i, k in enumerate(canvas.labels)]
     return Scene(image, background, instances)
-
-
-def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """Returns a picture's COCO annotations; masks as compressed RLE, the counts a str."""
-    # Classification needs no masks, so a machine without mmdet can do without pycocotools.
-    from pycocotools import mask as mask_utils
-
-    annotations = []
-    for offset, instance in enumerate(scene.instances):
-        rle = mask_utils.encode(np.asfortranarray(instance.mask, dtype=np.uint8))
-        segmentation = dict(size=list(rle['size']), counts=rle['counts'].decode('ascii'))
-        annotation = dict(id=first_id + offset, image_id=image_id, category_id=instance.label + 1)
-        annotation |= dict(bbox=instance.bbox, area=instance.area, iscrowd=0)
-        annotations.append(annotation | dict(segmentation=segmentation))
-    return annotations
-
-
-def write_split(
-    root: str | Path,
-    config: ShapesConfig,
-    split: str,
-    track: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> dict[str, int]:
-    """Writes one split into a directory.
-
-    Detection gives ``<root>/<split>/000000.png, ...`` and
-    ``<root>/annotations/instances_<split>.json``; classification gives
-    ``<root>/<split>/<class>/000000.png, ...`` with the classes in turn.
-
-    Args:
-        root (str | Path): Directory to write into; made where absent.
-        config (ShapesConfig): What to write.
-        split (str): 'train' or 'val'.
-        track (callable, optional): Wraps the iteration over the pictures, to show progress.
-            Defaults to iter.
-
-    Returns:
-        dict[str, int]: Number of shapes of each class.
-
-    Raises:
-        OSError: A file could not be written.
-        ValueError: ``split`` is neither 'train' nor 'val'.
-    """
-    if split not in SPLITS:
-        raise ValueError(f'split is {split!r}; allowed: {", ".join(SPLITS)}')
-    root, detection = Path(root), config.task == 'detection'
-    height, width = config.size
-    num_images = config.num_train if split == 'train' else config.num_val
-    for folder in [''] if detection else CLASSES:
-        (root / split / folder).mkdir(parents=True, exist_ok=True)
-    images, annotations, labels = [], [], Counter()
-    for index in track(range(num_images)):
-        label = None if detection else index % len(CLASSES)
-        scene = render_scene(config.seed, split, index, config.size, config.max_objects, label)
-        name = f'{index:06d}.png'
-        path = root / split / ('' if detection else CLASSES[label]) / name
-        if not cv2.imwrite(str(path), scene.image[..., ::-1]):
-            raise OSError(f'could not write {path}')
-        labels.update(instance.label for instance in scene.instances)
-        if detection:
-            images.append(dict(id=index + 1, file_name=name, height=height, width=width))
-            annotations += _annotations(scene, index + 1, len(annotations) + 1)
-    if detection:
-        # Only what determines this split, so that num_val does not change the training file.
-        about = {k: v for k, v in config.to_dict().items() if k not in ('num_train', 'num_val')}
-        about |= dict(description='Rendered shapes', split=split, num_images=num_images)
-        categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES, start=1)]
-        content = dict(info=about, licenses=[], images=images, annotations=annotations)
-        content['categories'] = categories
-        (root / 'annotations').mkdir(exist_ok=True)
-        path = root / 'annotations' / f'instances_{split}.json'
-        path.write_text(json.dumps(content) + '\n', encoding='ascii')
-    return {name: labels[i] for i, name in enumerate(CLASSES)}

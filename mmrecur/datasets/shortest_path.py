@@ -1,4 +1,4 @@
-"""Shortest paths between two points of a grid with obstacles, with a curriculum.
+"""Generate the shortest path task: two points of a grid with obstacles, in phases of growing distance.
 
 Savarese and Maire, *Learning Implicitly Recurrent CNNs Through Parameter Sharing*, ICLR 2019, Section 4.4.
 """
@@ -14,22 +14,23 @@ from torch.utils.data import Dataset
 from mmrecur.checks import check_choice, check_int
 from mmrecur.registry import DATASETS
 
-#: How far the second point may be from the first along each axis, by phase: 5x5, 9x9, ... 21x21 points.
+#: Maximum distance of the two points along each axis, by phase: windows of 5x5, 9x9, ... 21x21 points.
 CURRICULUM = (2, 4, 6, 8, 10)
 _SPLITS = ('train', 'val', 'test')
 
 
 def grid_distances(blocked: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Lengths of shortest paths on grids, all examples at once.
+    """Return the lengths of shortest paths on grids.
 
-    A path goes up, down, left or right, one point at a time, and around obstacles.
+    A path moves up, down, left or right, one point at a time, and avoids obstacles.
 
     Args:
-        blocked (np.ndarray): Obstacles, bool, shape (N, H, W). A start may not be one.
-        starts (np.ndarray): Row and column of each start, shape (N, 2).
+        blocked (np.ndarray): Obstacles, of shape (N, H, W) and type bool. A start must not be an obstacle.
+        starts (np.ndarray): Row and column of each start, of shape (N, 2).
 
     Returns:
-        np.ndarray: Distance of every point from the start, int16, shape (N, H, W); -1 where no path leads.
+        np.ndarray: Distance of every point from the start, of shape (N, H, W) and type int16; -1 for points
+        that no path reaches.
     """
     distances = np.full(blocked.shape, -1, np.int16)
     front = np.zeros(blocked.shape, bool)
@@ -48,7 +49,7 @@ def grid_distances(blocked: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _check_grid(size: int, obstacle_probability: float, unreachable: str) -> None:
-    check_int('size', size, 2)  # else there is no place for a second point
+    check_int('size', size, 2)  # the two points must differ
     is_number = isinstance(obstacle_probability, (int, float)) and not isinstance(obstacle_probability, bool)
     if not is_number or not 0 <= obstacle_probability < 1:
         raise ValueError(
@@ -60,7 +61,7 @@ def _check_grid(size: int, obstacle_probability: float, unreachable: str) -> Non
 def _draw(
     rng: np.random.Generator, count: int, radius: int, size: int, probability: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Query points, shape (count, 2, 2), and obstacles, shape (count, size, size)."""
+    """Draw query points of shape (count, 2, 2) and obstacles of shape (count, size, size)."""
     first = rng.integers(0, size, (count, 2))
     low, high = np.maximum(first - radius, 0), np.minimum(first + radius, size - 1)
     second = rng.integers(low, high + 1)
@@ -81,27 +82,28 @@ def generate_shortest_paths(
     obstacle_probability: float = 0.1,
     unreachable: str = 'redraw',
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw examples of the task.
+    """Draw random examples of the task.
 
-    The first query point is uniform on the grid, the second uniform within ``radius`` of it along each axis
-    (cut off at the border), and every other point is an obstacle with the given probability. Labelled are
-    all points that lie on any shortest path, the query points included.
+    The first query point is uniform on the grid. The second one is uniform among the points within ``radius``
+    of it along each axis. Every other point is an obstacle with the given probability. The labels mark all
+    points of all shortest paths, including the query points.
 
     Args:
-        count (int): Examples.
-        radius (int): Largest distance of the query points along an axis.
-        rng (np.random.Generator): Where the randomness comes from.
+        count (int): Number of examples.
+        radius (int): Maximum distance of the query points along an axis.
+        rng (np.random.Generator): Random generator.
         size (int): Side of the grid. Defaults to 32.
-        obstacle_probability (float): Defaults to 0.1.
-        unreachable (str): What becomes of query points that no path joins: ``'redraw'``, another example is
-            drawn in its place; ``'empty'``, no point is labelled. Defaults to 'redraw'.
+        obstacle_probability (float): Probability of an obstacle, in [0, 1). Defaults to 0.1.
+        unreachable (str): Treatment of query points that no path joins: ``'redraw'`` draws another example,
+            ``'empty'`` marks no point. Defaults to 'redraw'.
 
     Returns:
-        tuple[np.ndarray, np.ndarray]: Inputs, uint8, shape (count, 2, size, size), of which the first
-        channel marks the query points and the second the obstacles; labels, uint8, shape (count, size, size).
+        tuple[np.ndarray, np.ndarray]: Inputs of shape (count, 2, size, size) and labels of shape
+        (count, size, size), both of type uint8. The first channel of the inputs marks the query points, the
+        second one the obstacles.
 
     Raises:
-        ValueError: If an argument is wrong.
+        ValueError: If an argument is not allowed.
     """
     check_int('count', count, 0)
     check_int('radius', radius, 1)
@@ -115,7 +117,7 @@ def generate_shortest_paths(
         for k in range(2):
             inputs[missing, 0, points[:, k, 0], points[:, k, 1]] = 1
         inputs[missing, 1] = blocked
-        # a point lies on a shortest path if its two distances add up to the shortest
+        # A point lies on a shortest path if its distances from both ends add up to the length of the path.
         there, back = grid_distances(blocked, points[:, 0]), grid_distances(blocked, points[:, 1])
         length = there[np.arange(len(missing)), points[:, 1, 0], points[:, 1, 1]]
         joined = (there >= 0) & (back >= 0)
@@ -126,23 +128,22 @@ def generate_shortest_paths(
 
 @DATASETS.register_module()
 class ShortestPaths(Dataset):
-    """Examples of :func:`generate_shortest_paths`, the same ones for the same arguments everywhere.
+    """Data set of examples of :func:`generate_shortest_paths` that depend on the arguments only.
 
-    Each phase of the curriculum has examples of its own. ``CurriculumHook`` moves a training from phase to
-    phase.
+    Each phase of the curriculum has different examples. ``CurriculumHook`` advances the phase.
 
     Args:
-        num_examples (int): Examples of a phase. Defaults to 5000, as in the paper.
-        split (str): ``'train'``, ``'val'`` or ``'test'``: other examples. Defaults to 'train'.
-        phase (int): From 0 to 4. Defaults to 0.
-        seed (int): Other examples. Defaults to 0.
+        num_examples (int): Number of examples in each phase. Defaults to 5000, as in the paper.
+        split (str): ``'train'``, ``'val'`` or ``'test'``; their examples differ. Defaults to 'train'.
+        phase (int): Phase of the curriculum, from 0 to 4. Defaults to 0.
+        seed (int): Seed of the examples. Defaults to 0.
         size (int): Side of the grid. Defaults to 32.
-        obstacle_probability (float): Defaults to 0.1.
+        obstacle_probability (float): Probability of an obstacle. Defaults to 0.1.
         unreachable (str): See :func:`generate_shortest_paths`. Defaults to 'redraw'.
-        lazy_init (bool): Draw the examples when they are first asked for. Defaults to False.
+        lazy_init (bool): Draw the examples on first access. Defaults to False.
 
     Raises:
-        ValueError: If an argument is wrong.
+        ValueError: If an argument is not allowed.
 
     Example:
         >>> dataset = ShortestPaths(num_examples=4, phase=1)
@@ -178,11 +179,11 @@ class ShortestPaths(Dataset):
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """dict: What a runner hands to visualizer and metrics."""
+        """dict: Metadata for visualizers and metrics."""
         return dict(dataset_type='ShortestPaths', classes=('path',))
 
     def set_phase(self, phase: int) -> None:
-        """Move to a phase of the curriculum.
+        """Select a phase of the curriculum.
 
         Args:
             phase (int): From 0 to 4.
@@ -193,7 +194,7 @@ class ShortestPaths(Dataset):
             self._examples = None
 
     def full_init(self) -> None:
-        """Draw the examples of the phase, unless this was done."""
+        """Draw the examples of the phase if they are missing."""
         if self._examples is None:
             rng = np.random.default_rng([self.seed, _SPLITS.index(self.split), self.phase])
             self._examples = generate_shortest_paths(
@@ -204,14 +205,14 @@ class ShortestPaths(Dataset):
         return self.num_examples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """An example.
+        """Return an example.
 
         Args:
-            index (int): Its number.
+            index (int): Index of the example.
 
         Returns:
-            dict[str, Tensor]: ``inputs``, shape (2, H, W), and ``targets``, shape (H, W), zeros and ones in
-            float32.
+            dict[str, Tensor]: ``inputs`` of shape (2, H, W) and ``targets`` of shape (H, W), containing zeros
+            and ones in float32.
         """
         self.full_init()
         inputs, labels = self._examples

@@ -1,4 +1,4 @@
-"""What runs a training: hooks, optimizer wrappers, file writing."""
+"""Hooks, optimizer wrappers and file writing for trainings."""
 
 from mmrecur.engine.file_backend import AtomicLocalBackend, explain_no_room, use_atomic_writes
 from mmrecur.engine.hooks import (

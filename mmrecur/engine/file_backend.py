@@ -1,4 +1,4 @@
-"""Checkpoints that a kill and a full disk leave whole."""
+"""Write files atomically, so that a kill or a full disk leaves no incomplete checkpoint."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from mmengine.fileio import LocalBackend, register_backend
 
 from mmrecur.errors import FileWriteError
 
-#: Errors that say that there is no room: on the disk, in the quota, for one file.
+#: Error numbers of a full disk, an exhausted quota and a file above the size limit.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _CHUNK = 1 << 24
 
 
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's backend for local files, made to survive a kill at any moment.
+    """MMEngine's backend for local files with atomic writes.
 
-    A file is written under another name, read back from the disk and renamed, so that one of the
-    right name is complete. MMEngine deletes an outdated checkpoint before it writes the next; here
-    the deletion waits until the next one has been read back, so that there is always one to resume.
+    A file is written under a temporary name, read back from the disk and renamed, so a file with the final
+    name is complete. MMEngine deletes an outdated checkpoint before it writes the next one; here it is
+    deleted after the next one has been verified, so there is always a checkpoint to resume from.
     """
 
-    # On the class: MMEngine makes a new backend for each file it writes.
+    # A class attribute, because MMEngine creates a new backend for each file.
     _outdated: ClassVar[set[Path]] = set()
 
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
@@ -34,21 +34,21 @@ class AtomicLocalBackend(LocalBackend):
 
         Args:
             obj (bytes): Content.
-            filepath (str or PathLike): File; its directory is made if needed.
+            filepath (str or PathLike): File. Its directory is created if needed.
 
         Raises:
-            FileWriteError: If there is no room for it, or the disk does not give back what was written.
-                A file of this name from before stays.
+            FileWriteError: If the disk is full, or if it returns other content than was written. An existing
+                file of this name is kept.
         """
         target = Path(filepath)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # with the process: another one may write into the same directory
+        # The process id keeps processes apart that write into the same directory.
         partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
         try:
             _write(partial, obj)
             if (position := _first_difference(partial, obj)) is not None:
                 raise FileWriteError(
-                    f'{str(target)!r} was not read back as it was written, from byte {position} on; '
+                    f'{str(target)!r} differs from the written content from byte {position} on; '
                     'the disk or the memory of this machine may be failing'
                 )
             os.replace(partial, target)
@@ -68,13 +68,13 @@ class AtomicLocalBackend(LocalBackend):
 
         Args:
             obj (str): Content.
-            filepath (str or PathLike): File; its directory is made if needed.
-            encoding (str): Defaults to 'utf-8'.
+            filepath (str or PathLike): File. Its directory is created if needed.
+            encoding (str): Encoding. Defaults to 'utf-8'.
         """
         self.put(obj.encode(encoding), filepath)
 
     def remove(self, filepath: str | os.PathLike) -> None:
-        """Remove a file; a checkpoint as soon as the next one has been written.
+        """Remove a file; remove a checkpoint only after the next one has been written.
 
         Args:
             filepath (str or PathLike): File.
@@ -87,15 +87,15 @@ class AtomicLocalBackend(LocalBackend):
 
 
 def use_atomic_writes() -> None:
-    """Make MMEngine write local files, checkpoints among them, through this backend."""
+    """Make MMEngine write local files, including checkpoints, with :class:`AtomicLocalBackend`."""
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
 
 
 def remove_partial_files(directory: str | os.PathLike) -> None:
-    """Remove what killed runs left of checkpoints that they were writing.
+    """Remove incomplete checkpoints of killed runs.
 
     Args:
-        directory (str or PathLike): A directory in which no run is at work.
+        directory (str or PathLike): Directory that no run is using.
     """
     for path in Path(directory).glob('.*.pth.*partial'):
         path.unlink(missing_ok=True)
@@ -104,15 +104,15 @@ def remove_partial_files(directory: str | os.PathLike) -> None:
 def explain_no_room(
     error: OSError, path: str | os.PathLike | None = None, size: int | None = None
 ) -> str | None:
-    """Say what to do about a full disk.
+    """Return advice on an error that was raised by a full disk.
 
     Args:
-        error (OSError): What the system said.
-        path (str or PathLike, optional): The file that was to be written. Defaults to that of the error.
-        size (int, optional): Bytes that it needs. Defaults to None, unknown.
+        error (OSError): The error.
+        path (str or PathLike, optional): File that could not be written. Defaults to the one in the error.
+        size (int, optional): Size of the file in bytes. Defaults to None, unknown.
 
     Returns:
-        str, optional: A sentence that names the file; None for errors of another kind.
+        str or None: A message that names the file, or None for other errors.
     """
     if error.errno not in _NO_ROOM:
         return None
@@ -129,18 +129,18 @@ def explain_no_room(
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file and see to it that it is on the disk."""
+    """Write a file and flush it to the disk."""
     with open(path, 'wb') as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
         if hasattr(os, 'posix_fadvise'):
-            # so that it is read back from there, not from the memory that caches it
+            # Drop the cache, so that the file is read back from the disk.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _first_difference(path: Path, content: bytes) -> int | None:
-    """Return the position of the part of a file that is not what it should be; None if all is well."""
+    """Return the offset of the first chunk of a file that differs from its content, or None."""
     expected = memoryview(content)
     position = 0
     with open(path, 'rb') as file:

@@ -1,4 +1,4 @@
-"""One training at a time in a work directory."""
+"""Lock work directories, so that each is used by one training at a time."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ except ImportError:  # not on Windows
 
 _FILE_NAME = '.training.lock'
 
-#: Rank of this process by launcher, for the time before the processes have found each other.
+#: Environment variable of the rank by launcher, used before the process group exists.
 _RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
-# Descriptors of the locks that this process holds, which end with it.
+# Descriptors of the locks of this process. The system closes them at its end.
 _held: dict[Path, int] = {}
 
 
 def lock_work_dir(work_dir: str | os.PathLike, launcher: str = 'none') -> None:
-    """Keep other trainings out of a work directory for as long as this process lives.
+    """Lock a work directory until this process ends.
 
-    The lock is one of the operating system on the file ``.training.lock``. It ends with the process, however
-    that ends; the file, which tells who holds the lock, stays. In a distributed job the first process takes
-    the lock. It also removes what a killed run left of checkpoints that it was writing. Nothing happens if
-    this process has the lock already. Where files cannot be locked (Windows, some network file systems) a
-    warning says so.
+    The operating system locks the file ``.training.lock``, which names the process, and releases it when the
+    process ends for any reason. In a distributed job, the first process takes the lock. It also removes
+    incomplete checkpoints of killed runs. A second call for the same directory does nothing. If files cannot
+    be locked (Windows, some network file systems), a warning is issued.
 
     Args:
-        work_dir (str or PathLike): The directory; made if needed.
-        launcher (str): What started the job's processes, as in MMEngine: 'none', 'pytorch', 'slurm' or
-            'mpi'. Defaults to 'none'.
+        work_dir (str or PathLike): The directory, created if needed.
+        launcher (str): Launcher of the job, as in MMEngine: 'none', 'pytorch', 'slurm' or 'mpi'. Defaults to
+            'none'.
 
     Raises:
         WorkDirInUseError: If another process has the lock.
@@ -69,20 +68,20 @@ def lock_work_dir(work_dir: str | os.PathLike, launcher: str = 'none') -> None:
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Lock an open file; return False where files cannot be locked."""
+    """Lock an open file; return False if files cannot be locked."""
     try:
         if fcntl is None:
             raise OSError('this operating system has no flock')
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        time.sleep(0.1)  # for the holder to have written who it is
+        time.sleep(0.1)  # Give the holder time to write its process id.
         raise WorkDirInUseError(
             f'a training is at work in {str(path.parent)!r}: {_holder(path)}; wait for it, end it, or choose '
             'another --work-dir'
         ) from None
     except OSError as error:
         warnings.warn(
-            f'{str(path)!r} cannot be locked ({error}): see to it that no other training uses the directory',
+            f'{str(path)!r} cannot be locked ({error}): make sure that no other training uses the directory',
             stacklevel=3,
         )
         return False
@@ -98,7 +97,7 @@ def _holder(path: Path) -> str:
 
 
 def _leave_to_parent() -> None:
-    # A child, such as a worker that loads data, shares the lock, and may outlive its parent.
+    # A child, such as a data loading worker, inherits the lock and may outlive its parent.
     for descriptor in _held.values():
         os.close(descriptor)
     _held.clear()

@@ -1,4 +1,4 @@
-"""Metrics the libraries lack."""
+"""Metrics that the libraries lack."""
 
 from mmrecur.evaluation.f1 import PixelF1
 

@@ -1,4 +1,4 @@
-"""F1 score of a class of pixels."""
+"""F1 score of marked pixels."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mmrecur.registry import METRICS
 
 @METRICS.register_module()
 class PixelF1(BaseMetric):
-    """F1 score, precision and recall of marked pixels, over the pixels of all examples together.
+    """F1 score, precision and recall of marked pixels, computed over the pixels of all examples.
 
     Args:
-        collect_device (str): As in MMEngine. Defaults to 'cpu'.
-        prefix (str, optional): In front of the names. Defaults to None.
+        collect_device (str): Device on which results of several processes are collected. Defaults to 'cpu'.
+        prefix (str, optional): Prefix of the names of the metrics. Defaults to None.
     """
 
     def __init__(self, collect_device: str = 'cpu', prefix: str | None = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Count.
+        """Count the marked pixels of a batch.
 
         Args:
             data_batch (Any): Unused.
-            data_samples (Sequence[dict]): Each with ``prediction`` and ``target``, of one shape, not zero
-                where a pixel is marked.
+            data_samples (Sequence[dict]): Examples with tensors ``prediction`` and ``target`` of the same
+                shape, which are nonzero at marked pixels.
 
         Raises:
             ValueError: If an example lacks one of them.
@@ -41,10 +41,10 @@ class PixelF1(BaseMetric):
             self.results.append((hits, found.sum().item(), wanted.sum().item()))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Compute the scores, which are 0 where nothing was marked.
+        """Compute the scores, which are 0 if no pixel is marked.
 
         Args:
-            results (list): Counts of hits, marked and wanted pixels.
+            results (list): Numbers of correctly marked, marked and true pixels of each example.
 
         Returns:
             dict[str, float]: ``f1``, ``precision`` and ``recall``, from 0 to 1.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmrecur.analysis.benchmark import deployed, evaluation_call, peak_memory, training_call
+from mmrecur.analysis.benchmark import evaluation_call, inference_form, peak_memory, training_call
 from mmrecur.apis.specs import build_model, read_model
 from mmrecur.errors import ToolError
 
@@ -34,14 +34,14 @@ def test_a_wrong_spec_is_named(spec: str) -> None:
         read_model(spec)
 
 
-def test_plain_models_are_folded_in_a_copy() -> None:
+def test_plain_models_are_fused_in_a_copy() -> None:
     model = build_model(*read_model('mmpretrain.ResNet(depth=18, base_channels=8, stem_channels=8)'))
-    folded = deployed(model)
+    fused = inference_form(model)
     x = torch.randn(1, 3, 32, 32)
     model.eval()
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     with torch.no_grad():
-        torch.testing.assert_close(folded(x)[-1], model(x)[-1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused(x)[-1], model(x)[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_peak_memory_counts_maps_that_are_alive_together() -> None:
@@ -58,7 +58,7 @@ def test_the_tool_prints_json_with_a_reference_of_ratio_one() -> None:
     small = 'base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3))'
     run = subprocess.run(
         [
-            sys.executable, str(ROOT / 'tools/benchmark.py'), 'backbone',
+            sys.executable, str(ROOT / 'tools/benchmark.py'), 'models',
             'mmrecur.RLAResNet(depth=50, base_channels=8, rla_channels=4)',
             '--against', f'mmpretrain.ResNet(depth=50, {small}',
             '--deploy', '--rounds', '4', '--shape', '2', '3', '32', '32', '--json',

@@ -153,7 +153,7 @@ CASES: dict[str, tuple[Callable[[], tuple], Callable]] = {
     'checkpoint.tie_layers': (lambda: (banks(),), lambda model: tie_layers(model.state_dict(), model, 0.9)),
     'checkpoint.calibrate_gates': (lambda: (DRResNet(16),), lambda model: calibrate_gates(model, X)),
     'analysis.complexity': (lambda: (rla(),), measured),
-    'analysis.benchmark': (lambda: (rla(),), benchmark.deployed),
+    'analysis.benchmark': (lambda: (rla(),), benchmark.inference_form),
     'analysis.coefficients': (lambda: (shared(),), coefficients.coefficients),
     'analysis.gram_spectra': (lambda: (shared(),), coefficients.gram_spectra),
     'analysis.segment_view': (lambda: (ChannelRecurrentConv(4, 4, 4),), segment_view),

@@ -7,13 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mmrecur.datasets.shapes import (
-    CLASSES,
-    MIN_VISIBLE_PIXELS,
-    ShapesConfig,
-    render_scene,
-    write_split,
-)
+from mmrecur.datasets.shapes import CLASSES, MIN_VISIBLE_PIXELS, render_scene
+from mmrecur.datasets.shapes_dataset import ShapesConfig, write_split
 
 SMALL = ShapesConfig(num_train=12, num_val=8, size=(96, 128))
 

@@ -102,7 +102,7 @@ def test_outdated_checkpoint_stays_if_the_next_is_not_read_back(tmp_path, monkey
     AtomicLocalBackend().remove(old)
     with monkeypatch.context() as patch:
         patch.setattr(file_backend, '_write', lose_a_byte)
-        with pytest.raises(FileWriteError, match=r'epoch_2\.pth.*not read back'):
+        with pytest.raises(FileWriteError, match=r'epoch_2\.pth.*differs from the written'):
             AtomicLocalBackend().put(b'0123456789', new)
     assert [path.name for path in tmp_path.iterdir()] == ['epoch_1.pth']
     AtomicLocalBackend().put(b'2', new)

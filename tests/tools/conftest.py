@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mmrecur.datasets.shapes import CLASSES, ShapesConfig, write_split
+from mmrecur.datasets.shapes import CLASSES
+from mmrecur.datasets.shapes_dataset import ShapesConfig, write_split
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -54,7 +54,7 @@ def test_refusals(workshop, tmp_path: Path) -> None:
     for source, message in [
         ('text', 'neither a tar nor a zip file'),
         ('missing', 'does not exist'),
-        ('empty.zip', 'holds no images of CIFAR-10'),
+        ('empty.zip', 'contains no images of CIFAR-10'),
     ]:
         assert message in workshop.run(TOOL, tmp_path / source, tmp_path / 'out', code=1)
         assert not (tmp_path / 'out').exists()

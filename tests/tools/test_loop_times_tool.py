@@ -209,28 +209,28 @@ def test_detector(tool, tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize('deploy', [False, True])
 def test_networks_are_timed_on_the_images(classifier, capsys, deploy: bool) -> None:
-    timing = load_tool('benchmark_images.py')
+    timing = load_tool('benchmark.py')
     config, weights, _, _ = classifier
     options = ['--num-images', '7', '--batch-size', '3', '--rounds', '4', '--device', 'cpu']
-    timing.main([str(config), str(weights)] * 2 + options + ['--deploy'] * deploy)
+    timing.main(['images', *[str(config), str(weights)] * 2] + options + ['--deploy'] * deploy)
     printed = capsys.readouterr().out
     assert '7 images in batches of 3' in printed and ('inference form' in printed) == deploy
     rows = [line.strip('│ ').split('│') for line in printed.splitlines() if line.startswith('│')]
     assert [float(row[-2]) for row in rows if '-' in row[-1]][0] == 1
 
-    args = timing.parse_args([str(config), str(weights), *options[:4]] + ['--deploy'] * deploy)
-    cfg, model = timing.prepare(str(config), str(weights), args)
+    args = timing.parse_args(['images', str(config), str(weights), *options[:4]] + ['--deploy'] * deploy)
+    cfg, model = timing.load_network(str(config), str(weights), args)
     seen = []
     model.backbone.conv1.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0]))
     loader, _ = timing.build_test_loader(cfg, 4, 3, spread=True)
-    timing.call_of(cfg, model, [*loader])()
+    timing.images_call(cfg, model, [*loader])()
     images = [config.parent / 'images' / classifier[3][index] for index in (0, 2, 5, 7)]
     assert all(torch.allclose(x, pixels_of(path)[0]) for x, path in zip(seen, images, strict=True))
 
 
 def test_timing_needs_a_checkpoint_for_each_config(capsys) -> None:
     with pytest.raises(SystemExit):
-        load_tool('benchmark_images.py').parse_args(['a.py', 'a.pth', 'b.py'])
+        load_tool('benchmark.py').parse_args(['images', 'a.py', 'a.pth', 'b.py'])
     assert '3 files given; allowed: a checkpoint after each config' in capsys.readouterr().err
 
 

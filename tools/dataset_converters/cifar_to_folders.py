@@ -1,10 +1,10 @@
-"""Write CIFAR-10 as image files in a folder for each class.
+"""Write CIFAR-10 as image files in class folders.
 
     python tools/dataset_converters/cifar_to_folders.py cifar-10-binary.tar.gz data/cifar10_folders
     python tools/dataset_converters/cifar_to_folders.py cifar10_jpeg.zip data/cifar10_folders
 
-SRC is the binary version of https://www.cs.toronto.edu/~kriz/cifar.html, whose images become PNG files
-without loss, or a zip file with image files under ``train/CLASS/`` and ``test/CLASS/``.
+SRC is the binary version from https://www.cs.toronto.edu/~kriz/cifar.html, whose images are written as PNG
+files, or a zip file with image files under ``train/CLASS/`` and ``test/CLASS/``.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import numpy as np
 CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 RECORD = 1 + 3 * 32 * 32
 
-#: Path below the output folder, and what the file holds.
+#: Path below the output folder, and content of the file.
 Image = tuple[str, bytes]
 
 
 def from_binary(path: Path) -> Iterator[Image]:
-    """Read the batches of the binary version: a label and the planes R, G, B for each image."""
+    """Yield the images of the binary version, whose records contain a label and the planes R, G, B."""
     with tarfile.open(path) as archive:
         for member in archive:
             match = re.search(r'(data_batch_\d|test_batch)\.bin$', member.name)
@@ -47,7 +47,7 @@ def from_binary(path: Path) -> Iterator[Image]:
 
 
 def from_zip(path: Path) -> Iterator[Image]:
-    """Read image files in class folders, whatever folder they are below."""
+    """Yield the image files in class folders at any depth."""
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             match = re.search(r'(?:^|/)((?:train|test)/(\w+)/[\w.-]+\.(?:jpe?g|png))$', name)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('src', type=Path, help='archive to read')
-    parser.add_argument('out', type=Path, help='folder to write; it must not exist yet')
+    parser.add_argument('out', type=Path, help='folder to write, which must not exist')
     args = parser.parse_args(argv)
     if not args.src.is_file():
         sys.exit(f'error: {str(args.src)!r} does not exist')
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     is_zip, is_tar = zipfile.is_zipfile(args.src), tarfile.is_tarfile(args.src)
     if not is_zip and not is_tar:
         sys.exit(f'error: {str(args.src)!r} is neither a tar nor a zip file')
-    # under another name until it is complete
+    # The folder gets its name when it is complete.
     unfinished = args.out.with_name(args.out.name + '.unfinished')
     shutil.rmtree(unfinished, ignore_errors=True)
     counts: Counter[str] = Counter()
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         path.write_bytes(content)
         counts[name.split('/')[0]] += 1
     if not counts:
-        sys.exit(f'error: {str(args.src)!r} holds no images of CIFAR-10')
+        sys.exit(f'error: {str(args.src)!r} contains no images of CIFAR-10')
     unfinished.rename(args.out)
     print(f'Wrote {counts["train"]} training and {counts["test"]} test images to {args.out}')
 

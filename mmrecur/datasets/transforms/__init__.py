@@ -1,4 +1,4 @@
-"""Transforms the libraries lack."""
+"""Transforms that the libraries lack."""
 
 from mmrecur.datasets.transforms.cutout import CenteredCutout
 

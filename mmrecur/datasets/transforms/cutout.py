@@ -1,4 +1,4 @@
-"""Cutout as its authors do it."""
+"""Cutout as defined by its authors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mmrecur.registry import TRANSFORMS
 class CenteredCutout(BaseTransform):
     """Blank out a square around a random pixel, `DeVries and Taylor 2017 <https://arxiv.org/abs/1708.04552>`_.
 
-    The centre is uniform over the image, and what lies outside is cut off, so near every border the square
-    is smaller. (MMCV's ``cutout``, which MMPretrain uses, moves the square into the image at the top and the
-    left instead, and is applied to half of the images by default.)
+    The centre is uniform over the image, and parts of the square outside the image are cut off. MMCV's
+    ``cutout``, which MMPretrain uses, instead moves the square into the image at the top and the left, and
+    changes only half of the images by default.
 
     Args:
         size (int): Side of the square. Defaults to 16.
-        pad_val (Sequence[float]): Value of each channel; the mean of the data set is what normalisation
-            turns into zero. Defaults to zeros.
+        pad_val (Sequence[float]): Value of each channel in the square. The mean of the data set becomes zero
+            after normalisation. Defaults to zeros.
 
     Raises:
         ValueError: If ``size`` is less than 1.
@@ -37,10 +37,10 @@ class CenteredCutout(BaseTransform):
         """Blank out a square of ``results['img']``.
 
         Args:
-            results (dict): With ``img``, an array of shape (H, W, C).
+            results (dict): Contains ``img``, an array of shape (H, W, C).
 
         Returns:
-            dict: The same with a changed copy of the image.
+            dict: ``results`` with a changed copy of the image.
         """
         image = results['img'].copy()
         height, width = image.shape[:2]

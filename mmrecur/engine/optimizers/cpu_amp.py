@@ -1,4 +1,4 @@
-"""Mixed precision on the CPU, where MMEngine's ``AmpOptimWrapper`` refuses to work."""
+"""Mixed precision on the CPU, which MMEngine's ``AmpOptimWrapper`` does not support."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def _output_to_float32(module: nn.Module, args: tuple, output: Any) -> Any:
 
 
 def keep_boxes_in_float32(model: nn.Module) -> None:
-    """Keep what computes with coordinates out of a detector's bfloat16.
+    """Compute the coordinates of a detector in float32 instead of bfloat16.
 
-    bfloat16 has 8 significant bits: at 1000 pixels it counts in steps of 4. What comes out of a
-    dense or RoI head, from which boxes are decoded, and what goes into a RoI extractor are made
-    float32. So is what goes into MMCV's operators, which have no bfloat16 kernels for the CPU.
+    bfloat16 has 8 significant bits, so its resolution at 1000 pixels is 4 pixels. The outputs of dense and
+    RoI heads, from which boxes are decoded, and the inputs of RoI extractors are converted to float32. The
+    inputs of MMCV's operators are converted, too, because these have no bfloat16 kernels for the CPU.
 
     Args:
-        model (nn.Module): Gets forward hooks.
+        model (nn.Module): The detector, to which forward hooks are added.
     """
     for module in model.modules():
         if type(module).__module__.startswith('mmcv.ops.') or hasattr(module, 'roi_layers'):
@@ -50,11 +50,11 @@ def keep_boxes_in_float32(model: nn.Module) -> None:
 class CPUAmpOptimWrapper(OptimWrapper):
     """Optimizer wrapper that runs the forward pass under bfloat16 autocast on the CPU.
 
-    bfloat16 has the range of float32, so no loss scaling is needed. Boxes are kept in float32, see
+    bfloat16 has the range of float32, so no loss scaling is needed. Boxes are computed in float32, see
     :func:`keep_boxes_in_float32`.
 
     Args:
-        **kwargs: As for :class:`mmengine.optim.OptimWrapper`.
+        **kwargs: Arguments of :class:`mmengine.optim.OptimWrapper`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
         """Run the enclosed forward pass of ``model`` in mixed precision.
 
         Args:
-            model (nn.Module): The model that is trained.
+            model (nn.Module): The trained model.
         """
         if id(model) not in self._prepared:
             self._prepared.add(id(model))
@@ -75,10 +75,10 @@ class CPUAmpOptimWrapper(OptimWrapper):
             yield
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the optimizer's state, also one saved with a loss scaler on a GPU.
+        """Load the state of an optimizer, which may contain a loss scaler from a GPU.
 
         Args:
-            state_dict (dict): What ``state_dict`` of this class or of ``AmpOptimWrapper`` returned.
+            state_dict (dict): State of this class or of ``AmpOptimWrapper``.
         """
         state_dict.pop('loss_scaler', None)
         super().load_state_dict(state_dict)
