@@ -64,7 +64,8 @@ def test_outdated_checkpoint_that_is_written_again_stays(tmp_path):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from mmrecur.engine.file_backend import (AtomicLocalBackend,)
+from mmrecur.engine.file_backend import AtomicLocalBackend
+from mmrecur.errors import FileWriteError
 old, new = Path(sys.argv[1]) / 'epoch_1.pth', Path(sys.argv[1]) / 'epoch_2.pth'
 AtomicLocalBackend().put(b'1' * 1000, old)
 AtomicLocalBackend().remove(old)
