@@ -95,6 +95,9 @@ class RLABottleneck(Bottleneck):
             if hidden_channels
             else None
         )
+        # the two parts of one convolution are neighbours, so a seed draws both before the other layers
+        for name in [name for name in self._modules if name not in ('conv1', 'conv1_hidden')]:
+            self._modules[name] = self._modules.pop(name)
 
     def forward(self, x: Tensor, h: Tensor | None = None, tap: Tap | None = None) -> Tensor:
         """Run the block.
