@@ -357,6 +357,8 @@ def test_interrupt_says_how_to_go_on(workshop, detector, epochs):
         [*command, '--num-pictures', '0', '--cfg-options', 'train_cfg.max_epochs=500'],
         cwd=workshop.root, env=workshop.environment(), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # a test run in the background of a script may itself ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     printed = []
     for line in process.stdout:
