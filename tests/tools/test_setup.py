@@ -68,7 +68,9 @@ def test_make_bounds_spinning_unless_the_user_has_chosen(tmp_path, policy):
     names = ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY', 'KMP_BLOCKTIME', 'KMP_LIBRARY')
     shown = ' '.join(f'{name}=$${name}' for name in names)
     makefile.write_text(f'include {ROOT / "Makefile"}\nshow:\n\t@echo {shown}\n')
-    environment = {name: value for name, value in os.environ.items() if name not in names}
+    # MAKEFLAGS and MAKELEVEL are set where make runs this test; the inner make would report its directory.
+    ignored = {*names, 'MAKEFLAGS', 'MFLAGS', 'MAKELEVEL'}
+    environment = {name: value for name, value in os.environ.items() if name not in ignored}
     result = subprocess.run(
         ['make', '-f', str(makefile), 'show'], cwd=ROOT, env=environment | policy,
         capture_output=True, text=True, check=True,
