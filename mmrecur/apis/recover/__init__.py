@@ -1,0 +1,1 @@
+"""Recover the accuracy of a swapped network from unlabelled images."""
