@@ -42,7 +42,8 @@ class RecoveryImages:
     Args:
         cfg (Config): Config with a ``test_dataloader`` and, for ``source='train'``, a ``train_dataloader``.
         source (str or Path): A folder, which is searched recursively; a glob; a COCO annotation file, from
-            which only the names of the images are used; or ``'train'``, the config's training images.
+            which only the names of the images are used; or ``'train'``, the config's training images (give
+            a folder of this name as ``'./train'``).
         model (nn.Module): Model with the ``data_preprocessor``, whose device the batches are on.
         batch_size (int): Maximum number of images in a batch. Defaults to 8.
         num_images (int, optional): Use a random choice of this many images. Defaults to None, all images.
@@ -191,6 +192,8 @@ class RecoveryImages:
             by_size: dict[tuple[int, ...], list[Tensor]] = {}
             for packed, failures in items:
                 self._note(failures)
+                if not packed:
+                    self._check_number('can be read')
                 x = self._prepare(packed)
                 by_size.setdefault(tuple(x.shape), []).append(x)
             yield [torch.cat(images) for images in by_size.values()]
@@ -200,7 +203,7 @@ class RecoveryImages:
         self.skipped.update(new)
         for name, reason in new.items():
             print_log(f'--recover: skipped {name!r}: {reason}', logger='current', level=logging.WARNING)
-        if failures:
+        if new:
             self._check_number('can be read')
 
     def _prepare(self, packed: dict[str, Any]) -> Tensor:

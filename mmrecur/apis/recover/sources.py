@@ -53,10 +53,10 @@ def find_images(cfg: Config, source: str | Path) -> list[Entry]:
     if not os.path.isdir(place) and not glob.has_magic(place):
         raise ToolError(f'--recover {str(source)!r} does not exist; {ALLOWED}')
     matches = [place] if os.path.isdir(place) else glob.glob(place, recursive=True)
-    found = {path for match in matches for path in _images_below(match)}
+    found = sorted({path for match in matches for path in _images_below(match)})
     if not found:
         raise ToolError(f'--recover {str(source)!r} has no images ({", ".join(SUFFIXES)}); {ALLOWED}')
-    return sorted(found)
+    return list[Entry](found)
 
 
 def _images_below(place: str) -> Iterator[str]:

@@ -382,7 +382,7 @@ def test_configs_that_are_refused(tmp_path: Path) -> None:
         RecoveryImages(Config(dict(model=dict())), tmp_path, CLASSIFIER)
     needs_boxes = detection_config()
     needs_boxes.test_dataloader.dataset.pipeline.insert(2, dict(type='MinIoURandomCrop'))
-    with pytest.raises(ToolError, match='test pipeline fails on .*00.png.* without annotations: .*gt_bboxes'):
+    with pytest.raises(ToolError, match=r'test pipeline fails on .*\.png.* without annotations: .*gt_bboxes'):
         list(RecoveryImages(needs_boxes, tmp_path, DETECTOR, batch_size=1))
 
 
