@@ -1,4 +1,6 @@
-"""Generate the shortest path task: two points of a grid with obstacles, in phases of growing distance.
+"""Generate examples of the shortest path task on grids with obstacles.
+
+The two end points are farther apart in each phase of the curriculum.
 
 Savarese and Maire, *Learning Implicitly Recurrent CNNs Through Parameter Sharing*, ICLR 2019, Section 4.4.
 """
