@@ -1,6 +1,6 @@
 """Generate examples of the shortest path task on grids with obstacles.
 
-The two end points are farther apart in each phase of the curriculum.
+Each phase of the curriculum allows a larger distance between the two end points.
 
 Savarese and Maire, *Learning Implicitly Recurrent CNNs Through Parameter Sharing*, ICLR 2019, Section 4.4.
 """

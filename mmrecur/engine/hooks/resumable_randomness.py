@@ -36,9 +36,10 @@ def _seed_generators(*key: int) -> None:
 class _SeededBatches:
     """Seed the generators of a data loading worker before each of its batches.
 
-    A loader distributes its batches to its workers in turn: worker w of n loads the batches w, n + w, 2 n +
-    w, ... An object of this class replaces two functions of the loader and calls them: ``worker_init_fn``,
-    which runs before the first batch of a worker, and ``collate_fn``, which runs at the end of each batch.
+    A loader distributes its batches to its workers in turn. Of n workers, worker w loads the batches w, w + n
+    and so on. An object of this class replaces two functions of the loader and calls them:
+    ``worker_init_fn``, which runs before the first batch of a worker, and ``collate_fn``, which runs at the
+    end of each batch.
 
     Args:
         loader (DataLoader): Loader whose functions are replaced.
