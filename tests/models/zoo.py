@@ -227,7 +227,7 @@ BACKBONES: dict[str, dict] = {
         type='mmrecur.DRMobileNetV2', width_mult=0.25, loop_norm='lvbn', out_indices=(4,)
     ),
 }
-#: The ones whose computation differs, for the slower checks.
+#: Backbones that compute in different ways, for the slower checks.
 DISTINCT = [
     'rla-r50',
     'rla-r50-v4',
