@@ -271,7 +271,7 @@ DISTINCT = [
     'dr-r16',
     'dr-mobilenet',
 ]
-#: Batch norms of states and sums, by class: they have no convolution to be folded into.
+#: Batch norms of states and sums, by class: they have no convolution to be fused into.
 FOLLOW_NO_CONVOLUTION = {
     'RLAPreActResNet': r'hidden_norm|final_norm|layer\d\.\d+\.bn1(_hidden)?',
     'DenseNetShared': r'norm',
