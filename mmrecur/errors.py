@@ -32,4 +32,4 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class FileWriteError(CheckpointError, OSError):
-    """A file could not be written; nothing was left of it, and the message says why."""
+    """A file could not be written; no part of it remains, and the message gives the reason."""

@@ -33,11 +33,11 @@ import mmrecur.registry
 
 #: Read by ``Config`` itself, by ``tools/test.py`` and by the runner from the config as a whole.
 TOOL_KEYS = {'custom_imports', 'tta_model', 'tta_pipeline', 'sync_bn'}
-#: What registries, the runner and builders take out before they call a class.
+#: Keys that registries, the runner and builders remove before they call a class.
 BUILDER_KEYS = {'type', '_scope_', 'priority', 'constructor', 'paramwise_cfg'}
 BUILDER_KEYS |= {'convert_to_iter_based'}
 HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}
-#: What MMEngine's optimizer constructor reads.
+#: Keys that MMEngine's optimizer constructor reads.
 PARAMWISE_KEYS = {'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult'}
 PARAMWISE_KEYS |= {'dcn_offset_lr_mult', 'flat_decay_mult', 'bypass_duplicate'}
 #: The library's config that shows what a detector's train_cfg and test_cfg may hold.

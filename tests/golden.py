@@ -21,7 +21,7 @@ DATA = Path(__file__).parent / 'data' / 'golden'
 
 @dataclass
 class Golden:
-    """A fixture: the authors' state dict, an input and what came out."""
+    """A fixture: the authors' state dict, an input and the outputs."""
 
     name: str
     state_dict: dict[str, Tensor]
@@ -104,7 +104,7 @@ class Step:
     def stored(cls, fixture: Golden) -> Step:
         """The authors' step."""
         outputs = [v for key, v in sorted(fixture.outputs.items()) if key.startswith('train_')]
-        # None where nothing read what a parameter gave
+        # None where no output depends on a parameter
         norms = {key: norm for key, norm in fixture.grad_norms.items() if norm is not None}
         return cls(outputs, fixture.loss, norms)
 
@@ -114,7 +114,7 @@ class Step:
         outputs = max(relative_error(mine.double(), theirs) for mine, theirs in pairs)
         # gradients that vanish in exact arithmetic are rounding noise on both sides
         floor = 1e-3 * max(reference.norms.values())
-        # of a tensor with several names the authors' step gives the gradient under one of them
+        # the authors' step reports the gradient of a tensor with several names under one of them
         common = {key: norm for key, norm in reference.norms.items() if norm and key in self.norms}
         return outputs, max(abs(self.norms[k] - norm) / max(norm, floor) for k, norm in common.items())
 
@@ -140,8 +140,8 @@ def replay(fixture: Golden, model: nn.Module, norms: Callable[[nn.Module], dict[
     if outputs < 1e-4 and gradients < 1e-3:
         return
     # Batch statistics over a few pixels amplify rounding layer by layer, until the order of a sum shows in
-    # the fourth digit. No other difference is let pass: from the same step in double precision the
-    # fixture must be no further away than what float32 does to images one unit in the last place apart.
+    # the fourth digit. No other difference is allowed: compared with the same step in double precision, the
+    # fixture must be as close as float32 steps on images that differ in their last bit.
     exact = Step.of(copy.deepcopy(model).double(), images.double(), norms)
     near = [Step.of(copy.deepcopy(model), images * scale, norms) for scale in (1 - 1e-7, 1 + 1e-7)]
     rounding = [own.distance(exact) for own in (step, *near)]

@@ -52,7 +52,7 @@ TABLE_4 = {'120-2880': 8.2, '30-60': 0.2}
 
 
 def test_networks_of_table_4_are_the_nearest() -> None:
-    """What fits and what does not, as the README says."""
+    """Combinations that fit and that do not fit, as in the README."""
     counts = {name: classifier_parameters(arch=name) / 1e6 for name in TABLE_4}
     assert counts == {'120-2880': 7.873300, '30-60': 0.207760}
     for name, printed in TABLE_4.items():

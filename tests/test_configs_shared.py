@@ -150,7 +150,7 @@ def test_detectors_follow_the_paper(name: str) -> None:
     assert steps.milestones == [8, 11] and steps.gamma == 0.1 and steps.by_epoch
     backbone = cfg.model.backbone
     assert backbone.frozen_stages == 1 and backbone.norm_eval
-    # what one of the classification configs writes
+    # in the style of one of the classification configs
     folder = Path(backbone.init_cfg.checkpoint).parent.name
     classifier = load(f'configs/resnet_shared/{folder}.py')
     assert f'epoch_{classifier.train_cfg.max_epochs}.pth' in backbone.init_cfg.checkpoint

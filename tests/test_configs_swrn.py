@@ -87,7 +87,7 @@ def test_imagenet_network_has_69_million_parameters() -> None:
 
 @pytest.mark.parametrize('name', ['swrn-50-2_4xb64_in1k', 'wrn-50-2_4xb64_in1k'])
 def test_imagenet_follows_gross_and_wilber(name: str) -> None:
-    """Section 4.2; the plain network too, or a gain would be none of the sharing's."""
+    """Section 4.2. The plain network has the same schedule, so that gains are due to the sharing."""
     cfg = load(name)
     assert cfg.train_dataloader.batch_size == 64 and cfg.auto_scale_lr.base_batch_size == 256
     optimizer = {k: v for k, v in cfg.optim_wrapper.optimizer.items() if k != '_scope_'}

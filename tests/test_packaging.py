@@ -1,4 +1,4 @@
-"""Builds the distributions and looks at what is in them. Needs no network."""
+"""Build the distributions and check their contents, without network access."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCAL = {'build', 'checkpoints', 'data', 'dist', 'outputs', 'work_dirs'}  # git 
 
 
 def ignore_local(folder: str, names: list[str]) -> set[str]:
-    """Tells ``shutil.copytree`` what is no part of the sources."""
+    """Tell ``shutil.copytree`` which files are not part of the sources."""
     top = LOCAL if Path(folder) == ROOT else set()
     never = {n for n in names if n.startswith(('.', '__pycache__')) or n.endswith('.egg-info')}
     return never | (top & set(names))
@@ -44,7 +44,7 @@ def build_wheel(tree: Path, target: Path) -> Path:
 
 
 def call_backend(hook: str, tree: Path, target: Path) -> Path:
-    """Calls a hook of the build backend, which returns the file name of what it built."""
+    """Call a hook of the build backend, which returns the name of the built file."""
     target.mkdir()
     code = f'from setuptools import build_meta as b; print(b.{hook}({str(target)!r}))'
     return target / run(['-c', code], cwd=tree).splitlines()[-1]
@@ -63,7 +63,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def built(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
-    """The wheel, and what building it changed in the source tree."""
+    """Return the wheel and the changes that its build made in the source tree."""
     before = list_files(tree)
     wheel = build_wheel(tree, tmp_path_factory.mktemp('wheel'))
     return wheel, list_files(tree) ^ before

@@ -27,7 +27,7 @@ def test_config_builds_a_detector(tmp_path: Path) -> None:
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(Config.fromfile(path).model)
     assert type(model.backbone).__name__ == 'RLAResNet'
-    # what mmdet's Faster R-CNN R-50 has, and the recurrent parts
+    # the parameters of mmdet's Faster R-CNN R-50 plus the recurrent parts
     assert sum(p.numel() for p in model.parameters()) == 41_753_056 + 281_536
 
 

@@ -4,7 +4,7 @@
         --out configs/atss_rla-r50.py
 
 writes a short config that inherits from the base. With --checkpoint, a trained model of the base is grafted
-too. The new model then computes the same function wherever mathematics allows, and training continues from
+too. The new model then computes the same function where this is possible, and training continues from
 there.
 """
 

@@ -1,4 +1,4 @@
 _base_ = './resnet34-s16u1_1xb128_cifar100.py'
 
-# Figure 3a: neither the penalty nor norms behind the bases.
+# Figure 3a: neither the penalty nor norms after the bases.
 model = dict(backbone=dict(basis_norm=False, loss_ortho=None))

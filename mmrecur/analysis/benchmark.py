@@ -1,6 +1,6 @@
 """Time models in turn, so that the ratios of their times are reliable on a noisy machine.
 
-Other load slows down all models of a round alike: their seconds change, the ratios hardly do.
+Other load slows down all models of a round equally, so the ratios hardly change.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ class GateMaps:
 def shallow_and_deep(maps: Sequence[GateMaps]) -> list[GateMaps]:
     """Choose one iteration of a shallow and one of a deep loop to compare passed and skipped maps.
 
-    Only loops whose gate let some maps pass and skipped others are considered. Of the first and of the last
-    such loop, take the iteration in which the rarer of the two kinds has the most maps.
+    Only loops whose gate let some maps pass and skipped others are considered. The first and the last
+    such loop are chosen, each with the iteration in which the rarer of the two kinds has the most maps.
 
     Args:
         maps (Sequence[GateMaps]): Statistics of all iterations of all loops, in order.

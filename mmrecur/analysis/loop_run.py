@@ -110,7 +110,7 @@ def _distribution(counts: np.ndarray, limit: int) -> dict[str, Any]:
 def run_loops(model: nn.Module, batches: Iterable[dict]) -> LoopRun:
     """Run a data set through a network with gated loops.
 
-    Of a detector only the backbone runs.
+    Only the backbone of a detector runs.
 
     Args:
         model (nn.Module): Classifier or detector in evaluation mode.

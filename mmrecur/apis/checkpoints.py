@@ -1,4 +1,4 @@
-"""Conversion of checkpoint files, shared by the tools in ``tools/model_converters``."""
+"""Convert checkpoint files, for the tools in ``tools/model_converters``."""
 
 from __future__ import annotations
 

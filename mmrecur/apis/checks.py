@@ -259,7 +259,7 @@ def _check_class_counts(runner: Runner, dataset: Any, where: str) -> None:
 def _detector_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if any(kind.__name__.endswith('RPNHead') for kind in type(module).__mro__):
-            continue  # In a proposal detector, its bbox_head only separates objects from the background.
+            continue  # The bbox_head of a proposal detector only separates objects from the background.
         is_head = any(part in ('bbox_head', 'mask_head') for part in name.split('.')[-2:])
         counted = isinstance(getattr(module, 'num_classes', None), int)
         if is_head and counted and hasattr(module, 'loss') and not getattr(module, 'class_agnostic', False):

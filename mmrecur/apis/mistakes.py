@@ -37,13 +37,13 @@ _DATA_CODE = (
     'torch.utils.data',
 )
 _NETWORK_CODE = ('urllib.request', 'http.client')
-#: What a constructor raises about values that it does not allow.
+#: Exceptions that a constructor raises for values that it does not allow.
 _REFUSALS = (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-    """End the program with a message instead of a traceback where the user's input is at fault."""
+    """End the program with a message instead of a traceback if the user's input is at fault."""
     try:
         yield
     except MMRecurError as error:
@@ -59,20 +59,20 @@ def clean_errors() -> Iterator[None]:
 
 
 def explain(error: Exception) -> str | None:
-    """Say what in the user's input an exception of a library is about.
+    """Explain which mistake in the user's input caused an exception of a library.
 
     Args:
         error (Exception): A caught exception, with its traceback.
 
     Returns:
-        str, optional: A message. None if the exception may as well be a bug.
+        str, optional: A message. None if the exception may be a bug.
     """
     entries = list(traceback_entries(error.__traceback__))
     return _missing(error, entries) or _config_mistake(error, entries)
 
 
 def traceback_entries(traceback: TracebackType | None) -> Iterator[TracebackType]:
-    """Yield the entries of a traceback, the place where the error was raised last."""
+    """Yield the entries of a traceback; the last one is the place where the error was raised."""
     while traceback is not None:
         yield traceback
         traceback = traceback.tb_next
@@ -83,7 +83,7 @@ def _module(entry: TracebackType) -> str:
 
 
 def _raised_on_purpose(entry: TracebackType) -> bool:
-    """Whether a statement ``raise`` or ``assert`` raised the error, rather than an operation that failed."""
+    """Return whether a ``raise`` or ``assert`` statement raised the error, rather than a failed operation."""
     return entry.tb_frame.f_code.co_code[entry.tb_lasti] == dis.opmap['RAISE_VARARGS']
 
 
@@ -110,9 +110,9 @@ def _missing(error: Exception, entries: list[TracebackType]) -> str | None:
     if isinstance(error, URLError) or any(_module(entry).startswith(_NETWORK_CODE) for entry in entries):
         what = f'the data of {_built_class(entries)}' if in_data else 'a file'
         remedy = (
-            'Without network, download the data elsewhere and give their place (data_root).'
+            'Without network access, download the data elsewhere and set data_root to their folder.'
             if in_data
-            else 'Without network, download it elsewhere and give its path instead of the URL.'
+            else 'Without network access, download it elsewhere and give its path instead of the URL.'
         )
         return f'{what} could not be downloaded: {text}\n{remedy}'
     if in_data and isinstance(
@@ -123,7 +123,7 @@ def _missing(error: Exception, entries: list[TracebackType]) -> str | None:
 
 
 def _built_class(entries: list[TracebackType]) -> str:
-    """Name of what was being built when the error was raised."""
+    """Return the name of the class that was being built when the error was raised."""
     for entry in reversed(entries):
         if entry.tb_frame.f_code is build_from_cfg.__code__:
             return getattr(entry.tb_frame.f_locals.get('obj_cls'), '__name__', 'the config')
@@ -171,14 +171,14 @@ def _unknown_type(values: dict[str, Any]) -> str | None:
 
 
 def unknown_type(registry: Registry, wanted: str) -> str:
-    """Describe a name that a registry does not have.
+    """Report that a registry does not have a name.
 
     Args:
         registry (Registry): The registry.
         wanted (str): The name, with or without the scope of a library.
 
     Returns:
-        str: A message with the names that look like it.
+        str: A message that suggests similar registered names.
     """
     scope, _, bare = wanted.rpartition('.')
     known = {name: f'{scope}.{name}' if scope else name for name in _names(registry, scope)}
@@ -188,7 +188,7 @@ def unknown_type(registry: Registry, wanted: str) -> str:
 
 
 def _names(registry: Registry, scope: str) -> set[str]:
-    """What a registry and those above it know; of another library, what it knows."""
+    """Return the names in the registry of a scope. Without such a registry, return all known names."""
     root = registry
     names = set(root.module_dict)
     while root.parent is not None:
@@ -199,15 +199,16 @@ def _names(registry: Registry, scope: str) -> set[str]:
 
 
 def argument_mistake(function: Any, given: Collection[str], later: Collection[str] = ()) -> str | None:
-    """Compare arguments by name with what a class or function takes.
+    """Compare the names of arguments with the parameters of a class or function.
 
     Args:
-        function (callable): If its constructor passes ``**kwargs`` on, those of its bases count too.
+        function (callable): Class or function. If a constructor has ``**kwargs``, the parameters of the base
+            class are accepted, too.
         given (Collection[str]): Names of the arguments.
-        later (Collection[str]): Names of those that others add. Defaults to ().
+        later (Collection[str]): Names of arguments that are added later. Defaults to ().
 
     Returns:
-        str, optional: The first mistake. None if the names are as they should be.
+        str, optional: The first mistake. None if there is none.
 
     Example:
         >>> argument_mistake(contextlib.closing, ['thin'])
@@ -231,7 +232,7 @@ def argument_mistake(function: Any, given: Collection[str], later: Collection[st
 
 
 def _accepted(function: Any) -> set[str] | None:
-    """Names of the arguments that can be given, or None if any can."""
+    """Return the names of the accepted arguments, or None if every name is accepted."""
     if inspect.isclass(function):
         calls = [vars(cls)['__init__'] for cls in function.__mro__[:-1] if '__init__' in vars(cls)]
     else:

@@ -1,7 +1,7 @@
 """Numbers of the model zoo, counted from the configs.
 
 The README and the metafile of a family state the parameters and the multiply-adds of each config. These
-numbers are generated: :func:`update` counts them and rewrites what differs.
+numbers are generated: :func:`update` counts them and rewrites those that differ.
 
 In a metafile the values of ``Parameters`` and ``FLOPs`` are generated. In a README a cell is generated if
 its row links a config and the header of its column starts with one of:
@@ -15,8 +15,8 @@ its row links a config and the header of its column starts with one of:
 =================  ==================================================================
 
 A header that mentions the paper is left alone. A header with a label, such as ``Parameters, CIFAR-10`` or
-``Parameters (CIFAR-10)``, means the link with that text; otherwise the first link of the row counts. A cell
-keeps its unit and its number of decimals. Write ``?`` for a number that has not been counted yet.
+``Parameters (CIFAR-10)``, refers to the link with that text; otherwise the first link of the row counts. A
+cell keeps its unit and its number of decimals. Write ``?`` for a number that has not been counted yet.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Change:
         config (str): The config.
         column (str): The column or the key.
         stated (str): The number in the file.
-        counted (str): The number counted, formatted alike.
+        counted (str): The counted number in the same format.
     """
 
     path: Path
@@ -211,7 +211,7 @@ def update(
 
 @dataclass(frozen=True)
 class _Number:
-    """A number in a file and what it counts."""
+    """A number in a file, its position, and the config and quantity that it states."""
 
     line: int
     start: int

@@ -1,4 +1,4 @@
-"""List and build the models that this package has configs for, by name."""
+"""List the models that have a config in this package, and build them by name."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def get_model(
         pretrained (bool or str): Path of a checkpoint of the model, from which tensors only are read; True
             for published weights. Defaults to False, random weights.
         backbone_only (bool): Build the backbone only. Defaults to False.
-        options (dict, optional): Changes of the config, by dotted key, e.g.
+        options (dict, optional): Changes to the config, by dotted key, e.g.
             ``{'model.backbone.variant': 'v3'}``. Defaults to None.
         seed (int, optional): Seed of the random weights. None derives a seed from the state of torch's
             generator and the number of models built in that state. Defaults to None.

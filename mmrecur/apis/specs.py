@@ -1,8 +1,10 @@
 """Read and build models that are named on a command line.
 
-A name is a config file (a path, ``mmdet::PATH``, ``mmpretrain::PATH`` or ``mmrecur::PATH``) or a module:
-a registry name with literal arguments, ``mmrecur.RLAResNet(depth=50)``, or a module's config,
-``dict(type='mmrecur.RLAResNet', depth=50)``.
+A name stands for a config file or for a module:
+
+- A config file is a path, ``mmdet::PATH``, ``mmpretrain::PATH`` or ``mmrecur::PATH``.
+- A module is a registry name with literal arguments, such as ``mmrecur.RLAResNet(depth=50)``, or a config
+  such as ``dict(type='mmrecur.RLAResNet', depth=50)``.
 """
 
 from __future__ import annotations
@@ -77,16 +79,16 @@ def read_model(
     """Return the config of a model that is named on a command line.
 
     Args:
-        name (str): A config file or a module, see the docstring of this file.
-        options (dict, optional): Changes of the config, or arguments of the module, by dotted key.
+        name (str): A config file or a module, see :mod:`mmrecur.apis.specs`.
+        options (dict, optional): Changes to the config, or arguments of the module, by dotted key.
             Defaults to None.
-        backbone_only (bool): Return the backbone of a config's model only. Defaults to False.
+        backbone_only (bool): Return only the backbone if ``name`` is a config file. Defaults to False.
 
     Returns:
         tuple[dict, str or None]: Config of the model, and the registry scope to build it in.
 
     Raises:
-        ToolError: If there is no such model.
+        ToolError: If ``name`` cannot be read, or if the config has no model or no backbone.
     """
     module = parse_module(name)
     if module is not None:

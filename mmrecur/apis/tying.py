@@ -1,4 +1,4 @@
-"""Tying of a trained network's layers: checkpoint and config files, report and accuracy."""
+"""Tie the layers of a trained network, write its checkpoint and config, and compare its accuracy."""
 
 from __future__ import annotations
 

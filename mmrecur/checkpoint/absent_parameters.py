@@ -8,7 +8,7 @@ from torch import nn
 
 from mmrecur.models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 
-_NOT_BUILT = 'the stage is not built because it lies behind the last of out_indices'
+_NOT_BUILT = 'the stage is not built because it comes after the last of out_indices'
 _LAST_UPDATE = 'belongs to the last update of the state, which nothing reads'
 
 
@@ -33,7 +33,7 @@ def why_absent(name: str, backbone: nn.Module) -> str | None:
     if name.startswith('hidden_norm.') and not with_hidden:
         return 'the model does not return its state (with_hidden=False)'
     if hasattr(backbone, 'basis_groups') and re.match(r'(transition\d|norm|conv2|bn2)\.', name):
-        return 'lies between or behind stages that are not built because of out_indices'
+        return 'lies between or after stages that are not built because of out_indices'
     if match := re.match(r'layer(\d+)\.', name):
         stage = int(match[1])
         if stage > backbone.num_stages:

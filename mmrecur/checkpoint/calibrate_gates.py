@@ -33,12 +33,12 @@ def target_rate(backbone: LoopBackbone) -> float:
 
 @torch.no_grad()
 def calibrate_gates(backbone: LoopBackbone, images: Tensor, rate: float | None = None) -> dict[str, float]:
-    """Shift the biases of gates so that loops run as often in evaluation as their target rate says.
+    """Shift the biases of gates so that loops run as often in evaluation as in training at their target rate.
 
     A gate decides at random in training, but takes the more probable decision in evaluation. One that lets
     every sample pass with probability 0.7 meets a target rate of 0.7 in training, and lets all samples pass
-    in evaluation. After the shift it lets the samples with the highest probabilities pass, so many that the
-    loop runs ``t + t**2 + ... + t**l`` iterations on average over the given images.
+    in evaluation. After the shift it lets only the samples with the highest probabilities pass. The shift is
+    chosen so that the loop runs ``t + t**2 + ... + t**l`` iterations on average over the given images.
 
     Loops are calibrated in order, each on the maps that the calibrated loops before it compute. Calibrated
     gates are for evaluation only; continue training with the original ones.

@@ -37,9 +37,9 @@ def find_damage(file: str | os.PathLike | IO[bytes]) -> str | None:
         file (str, PathLike or file object): The checkpoint. The position of a file object is restored.
 
     Returns:
-        str, optional: Description of the damage; None if the file is intact or has no checksums. Files in
-            the format before torch 1.6 have none, nor have files written after
-            ``torch.serialization.set_crc32_options(False)``.
+        str, optional: Description of the damage; None if the file is intact or has no checksums. Files in the
+        format before torch 1.6, and files written after ``torch.serialization.set_crc32_options(False)``,
+        have none.
 
     Raises:
         OSError: If the file cannot be read.

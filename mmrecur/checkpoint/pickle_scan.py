@@ -15,7 +15,7 @@ from typing import IO
 from mmrecur.checkpoint.checksums import is_zip
 from mmrecur.checkpoint.safe_types import allowed_names
 
-#: The format before torch 1.6 is a sequence of five pickles, the fourth of which is the object.
+#: A file in the format before torch 1.6 has five pickles. The fourth contains the object.
 _MAX_PICKLES = 5
 _UNREADABLE = (ValueError, LookupError, EOFError, OverflowError, MemoryError, struct.error)
 
@@ -27,8 +27,8 @@ def forbidden_global(file: str | os.PathLike | IO[bytes]) -> str | None:
         file (str, PathLike or file object): The checkpoint. The position of a file object is restored.
 
     Returns:
-        str, optional: Its full name, such as ``'posix.system'``. None if there is none, or none in the part
-        that can be read.
+        str, optional: Its full name, such as ``'posix.system'``. None if the readable part of the file
+        contains no such name.
     """
     if isinstance(file, (str, os.PathLike)):
         with open(file, 'rb') as opened:
@@ -77,7 +77,7 @@ def _pickle_in_zip(file: IO[bytes]) -> IO[bytes]:
 def _global_names(stream: IO[bytes]) -> Iterator[str]:
     """Iterate over the full names that the pickles in a stream refer to."""
     for _ in range(_MAX_PICKLES):
-        strings = ['', '']  # the last two, which STACK_GLOBAL takes as module and name
+        strings = ['', '']  # the last two strings, which STACK_GLOBAL takes as module and name
         for opcode, argument, _ in pickletools.genops(stream):
             if isinstance(argument, str) and opcode.name in ('GLOBAL', 'INST'):
                 yield _full_name(*argument.split(' ', 1))

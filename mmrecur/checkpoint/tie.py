@@ -156,7 +156,7 @@ def _tie_bank(state_dict: Mapping[str, Tensor], name: str, bank: TemplateBank, t
     similarity = layer_similarity(coefficients)
     if bank.rows is None:
         rows = cluster(similarity, threshold)
-    else:  # tied layers stay tied whatever factors they have learned, even 0
+    else:  # tied layers stay tied, even if they have learned a factor of 0
         merged = cluster(layer_similarity(state_dict[f'{name}.coefficients'].double()), threshold)
         rows = tuple(merged[row] for row in bank.rows)
     num_rows = max(rows) + 1

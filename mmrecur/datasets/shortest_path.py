@@ -1,4 +1,6 @@
-"""Generate the shortest path task: two points of a grid with obstacles, in phases of growing distance.
+"""Generate examples of the shortest path task on grids with obstacles.
+
+Each phase of the curriculum allows a larger distance between the two end points.
 
 Savarese and Maire, *Learning Implicitly Recurrent CNNs Through Parameter Sharing*, ICLR 2019, Section 4.4.
 """

@@ -125,7 +125,7 @@ def explain_no_room(
     needed = [f'{size / 1e6:,.1f} MB are needed'] if size is not None else []
     if free is not None:
         needed.append(f'{free / 1e6:,.1f} MB are free on the disk')
-    return f'{text} ({", ".join(needed)}); make room, then go on with --resume' if needed else text
+    return f'{text} ({", ".join(needed)}); free some space, then continue with --resume' if needed else text
 
 
 def _write(path: Path, content: bytes) -> None:

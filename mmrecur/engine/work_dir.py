@@ -76,7 +76,7 @@ def _lock(descriptor: int, path: Path) -> bool:
     except BlockingIOError:
         time.sleep(0.1)  # Give the holder time to write its process id.
         raise WorkDirInUseError(
-            f'a training is at work in {str(path.parent)!r}: {_holder(path)}; wait for it, end it, or choose '
+            f'a training is running in {str(path.parent)!r}: {_holder(path)}; wait for it, end it, or choose '
             'another --work-dir'
         ) from None
     except OSError as error:

@@ -31,7 +31,7 @@ class PixelF1(BaseMetric):
                 shape, which are nonzero at marked pixels.
 
         Raises:
-            ValueError: If an example lacks one of them.
+            ValueError: If an example lacks ``prediction`` or ``target``.
         """
         for sample in data_samples:
             if missing := {'prediction', 'target'}.difference(sample):

@@ -1,4 +1,4 @@
-"""Networks that learn to find shortest paths in grids."""
+"""Networks that learn to find shortest paths on grids."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class ShortestPathNet(AuxiliaryObjective, Deployable, BaseModel):
     the SCNN, the 3x3 convolutions share one template bank. The SCNN-R is the SCNN with the recurrence loss.
 
     Args:
-        num_templates (int, optional): Number of templates of the bank; the paper's SCNN has 20, one per
-            layer. Defaults to None: no bank, the plain CNN.
+        num_templates (int, optional): Number of templates in the bank. The paper's SCNN has 20, one per
+            layer. Defaults to None, which builds the plain CNN without a bank.
         num_layers (int): Number of 3x3 convolutions. Defaults to 20.
         channels (int): Number of channels of the 3x3 convolutions. Defaults to 32.
         coefficient_init (str): See :func:`initial_coefficients`. Defaults to 'orthogonal'.
-        loss_recurrence (dict, optional): Auxiliary loss that makes layers alike; for the SCNN-R
-            ``dict(type='mmrecur.RecurrenceLoss', loss_weight=0.01)``. It needs
+        loss_recurrence (dict, optional): Auxiliary loss that makes layers similar. The SCNN-R uses
+            ``dict(type='mmrecur.RecurrenceLoss', loss_weight=0.01)``. The loss needs
             ``custom_hooks=[dict(type='mmrecur.AuxiliaryLossHook')]``. Defaults to None.
-        tied_layers (dict, optional): ``dict(bank=ROWS)`` ties layers; ROWS holds the row of coefficients that
-            each layer uses, see :class:`TemplateBank`. Defaults to None.
+        tied_layers (dict, optional): ``dict(bank=ROWS)`` ties layers. ROWS contains the row of coefficients
+            that each layer uses, see :class:`TemplateBank`. Defaults to None.
         data_preprocessor (dict, optional): See MMEngine's ``BaseModel``. Defaults to None.
         init_cfg (dict, optional): See MMEngine's ``BaseModule``. Defaults to None.
 
     Raises:
-        ValueError: If an argument is wrong.
+        ValueError: If an argument has a value that is not allowed.
 
     Example:
         >>> model = ShortestPathNet(num_templates=20)
@@ -98,11 +98,11 @@ class ShortestPathNet(AuxiliaryObjective, Deployable, BaseModel):
         self.conv2 = nn.Conv2d(channels, 1, 1)
         self._finish_objective()
         for conv in self.convs:
-            if isinstance(conv, nn.Conv2d):  # the initialisation of the templates
+            if isinstance(conv, nn.Conv2d):  # initialised like the templates of a bank
                 nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
 
     def objective_input(self) -> list[TemplateBank]:
-        """Return the bank, in a list."""
+        """Return a list of the bank, whose layers the recurrence loss compares."""
         return [self.bank]
 
     def _switch_to_deploy(self) -> None:
@@ -117,7 +117,8 @@ class ShortestPathNet(AuxiliaryObjective, Deployable, BaseModel):
         """Compute logits, the loss or predictions, depending on ``mode``.
 
         Args:
-            inputs (Tensor): A channel with the end points and one with the obstacles, shape (N, 2, H, W).
+            inputs (Tensor): Shape (N, 2, H, W). The first channel marks the end points, the second the
+                obstacles.
             targets (Tensor, optional): 1 for points on a shortest path, else 0, shape (N, H, W). Defaults to
                 None.
             mode (str): ``'tensor'``, ``'loss'`` or ``'predict'``. Defaults to 'tensor'.

@@ -1,4 +1,4 @@
-"""Coefficients and bases compared; the tool that draws them."""
+"""Comparison of coefficients and bases, and the tool that draws them."""
 
 from __future__ import annotations
 

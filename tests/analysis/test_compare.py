@@ -1,4 +1,4 @@
-"""Comparison of trainings: what is read from logs, the table, the picture."""
+"""Comparison of trainings: metrics read from logs, the table and the figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_log(work_dir: Path, start: str, records: list[dict]) -> None:
 def test_reads_a_run_that_was_killed_and_resumed(tmp_path: Path) -> None:
     training = dict(lr=0.1, loss=2.0, step=100)
     write_log(tmp_path, '20260101_000000', [training, {'accuracy/top1': 30.0, 'step': 1, 'time': 0.1}])
-    # epoch 2 was validated, then the run was killed before the checkpoint, and went on from epoch 1
+    # the run was killed after the validation of epoch 2 and before its checkpoint; it resumed from epoch 1
     write_log(tmp_path, '20260101_010000', [{'accuracy/top1': 39.0, 'step': 2}])
     again = [{'accuracy/top1': 40.0, 'step': 2}, {'accuracy/top1': 50.0, 'step': 3}]
     write_log(tmp_path, '20260101_020000', again)

@@ -1,4 +1,4 @@
-"""Gradients of shared bases recorded in a training; the tool that draws them."""
+"""Record the gradients of shared bases in a training, and draw them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Images(Dataset):
 
 
 class Model(BaseModel):
-    """A backbone with a loss; it keeps the gradients that a step ends with."""
+    """A backbone with a loss that keeps the gradients at the end of a step."""
 
     def __init__(self, **backbone: Any) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def test_records_are_the_gradients_of_the_steps(tmp_path: Path) -> None:
     model = run(tmp_path / 'run')
     records = read_records(tmp_path / 'run')
     assert [(r.epoch, r.iteration) for r in records] == [(0, 1), (0, 3), (1, 5), (1, 7)]
-    # nothing clears the gradients in this run, so they add up: each step's is a difference
+    # nothing clears the gradients in this run, so they add up: those of a step are a difference
     names = {f'layer{i}.basis.conv{j}' for i in (1, 2, 3) for j in (1, 2)}
     for record in records:
         assert record.maximum.keys() == record.mean.keys() == names

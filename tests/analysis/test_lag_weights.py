@@ -22,7 +22,7 @@ def test_fit_finds_an_exponential(scale: float, rate: float) -> None:
 
 
 def test_fit_is_the_least_squares_one() -> None:
-    """No neighbour of the curve is nearer, and R^2 is its share of the variance."""
+    """Curves with slightly different parameters fit worse, and R^2 is the explained share of the variance."""
     x = np.arange(1, 16)
     values = 5 * np.exp(-0.4 * x) + 0.3 + 0.1 * np.cos(7 * x)
     fit = fit_exponential(values)
@@ -77,7 +77,7 @@ def test_norms_by_lag_and_by_ordinal(sharing: str | None) -> None:
         assert block.norms == pytest.approx(8 / np.arange(1, 6))
         assert 0.9 < block.fit.r_squared < 1
     other = lag_weights(model, 'lag' if sharing == 'ordinal' else 'ordinal')[0].norms
-    # the first of the other axis averages over all of this one's
+    # the first norm along the other axis averages over all norms along this one
     assert other[0] == pytest.approx((8 / np.arange(1, 6)).mean())
 
 

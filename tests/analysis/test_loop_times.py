@@ -1,4 +1,4 @@
-"""What gates decide: counted for each image, drawn, forced."""
+"""Decisions of gates: counted for each image, drawn and forced."""
 
 from __future__ import annotations
 

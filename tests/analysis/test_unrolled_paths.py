@@ -1,4 +1,4 @@
-"""Equation 12: weights by lag of the recurrent paths of RLA."""
+"""Weights by lag in the recurrent paths of RLA (Equation 12)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def by_hand(cell: nn.Module, kernel: list[list[float]], gammas: tuple[float, ...
 
 HALF = [[0.0, 0, 0], [0, 0.5, 0], [0, 0, 0]]
 DIFFERENCE = [[0.0, 0, 0], [1, -1, 0], [0, 0, 0]]
-#: A quarter and three in two corners, whose powers meet with one sign.
+#: A kernel with 1/4 and 3/4 in two corners; all entries of its powers have the same sign.
 CORNERS = [[0.25, 0, 0], [0, 0, 0], [0, 0, 0.75]]
 
 
@@ -66,7 +66,7 @@ def test_norms_of_the_steps_multiply_what_passes_them() -> None:
         # row: state after the step, column: step whose information it is
         'v1': [[1.5], [1.5, 3], [2.25, 4.5, 4.5], [5.625, 11.25, 11.25, 7.5]],
         'postact': [[1.5], [1.5, 3], [2.25, 4.5, 4.5], [5.625, 11.25, 11.25, 7.5]],
-        # new information passes its own step's norm by
+        # new information does not pass the norm of its own step
         'v2': [[3], [3, 3], [4.5, 4.5, 3], [11.25, 11.25, 7.5, 3]],
     }
     options = dict(v1={}, v2=dict(add_first=False), postact=dict(post_act=True))
@@ -84,7 +84,7 @@ def test_norms_of_the_steps_multiply_what_passes_them() -> None:
 
 
 def test_signs_may_cancel() -> None:
-    """(1 - z) (1 + z) has no middle: norms of kernels are not multiplied but kernels are."""
+    """The kernels are multiplied, not their norms: the middle of (1 - z) (1 + z) is zero."""
     cell = by_hand(make_rla_cell(2, 1, 2, share=None), DIFFERENCE)
     cell.steps[1].recurrent_conv.weight.data = torch.tensor(DIFFERENCE).abs().view(1, 1, 3, 3)
     ((_, steps),) = recurrent_paths(cell).items()
@@ -92,7 +92,7 @@ def test_signs_may_cancel() -> None:
 
 
 def responses(cells: list[nn.Module], convs: list[nn.Conv2d]) -> np.ndarray:
-    """What the last state answers to a pixel in each step's input, with the cells' norms and without tanh."""
+    """Return the response of the last state to a pixel in each step's input, with norms and without tanh."""
     answers = []
     for j, read in enumerate(cells):
         total = 0.0
@@ -148,7 +148,7 @@ def test_paths_of_whole_models() -> None:
     model.backbone = RLAResNet(50, base_channels=4, rla_channels=2)
     found = lag_weights(model)
     assert [block.name for block in found] == [f'backbone.layer{i}' for i in (1, 2, 3, 4)]
-    # the last update is not built where nothing reads it, and two norms are too few for a curve
+    # the last update is not built because nothing reads it, and two norms are too few for a fit
     assert [len(block.norms) for block in found] == [3, 4, 6, 2]
     assert [block.fit is None for block in found] == [False, False, False, True]
     unshared = RLAResNet(50, base_channels=4, rla_channels=2, share=None)

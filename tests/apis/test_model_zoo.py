@@ -1,4 +1,4 @@
-"""The numbers that READMEs and metafiles state are those of the configs."""
+"""READMEs and metafiles state the numbers of the configs."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def test_every_config_of_a_family_has_a_name() -> None:
         path.stem
         for path in (ROOT / 'configs').rglob('*.py')
         if not {'_base_', 'demo'} & set(path.parts)
-        and 'jpeg' not in path.stem  # which are there to try things out
+        and 'jpeg' not in path.stem  # the demo and JPEG configs are for experiments
     }
     assert set(list_models()) == configs
     assert list_models('rla-eca-resnet50') == [

@@ -1,4 +1,4 @@
-"""No way to load a checkpoint runs code, once mmrecur.apis is imported, whoever calls the loader."""
+"""After mmrecur.apis is imported, no loader of checkpoints runs code in a file."""
 
 import os
 import subprocess
@@ -88,7 +88,7 @@ def check(path, load, name, expected):
         load(str(path))
     except CheckpointError as error:
         assert expected in str(error), (name, path, error)
-        # the whole of what a notebook would show
+        # everything that a notebook would show
         shown = traceback.format_exc()
         assert 'weights_only=False' not in shown and 'weights_only` ' not in shown, (name, shown)
         assert path.name in shown or name == 'memory', (name, shown)
@@ -100,12 +100,12 @@ def check(path, load, name, expected):
 for path in sorted(root.glob('evil*.pth')):
     for name, load in callers.items():
         if path.stem == 'evil_legacy' and name == 'torch_load_mapped':
-            continue  # which PyTorch does not map
+            continue  # PyTorch cannot map this format
         if path.stem not in ('evil_eval', 'evil_getattr') and name in builders:
-            continue  # which take longer, and load by the functions before them
+            continue  # these take longer and load with the functions above
         check(path, load, name, 'carries code')
 for name, load in callers.items():
-    if name != 'torch_load_mapped':  # a file mapped is not read as a whole
+    if name != 'torch_load_mapped':  # a mapped file is not read as a whole
         check(root / 'damaged.pth', load, name, 'damaged')
 without_model = functools.partial(mmdet.apis.DetInferencer, None)
 check(root / 'program.pth', without_model, 'inferencer', 'model=CONFIG')
@@ -118,7 +118,7 @@ for name in ('s3://bucket/evil.pth', 'pavi://evil.pth'):
 # MMEngine would run this text when it resumes.
 assert 'config' not in _load_checkpoint(str(root / 'good.pth'))['meta']
 
-# What is no attack still loads, also what mmengine's runner saves and what the user allows.
+# Harmless files still load, including those of MMEngine's runner and types that the user allows.
 for load in (torch.load, _safe_torch_load, _load_checkpoint, callers['memory'], callers['file_object']):
     load(str(root / 'good.pth'))
 assert mmdet.apis.DetInferencer(detector, None, device='cpu').model is not None
@@ -132,7 +132,7 @@ print('refused')
 
 
 class Call:
-    """What pickle would turn into a call."""
+    """An object that pickle would turn into a call."""
 
     def __init__(self, function, *args):
         self.call = function, args

@@ -1,4 +1,4 @@
-"""The authors' RLA networks of which no outputs are stored, re-implemented with their names and orders.
+"""The authors' RLA networks without stored outputs, re-implemented with their names and orders.
 
 Widths are arguments, so that tests can be small; everything is computed as plainly as possible:
 concatenations as concatenations, the state from a map of zeros.
@@ -16,7 +16,7 @@ from tests.golden import tensor_for
 def fill(model: nn.Module) -> dict[str, Tensor]:
     """Give a network the weights that every fixture has under its names, and return them.
 
-    Of a tensor with several names the last one's value remains, as in the fixtures.
+    A tensor with several names keeps the value of the last name, as in the fixtures.
     """
     state = {key: tensor_for(key, list(value.shape)) for key, value in model.state_dict().items()}
     model.load_state_dict(state)
@@ -43,7 +43,7 @@ class GRUUnit(nn.Module):
 
 
 class GRUBlock(nn.Module):
-    """A bottleneck that reads ``cat(x, h)``; what it returns beside its output is that output again."""
+    """A bottleneck that reads ``cat(x, h)``; it returns its output twice."""
 
     def __init__(self, inputs: int, width: int, k: int, stride: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class GRUBlock(nn.Module):
 
 
 class GRUResNet(nn.Module):
-    """ResNet-50 with the ConvGRU, whose state is not normed before the classifier."""
+    """ResNet-50 with the ConvGRU, whose state the classifier reads without a norm."""
 
     def __init__(self, base_channels: int = 64, k: int = 32, num_classes: int = 1000) -> None:
         super().__init__()

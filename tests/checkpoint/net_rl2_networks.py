@@ -1,7 +1,7 @@
-"""Networks laid out as the authors of the shared filter bases lay theirs out, for ``convert``.
+"""Networks in the layout of the authors of the shared filter bases, to test ``convert``.
 
-Of these two no outputs are stored. They are written from the published names and equations with plain
-layers, independently of the package, so that a checkpoint of theirs can be made up and its outputs known.
+No outputs of these two are stored. They are written from the published names and equations with plain
+layers, independently of the package, so that checkpoints with known outputs can be made.
 """
 
 from __future__ import annotations

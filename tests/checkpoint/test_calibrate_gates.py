@@ -88,7 +88,7 @@ def test_single_layer_gates_and_gates_with_equal_scores() -> None:
     flat = network()
     for block in flat.loop_blocks().values():
         nn.init.zeros_(block.gate.fc2.weight)
-    calibrate_gates(flat, images)  # equal scores: all images pass or none
+    calibrate_gates(flat, images)  # with equal scores, all images pass or no image passes
     assert all(len(set(own.tolist())) == 1 for own in iterations(flat.eval(), images).values())
 
 

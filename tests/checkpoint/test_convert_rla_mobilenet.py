@@ -33,7 +33,7 @@ class Classifier(nn.Module):
 
 
 def fixture_with_one_w_r() -> golden.Golden:
-    """In the authors' network the five W_r are one tensor, of which the last name's value remains."""
+    """In the authors' network the five W_r are one tensor, which keeps the value of its last name."""
     fixture = golden.load('dsrla_mobilenetv2')
     for key in W_R:
         fixture.state_dict[key] = fixture.state_dict[W_R[-1]]

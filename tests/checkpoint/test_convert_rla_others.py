@@ -1,4 +1,4 @@
-"""The authors' ConvGRU network and MobileNetV2 with ECA, of which no outputs are stored."""
+"""The authors' ConvGRU network and MobileNetV2 with ECA, which have no stored outputs."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_gru_goes_into_detectors_and_plain_networks() -> None:
     norm = state['layer2.rla.unit.gates_norm.weight']
     first, second = (source[f'recurrent_convs.1.{gate}_gate_norm.weight'] for gate in ('reset', 'update'))
     assert torch.equal(norm, torch.cat([first, second]))
-    # without strict: what its blocks read of the state has no place in a plain network either
+    # without strict: a plain network has no parameters that read the state
     _, report = convert(source, 'rlanet', RLAResNet(50, base_channels=8, rla_channels=0), strict=False)
     why = report.unused['recurrent_convs.0.update_gate_norm.bias']
     assert why == 'the model has no recurrent path (rla_channels=0)'

@@ -86,14 +86,14 @@ def test_detection_backbone_equals_the_authors(prefix: str) -> None:
 
 
 def test_classifiers_become_backbones_of_detectors() -> None:
-    """Without what only a classifier reads."""
+    """Remove the parameters that only a classifier reads."""
     source = golden.load('rlaus_resnet50').state_dict
     state, report = convert(source, 'rlanet', RLAResNet(50, share=None))
     last = {key for key in source if key.startswith('stages.3.2.') and ('rla' in key or 'rec' in key)}
     last.add('stages.3.2.conv_out.weight')
     assert set(report.unused) == last | {key for key in source if key.startswith(('bn2.', 'fc.'))}
     assert not report.initial and not report.notes
-    # a state that blocks do not read is nothing to a detector
+    # a detector does not use a state that its blocks do not read
     source = golden.load('rlarh_resnet50').state_dict
     state, report = convert(source, 'rlanet', RLAResNet(50, rla_channels=0))
     assert torch.equal(state['layer3.5.conv1.weight'], source['stages.2.5.conv1.weight'])

@@ -186,7 +186,7 @@ def test_weights_of_an_rla_network_are_taken_as_they_are(sharing: str) -> None:
     grafted, report = graft(state, model)
     assert not report.transformed and not report.initial
     assert all(torch.equal(grafted[key], value) for key, value in state.items())
-    # what nothing reads is left out of a detector's backbone; one W_r can be that of each stage
+    # a detector's backbone lacks parameters that nothing reads; one W_r can serve every stage
     model = RLAMobileNetV2(0.25, 4, attention='eca', out_indices=(1, 5))
     grafted, report = graft(state, model)
     assert_complete(report, state, model)

@@ -98,7 +98,7 @@ def test_below_it_the_basis_is_the_best_and_the_report_says_how_far_off() -> Non
     values = torch.linalg.svdvals(stacked)
     basis = model.layer3.basis['conv'].weight.flatten(1).double()
     rest = {place: kernel - kernel @ basis.T @ basis for place, kernel in kernels.items()}
-    # Eckart and Young: what any basis of this rank leaves at least
+    # Eckart and Young: the smallest error of any basis of this rank
     assert sum(r.square().sum() for r in rest.values()).item() == pytest.approx(
         values[20:].square().sum().item(), rel=1e-4
     )
@@ -107,7 +107,7 @@ def test_below_it_the_basis_is_the_best_and_the_report_says_how_far_off() -> Non
         product = conv.coefficients.weight.flatten(1) @ conv.filters().flatten(1)
         off = ((product.double() - kernel).norm() / kernel.norm()).item()
         assert errors[place] == pytest.approx(off, abs=6e-4)
-        # ... and of that, what 8 unique filters leave
+        # ... and the error that remains with 8 unique filters
         left = torch.linalg.svdvals(rest[place])[8:].square().sum().sqrt()
         assert off == pytest.approx((left / kernel.norm()).item(), rel=1e-4)
 
@@ -133,7 +133,7 @@ def test_what_is_shared_as_a_whole_is_the_average(share: str) -> None:
         expected = ((first - mean).norm() / first.norm()).item()
         assert errors[f'layer2.1.{name}'] == pytest.approx(expected, abs=6e-4)
     assert torch.equal(getattr(model.layer2, '1').bn2.weight, state['layer2.1.bn2.weight'])
-    # of a network whose blocks have equal filters nothing is lost
+    # a network whose blocks have equal filters is grafted exactly
     for key in state:
         if match := re.fullmatch(rf'(layer\d)\.([2-9])\.({"|".join(names)})\.weight', key):
             state[key].copy_(state[f'{match[1]}.1.{match[3]}.weight'])
@@ -181,7 +181,7 @@ def test_other_libraries_mobilenets(scope: str) -> None:
 def test_new_channel_attention_has_no_say_at_first() -> None:
     source = plain(MobileNetV2Shared, share=None, width_mult=0.25)
     state = source.state_dict()
-    # blocks with equal filters lose nothing by sharing
+    # sharing does not change blocks with equal filters
     for key in state:
         if match := re.fullmatch(r'layer([3-6])\.([23])\.(conv[13])\.weight', key):
             state[key].copy_(state[f'layer{match[1]}.1.{match[3]}.weight'])
@@ -189,7 +189,7 @@ def test_new_channel_attention_has_no_say_at_first() -> None:
     errors = grafted(model, state)
     assert len(errors) == 2 * (2 + 3 + 2 + 2) and max(errors.values()) == 0
     assert error(features(model), features(source)) < 1e-5
-    # of a network of this kind everything is taken over
+    # every tensor of a network of the same class is copied
     again = MobileNetV2Shared('double', 'eca', 0.25)
     report = graft(model.state_dict(), again)[1]
     assert not report.transformed and not report.initial

@@ -37,7 +37,7 @@ def test_what_a_runner_saves_is_read(tmp_path, zipped):
 
 
 class Command:
-    """What pickle would turn into os.mkdir(path)."""
+    """An object that pickle would turn into os.mkdir(path)."""
 
     def __init__(self, path):
         self.path = path
@@ -152,7 +152,7 @@ def test_a_file_with_any_bit_flipped_is_refused_or_the_same(tmp_path):
         except DamagedCheckpointError as error:
             assert str(path) in str(error)
             refused += 1
-        else:  # in what fills the gaps of the format
+        else:  # damage in the padding of the format
             assert read['meta'] == content['meta']
             for name, value in content['state_dict'].items():
                 assert torch.equal(read['state_dict'][name], value)

@@ -1,4 +1,4 @@
-"""Where a run goes on: the newest of its checkpoints that is intact."""
+"""A run resumes from the newest of its intact checkpoints."""
 
 import os
 
@@ -32,7 +32,7 @@ def test_finds_where_a_run_got_to(tmp_path, save):
     assert find_checkpoint_to_resume(tmp_path) is None
     for name in ('epoch_9.pth', 'epoch_10.pth', 'best_a_epoch_11.pth'):
         save(name)
-    # Nothing names one, or what is named is gone: the newest that is a state of training.
+    # If no existing checkpoint is named, the newest training checkpoint is used.
     assert find_checkpoint_to_resume(tmp_path).name == 'epoch_10.pth'
     pointer = tmp_path / 'last_checkpoint'
     for text in (b'', os.fsencode(tmp_path / 'epoch_8.pth'), b'\xff\x00\xfe'):

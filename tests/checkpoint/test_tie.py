@@ -125,7 +125,7 @@ def test_layers_that_are_only_similar_become_the_nearest_one() -> None:
 
 def test_groups_are_alike_in_every_pair() -> None:
     chain = torch.tensor([[1.0, 0.9, 0.5], [0.9, 1.0, 0.8], [0.5, 0.8, 1.0]])
-    assert cluster(chain, 0.75) == (0, 0, 1)  # 1 and 3 are not alike
+    assert cluster(chain, 0.75) == (0, 0, 1)  # 1 and 3 are not similar
     assert cluster(chain, 0.5) == (0, 0, 0)
     assert cluster(chain, 0.95) == (0, 1, 2)
     assert cluster(torch.ones(4, 4), 1.0) == (0, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Weights in the files of other trainers, and what a file says of the backbone that it is for."""
+"""Weights in the files of other trainers, and hints at the backbone that a file belongs to."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def of_mmengine(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What EMAHook saves: the average in the place of the weights."""
+    """Return a checkpoint of EMAHook, which saves the average in place of the weights."""
     counter = {'steps': torch.tensor(3)}
     return dict(state_dict=dict(state), ema_state_dict={**counter, **prefixed(halved(state), 'module.')})
 
@@ -92,7 +92,7 @@ def test_names_that_mean_nothing(prefix: str, source: nn.Module, state: dict[str
 def test_a_lightning_module_has_more_than_the_model(state: dict[str, Tensor]) -> None:
     extra = {'criterion.weight': torch.ones(2), 'ema.conv1.weight': torch.ones(1)}
     checkpoint = {'state_dict': {**prefixed(state, 'model.'), **extra}}
-    assert 'criterion.weight' in unwrap(checkpoint)  # of whomever it may be
+    assert 'criterion.weight' in unwrap(checkpoint)  # without a trainer's mark, nothing is removed
     found, notes = read_weights({'pytorch-lightning_version': '2.4.0', **checkpoint})
     assert found.keys() == state.keys()
     assert notes == ['only "model" of the Lightning module is used, not criterion, ema']

@@ -1,4 +1,4 @@
-"""The shapes renderer: exact masks, visibility, determinism, and files the libraries read."""
+"""The renderer of shapes: exact masks, visibility, determinism, and files that the libraries can read."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def test_boxes_and_areas_belong_to_the_visible_pixels():
 def test_shapes_overlap_and_stay_visible_in_crowded_pictures():
     scenes = [render_scene(0, 'train', index, (48, 48), max_objects=40) for index in range(30)]
     counts = [len(scene.instances) for scene in scenes]
-    assert min(counts) >= 1 and max(counts) < 40  # some found no place and were left out
+    assert min(counts) >= 1 and max(counts) < 40  # no place was found for some shapes, so they were left out
     assert min(i.area for scene in scenes for i in scene.instances) >= MIN_VISIBLE_PIXELS
     for scene in scenes:
         boxes = np.zeros(scene.image.shape[:2], int)
@@ -58,7 +58,7 @@ def test_shapes_overlap_and_stay_visible_in_crowded_pictures():
 def _holes(mask: np.ndarray) -> int:
     padded = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
     components, _ = cv2.connectedComponents(padded, connectivity=4)
-    return components - 2  # less the label of the shape itself and the outside
+    return components - 2  # without the label of the shape itself and that of the background
 
 
 def test_only_rings_have_a_hole():

@@ -1,4 +1,4 @@
-"""Labels of the shortest path task against another way to find them."""
+"""Compare the labels of the shortest path task with those of another algorithm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def neighbours(point: Point, free: np.ndarray) -> list[Point]:
 
 
 def on_shortest_paths(free: np.ndarray, start: Point, end: Point) -> set[Point]:
-    """Breadth-first search that remembers all the points it came from, and the way back."""
+    """Find the points of all shortest paths by breadth-first search with all predecessors."""
     level, parents, queue = {start: 0}, {start: []}, deque([start])
     while queue:
         point = queue.popleft()
@@ -54,7 +54,7 @@ def test_labels_are_all_points_on_shortest_paths(probability: float, unreachable
         expected = on_shortest_paths(example[1] == 0, start, end)
         assert expected == {tuple(map(int, point)) for point in np.argwhere(label)}
         joined.append(bool(expected))
-    # in a grid that is nearly half obstacles many points cannot be reached
+    # many points cannot be reached if nearly half of the grid is obstacles
     assert all(joined) if unreachable == 'redraw' or probability == 0.1 else 5 < sum(joined) < 55
 
 

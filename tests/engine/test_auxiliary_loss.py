@@ -1,4 +1,4 @@
-"""Objectives of a backbone inside classifiers and detectors; with processes: tests/tools/."""
+"""Auxiliary losses of backbones in classifiers and detectors; tests/tools/ runs several processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmrecur.engine.hooks.auxiliary_loss import collect_auxiliary_losses, merge_
 from mmrecur.models.backbones import MobileNetV2Shared, ResNetShared
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What a training of the SCNN-R logs.
+#: Losses that a training of the SCNN-R logs.
 LOGGED = ('loss', 'loss_path', 'loss_recurrence')
 BACKBONE = dict(
     type='mmrecur.ResNetShared',
@@ -106,7 +106,7 @@ def prepared(build: Any, hook: bool = True, **backbone: Any) -> nn.Module:
 
 
 def penalty(model: nn.Module, weight: float = 10.0) -> Tensor:
-    """The objective from the state dict, written out: two bases in each stage are one matrix."""
+    """Compute the objective from the state dict; the two bases of a stage form one matrix."""
     state = {k: v.double() for k, v in model.backbone.named_parameters() if '.basis.' in k}
     total, entries = 0.0, 0
     for stage in range(1, 5):
@@ -154,9 +154,9 @@ def test_loss_and_gradient_are_those_of_an_independent_computation(build: Any, k
 
 @pytest.mark.parametrize('build', [classifier, detector])
 def test_accumulated_gradients_hold_the_objective_once(build: Any) -> None:
-    """Two halves of a batch, accumulated, are the step on the batch."""
+    """Accumulating two halves of a batch gives the step on the whole batch."""
     whole, parts = prepared(build), prepared(build)
-    if build is detector:  # its losses are averages over boxes, not images: the same image twice
+    if build is detector:  # its losses are averages over boxes, so both halves are the same image
         images = [slice(0, 1), slice(0, 1)], slice(0, 1)
     else:
         images = [slice(0, 1), slice(1, 2)], slice(None)
@@ -177,7 +177,7 @@ def test_other_modes_are_left_alone() -> None:
         assert len(model.eval()(**data, mode='predict')) == 2
         # evaluation: a teacher, a deployed backbone
         assert 'loss_ortho' not in model(**data, mode='loss')
-    # by position, as a caller may
+    # some callers pass the mode by position
     losses = model.train()(data['inputs'], data['data_samples'], 'loss')
     assert losses['loss_ortho'].item() == pytest.approx(penalty(model).item(), rel=1e-5)
 
@@ -245,7 +245,7 @@ def test_training_on_without_the_hook_warns_once(warned: Warnings) -> None:
     assert counts == [0, 1, 1]
 
 
-#: A backbone of each family with an objective, and what its warning says.
+#: A backbone of each family with an objective, and a part of its warning.
 ON_THEIR_OWN = {
     'the orthogonality of its filter bases': dict(type='mmrecur.ResNetShared', depth=20, base_channels=8),
     'the target rate of its gates': dict(type='mmrecur.DRResNet', depth=16, base_channels=4),
@@ -256,7 +256,7 @@ ON_THEIR_OWN = {
 
 
 def train_bare(backbone: dict[str, Any], collect: bool = False, **options: Any) -> nn.Module:
-    """Three steps of a backbone, as with a head that knows nothing of objectives."""
+    """Train a backbone for three steps without collecting its auxiliary losses."""
     model = MODELS.build(backbone).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, **options)
     for _ in range(3):
@@ -269,7 +269,7 @@ def train_bare(backbone: dict[str, Any], collect: bool = False, **options: Any) 
 
 
 @pytest.mark.parametrize('aim', ON_THEIR_OWN)
-@pytest.mark.parametrize('fused', [False, True])  # which writes without counting up a version
+@pytest.mark.parametrize('fused', [False, True])  # writes that do not increase the version counter
 def test_every_family_warns_once_where_nothing_collects(aim: str, fused: bool, warned: Warnings) -> None:
     train_bare(ON_THEIR_OWN[aim], collect=True, fused=fused)
     assert warned.count == 0
@@ -292,7 +292,7 @@ def test_an_objective_without_weight_is_none(aim: str, warned: Warnings) -> None
 
 
 def scnn_r(tmp_path: Path, **kwargs: Any) -> Runner:
-    """Two steps of the SCNN-R config's training, on a small network."""
+    """Train a small network for two steps with the SCNN-R config."""
     cfg = Config.fromfile(ROOT / 'configs/swrn/shortest-path_scnn-r.py')
     cfg.model.update(num_layers=4, num_templates=3, channels=4)
     cfg.model.loss_recurrence.loss_weight = 0.5
@@ -306,7 +306,7 @@ def scnn_r(tmp_path: Path, **kwargs: Any) -> Runner:
 
 def test_the_recurrence_of_scnn_r_is_logged_and_learned(tmp_path: Path) -> None:
     runner = scnn_r(tmp_path)
-    # not those of the initialisation, whose layers are orthogonal
+    # other coefficients than the initial ones, which make layers orthogonal
     start = torch.tensor([[1.0, 0.2, 0.0], [-0.5, 1.0, 0.3], [0.1, 0.1, -1.0], [2.0, 1.0, 0.5]])
     runner.model.bank.coefficients.data.copy_(start)
     runner.train()
@@ -346,7 +346,7 @@ def test_frozen_bases_are_no_objective(warned: Warnings) -> None:
         bare(torch.randn(2, 3, 32, 32))[-1].sum().backward()
         optimizer.step()
     assert warned.count == 0
-    # frozen later, as the teacher of a student is
+    # frozen later, like the teacher of a student
     model = prepared(classifier)
     with torch.no_grad():
         assert model.backbone.auxiliary_losses()['loss_ortho'] > 0
@@ -359,7 +359,7 @@ def test_no_warning_where_the_losses_are_collected(warned: Warnings) -> None:
     wrapper = sgd(model)
     for _ in range(3):
         step(model, wrapper)
-    # two passes in one iteration and passes in evaluation are no second iteration
+    # two passes in one iteration, and passes in evaluation, do not count as a second iteration
     bare = ResNetShared(20, base_channels=8).train()
     for _ in range(2):
         bare(torch.randn(2, 3, 32, 32))

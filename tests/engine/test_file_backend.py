@@ -38,7 +38,7 @@ def test_killed_writer_leaves_a_whole_file(tmp_path):
 
 
 def test_outdated_checkpoint_goes_when_the_next_is_there(tmp_path):
-    # As MMEngine does: a new backend for each write, deletion before the write.
+    # MMEngine makes a new backend for each write and deletes before the write.
     old, new, text = (tmp_path / name for name in ('epoch_1.pth', 'epoch_2.pth', 'notes.txt'))
     AtomicLocalBackend().put(b'1', old)
     AtomicLocalBackend().remove(old)
@@ -60,7 +60,7 @@ def test_outdated_checkpoint_that_is_written_again_stays(tmp_path):
     assert path.read_bytes() == b'2' and other.read_bytes() == b'3'
 
 
-# What the system says of a file that grows beyond a limit is what it says of a full disk but for the number.
+# A file above the size limit raises the same exception as a full disk, with another error number.
 FULL_DISK = """
 import resource, sys
 from pathlib import Path

@@ -27,7 +27,7 @@ class Noise(Dataset):
 
 
 class Recorder(BaseModel):
-    """A model that keeps what it sees and what it draws."""
+    """A model that records its inputs and its random numbers."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ def run(work_dir, length, by_epoch, workers=0, resume=False, hook=True, persiste
     sampler = sampler or ('DefaultSampler' if by_epoch else 'InfiniteSampler')
     validation = {}
     if not by_epoch:
-        # Validation draws too: a resumed run does not repeat it.
+        # Validation draws random numbers too, and a resumed run does not repeat the validation.
         validation = dict(
             val_dataloader=dict(**loader, sampler=dict(type='DefaultSampler', shuffle=False)),
             val_cfg=dict(),
@@ -83,7 +83,7 @@ def run(work_dir, length, by_epoch, workers=0, resume=False, hook=True, persiste
 
 @pytest.fixture
 def safe_resume():
-    # MMEngine's own loader, on its own releases too.
+    # MMEngine's own loader, also with MMEngine's own releases.
     from mmrecur.checkpoint.safe_types import only_safe_types
 
     with only_safe_types():
@@ -117,14 +117,14 @@ def test_resumed_run_draws_what_the_whole_one_did(tmp_path, safe_resume, by_epoc
     else:
         assert whole.seen[6:] == resumed.seen
     assert torch.equal(whole.layer.weight, resumed.layer.weight)
-    # Each step draws numbers of its own.
+    # Each step draws different numbers.
     assert len({step[-1] for step in whole.seen}) == len(whole.seen)
 
 
 @needs_skip
 def test_iterations_over_a_finite_sampler_resume(tmp_path, safe_resume, monkeypatch):
-    # Three batches an epoch: the loader begins anew in the part that is skipped and after it.
-    monkeypatch.setattr('time.sleep', lambda seconds: None)  # MMEngine's two seconds at each end
+    # With three batches per epoch, the loader restarts within the skipped part and after it.
+    monkeypatch.setattr('time.sleep', lambda seconds: None)  # without MMEngine's pauses of two seconds
     options = dict(by_epoch=False, workers=2, persistent=True, sampler='DefaultSampler')
     whole = run(tmp_path / 'whole', 8, **options)
     run(tmp_path / 'parts', 4, **options)
@@ -139,7 +139,7 @@ def test_number_of_workers_does_not_matter(tmp_path, safe_resume, by_epoch):
     first, *others = (
         run(tmp_path / str(workers), 2, by_epoch, workers=workers).seen for workers in (2, 0, 1)
     )
-    steps = slice(None) if by_epoch else slice(2)  # validation has draws of its own
+    steps = slice(None) if by_epoch else slice(2)  # validation draws random numbers of its own
     for other in others:
         assert first[steps] == other[steps]
 

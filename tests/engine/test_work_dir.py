@@ -11,12 +11,12 @@ import pytest
 from mmrecur.engine.work_dir import lock_work_dir
 from mmrecur.errors import WorkDirInUseError
 
-# Locks, forks a child that outlives it, and waits.
+# Locks the directory, forks a child that outlives the process, and waits.
 HOLDER = """
 import os, sys, time
 from mmrecur.engine.work_dir import lock_work_dir
 lock_work_dir(sys.argv[1])
-lock_work_dir(sys.argv[1])  # twice is once
+lock_work_dir(sys.argv[1])  # a second call does nothing
 if os.fork() == 0:
     os.close(1)
     time.sleep(60)
@@ -39,7 +39,7 @@ def test_the_lock_ends_with_its_process_not_with_its_children(tmp_path, monkeypa
         for part in (work_dir, f'process {holder.pid} on {socket.gethostname()}, since 20', '--work-dir'):
             assert str(part) in message
         lock_work_dir(tmp_path / 'other')
-        # The other processes of a job leave it to the first.
+        # Only the first process of a job takes the lock.
         for launcher, name in dict(pytorch='RANK', slurm='SLURM_PROCID').items():
             monkeypatch.setenv(name, '1')
             lock_work_dir(work_dir, launcher)

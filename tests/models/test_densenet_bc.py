@@ -94,7 +94,7 @@ def test_computes_the_equations(sharing: str | None, training: bool) -> None:
 
 
 def test_lag_block_shifts_with_the_layer_and_ordinal_does_not() -> None:
-    """What the layers of a block read of the shared weights, in units of one earlier layer."""
+    """Return the part of the shared weights that each layer of a block reads, by earlier layer."""
     for sharing, expected in (
         ('lag', [[], [1], [2, 1], [3, 2, 1]]),
         ('ordinal', [[], [1], [1, 2], [1, 2, 3]]),

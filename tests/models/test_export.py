@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.helpers import assert_close, build, image
 from tests.models.zoo import BACKBONES, DISTINCT
 
-#: What the exporters see, and images of another number and another, odd size.
+#: Images for the export, and a batch with another number of images of another, odd size.
 SEEN, OTHER = (2, 3, 32, 64), (3, 3, 65, 33)
 #: One network for each mechanism, for the exporters that take their time.
 MECHANISMS = [
@@ -34,7 +34,7 @@ QUICK = ['preact-single', 'recnet']
 
 
 def traced(model: nn.Module, folder: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """As ``torch.jit.trace`` has it by default, with its own checks."""
+    """Trace with the default arguments of ``torch.jit.trace``, including its checks."""
     return torch.jit.trace(model, image(*SEEN))
 
 

@@ -55,7 +55,7 @@ def test_copies_for_data_parallel_compute_with_their_own_weights(name: str, repl
         copies = replicate(model)
     except RuntimeError as error:
         assert 'Use torch.nn.parallel.DistributedDataParallel' in str(error)
-        # in the inference form nothing is shared any more
+        # the inference form shares no weights
         model.switch_to_deploy()
         copies = replicate(model)
     else:
@@ -75,7 +75,7 @@ def test_other_networks_that_share_templates_refuse_data_parallel(replicate) -> 
 
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[None]:
-    """A group of one process, whose shards are whole and yet no ordinary tensors between uses."""
+    """A group of one process. Its shards are whole, but not ordinary tensors between uses."""
     dist.init_process_group('gloo', init_method=f'file://{tmp_path / "group"}', rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -98,8 +98,8 @@ def shard(model: nn.Module, parts: list[nn.Module]) -> None:
 
 
 def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Gradients of a training step whose loss includes the model's own objective."""
-    torch.manual_seed(0)  # of the noise of gates
+    """Return the gradients of a training step whose loss includes the model's auxiliary losses."""
+    torch.manual_seed(0)  # seeds the noise of the gates
     loss = sum(output.square().mean() for output in model(x))
     own = getattr(model, 'auxiliary_losses', dict)()
     for value in own.values():
@@ -112,7 +112,7 @@ def step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 def assert_same_step(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-4) -> None:
     for name, grad in expected.items():
-        if name in found or grad.any():  # what was nothing but zeros may be left out
+        if name in found or grad.any():  # gradients of zeros may be left out
             assert (found[name] - grad).norm() <= rtol * grad.norm() + 1e-6, name
 
 

@@ -86,7 +86,7 @@ def test_new_plugins_change_nothing_at_first(options: dict) -> None:
 
 
 def test_initialisers_of_the_user_come_alone() -> None:
-    """Plugins are initialised behind them and before checkpoints."""
+    """Plugins are initialised after the user's initialisers and before checkpoints."""
     model = small(GC, init_cfg=dict(type='Kaiming', layer='Conv2d'))
     assert [cfg['type'] for cfg in model.init_cfg] == ['Kaiming', 'mmrecur.PluginInit']
     model = small(GC, init_cfg=dict(type='mmrecur.Graft', checkpoint='torchvision://resnet50'))

@@ -1,4 +1,4 @@
-"""Norm and ReLU in front of pointwise convolutions, folded into them."""
+"""Norm and ReLU before pointwise convolutions, fused into them."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_pooled_state_fits_a_strided_convolution(size: int) -> None:
     h = torch.rand(1, 4, size, size)
     pooled = downsample_hidden(h, 2)
     assert pooled.shape == nn.Conv2d(4, 4, 3, stride=2, padding=1)(h).shape
-    # the last row of an odd size averages what there is, not zeros beyond the edge
+    # the last row of an odd size averages only existing pixels, not zeros beyond the edge
     expected = h[:, :, 2 * (pooled.size(2) - 1) :, :2].mean((2, 3))
     torch.testing.assert_close(pooled[:, :, -1, 0], expected)
 

@@ -22,7 +22,7 @@ from tests.helpers import randomise_norms
     ],
 )
 def test_parameters(k: int, classes: int, count: int, paper: float) -> None:
-    """Table 2, of which the last two digits come out as printed."""
+    """The last two digits of Table 2 are those printed."""
     with torch.device('meta'):
         model = RLAXception(rla_channels=k, with_hidden=k > 0)
     classifier = classes * (model.out_channels[-1] + 1)

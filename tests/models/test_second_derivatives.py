@@ -35,11 +35,11 @@ KINDS = [
 
 
 def scalar_of(model: nn.Module, x: Tensor) -> Callable[[Named], Tensor]:
-    """A scalar function of a model's parameters that changes nothing in the model."""
+    """A scalar function of a model's parameters that does not change the model."""
     buffers = dict(model.named_buffers())
 
     def function(parameters: Named) -> Tensor:
-        torch.manual_seed(0)  # of the noise of gates
+        torch.manual_seed(0)  # seeds the noise of the gates
         state = {**parameters, **{name: buffer.clone() for name, buffer in buffers.items()}}
         outputs = torch.func.functional_call(model, state, (x,))
         return sum((output * output).mean() for output in outputs)
@@ -165,7 +165,7 @@ def factorised() -> nn.Module:
 
 
 class _WithReadout(nn.Module):
-    """A block and what reads its residual; one output."""
+    """A block with a tap on its residual and a single output."""
 
     def __init__(self, block: nn.Module, readout: nn.Module) -> None:
         super().__init__()

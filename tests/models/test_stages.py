@@ -64,7 +64,7 @@ def test_class_activation_maps_of_every_stage(name: str, deploy: bool) -> None:
         cam = torch.relu((grad.mean((2, 3), keepdim=True) * maps[index]).sum(1))
         assert cam.shape == (1, *maps[index].shape[2:]) and grad.abs().sum() > 0
     assert sorted({index for index, _ in grads}) == [*range(len(maps))]
-    # tools keep the map itself: nothing behind the block may write into it
+    # tools keep the map without a copy, so later layers must not write into it
     assert all(torch.equal(map_, before) for map_, before in zip(maps, seen))
 
 
@@ -81,7 +81,7 @@ def first_uses(model: Backbone) -> list[str]:
 
 @pytest.mark.parametrize('name', BACKBONES)
 def test_layers_follow_the_order_of_computation(name: str) -> None:
-    """From the stem to the last norms, what several blocks share where it is first used."""
+    """Layers are ordered from the stem to the last norms; shared ones belong to their first block."""
     model = build(name).eval()
     for module in model.modules():  # every loop to its end
         if hasattr(module, 'skip'):
@@ -93,7 +93,7 @@ def test_layers_follow_the_order_of_computation(name: str) -> None:
     assert order == sorted(order) and order[0] == 0
     ends = {n.split('.')[0] for n, layer in layers.items() if layer == count - 1}
     assert ends <= {'final_norm', 'hidden_norm', 'norm'}
-    # a layer for the stem, each block, the convolution behind them, the head
+    # a layer for the stem, each block, the convolution after them, the head
     has_conv = any(n.startswith('conv2') for n in layers) and 'MobileNet' in type(model).__name__
     assert count == 2 + sum(map(len, stages(model))) + has_conv
     assert set(layers.values()) | {count - 1} == {*range(count)}

@@ -1,4 +1,4 @@
-"""What state dicts hold: every tensor once, so that formats without aliases (safetensors) take them."""
+"""State dicts contain every tensor once, so formats without aliases (safetensors) can store them."""
 
 from __future__ import annotations
 

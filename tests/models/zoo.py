@@ -227,7 +227,7 @@ BACKBONES: dict[str, dict] = {
         type='mmrecur.DRMobileNetV2', width_mult=0.25, loop_norm='lvbn', out_indices=(4,)
     ),
 }
-#: The ones whose computation differs, for the slower checks.
+#: Backbones that compute in different ways, for the slower checks.
 DISTINCT = [
     'rla-r50',
     'rla-r50-v4',
@@ -271,7 +271,7 @@ DISTINCT = [
     'dr-r16',
     'dr-mobilenet',
 ]
-#: Batch norms of states and sums, by class: they have no convolution to be folded into.
+#: Batch norms of states and sums, by class: they have no convolution to be fused into.
 FOLLOW_NO_CONVOLUTION = {
     'RLAPreActResNet': r'hidden_norm|final_norm|layer\d\.\d+\.bn1(_hidden)?',
     'DenseNetShared': r'norm',

@@ -1,4 +1,4 @@
-"""What the tests of the tools share: tiny data, tiny configs, and the tools as real processes."""
+"""Fixtures of the tests of the tools: tiny data, tiny configs, and the tools as real processes."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ custom_imports = dict(imports=['mmrecur', 'kill_hook'], allow_failed_imports=Fal
 classes = {CLASSES!r}
 """
 
-# What a detector's and a classifier's training needs besides the model, in the shortest form.
+# Settings that the training of a detector or a classifier needs besides the model.
 SCHEDULE = """
 train_cfg = dict(by_epoch=True, max_epochs=3)
 val_cfg = dict()
@@ -67,7 +67,7 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=16),
         bbox_head=dict(in_channels=16, fc_out_channels=32, num_classes=5)),
     train_cfg=dict(rpn_proposal=dict(max_per_img=20)),
-    # Without training no box would be drawn or dumped otherwise.
+    # Without this threshold, an untrained detector would have no boxes to draw or to save.
     test_cfg=dict(rpn=dict(max_per_img=20), rcnn=dict(score_thr=0.0)))
 """
 
@@ -110,7 +110,7 @@ val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 """
 
-# A kill that hits a chosen iteration every time.
+# Kills the process in a chosen iteration.
 KILL_HOOK = """
 import os
 import signal
@@ -135,7 +135,7 @@ class Workshop:
         (root / 'kill_hook.py').write_text(KILL_HOOK)
 
     def environment(self) -> dict[str, str]:
-        """The tools find the source tree and the hook, and leave cores to others."""
+        """Return an environment in which tools find the source tree and the hook, and use one thread."""
         paths = [str(ROOT), str(self.root), *filter(None, [os.environ.get('PYTHONPATH')])]
         return os.environ | {
             'PYTHONPATH': os.pathsep.join(paths),
@@ -152,10 +152,10 @@ class Workshop:
         return path
 
     def run(self, *command, code=0, **environment) -> str:
-        """Runs a tool, checks its exit code and returns what it printed."""
+        """Run a tool, check its exit code and return its output."""
         script, *args = map(str, command)
         program = ['bash'] if script.endswith('.sh') else [sys.executable]
-        # A file, because the workers that a killed process leaves behind keep a pipe open.
+        # A file, because the workers that outlive a killed process keep a pipe open.
         with tempfile.TemporaryFile('w+') as output:
             result = subprocess.run(
                 [*program, str(ROOT / 'tools' / script), *args],
@@ -193,7 +193,7 @@ def classifier(workshop):
 
 @pytest.fixture(scope='session')
 def iterations(workshop):
-    """A training by iterations whose data are loaded, and augmented, by two workers."""
+    """Config of an iteration-based training with two workers that load and augment the data."""
     extra = (
         "train_cfg = dict(type='IterBasedTrainLoop', max_iters=6, val_interval=4)\n"
         "param_scheduler = [dict(type='MultiStepLR', by_epoch=False, milestones=[5])]\n"
@@ -209,13 +209,13 @@ def iterations(workshop):
 
 @pytest.fixture(scope='session')
 def fcos(workshop):
-    # Nothing is drawn at random but the order of the images.
+    # Only the order of the images is random.
     extra = (
         "train_pipeline = [*loading, resize, dict(type='PackDetInputs')]\n"
         'train_dataloader.update(batch_size=4, num_workers=0, persistent_workers=False)\n'
         "train_dataloader['dataset'].update(pipeline=train_pipeline)\n"
         'train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=2)\n'
-        # Large steps would enlarge the last bits by which sums in another order differ.
+        # Sums in another order differ in the last bits, and large steps would amplify the difference.
         "optim_wrapper['optimizer'].update(lr=0.001)\n"
     )
     return workshop.config('fcos', FCOS, DETECTION_DATA, extra)
@@ -223,14 +223,14 @@ def fcos(workshop):
 
 @pytest.fixture(scope='session')
 def trained(workshop, detector):
-    """A training of the detector that nothing interrupts: what it printed, where it worked."""
+    """Train the detector without interruption; return the output and the work directory."""
     output = workshop.run('train.py', detector, '--work-dir', 'whole')
     return output, workshop.root / 'whole'
 
 
 @pytest.fixture
 def code_carrying(tmp_path):
-    """Returns a writer of checkpoints whose loading would make a file, and that file."""
+    """Return a function that writes a checkpoint whose loading would create a file, and that file."""
     import pickle
 
     import torch

@@ -1,4 +1,4 @@
-"""The objective of a backbone in real trainings: one process, two processes, the log, the weights."""
+"""Auxiliary losses in trainings with one and two processes: their log and their effect on weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from mmrecur.checkpoint.io import load_checkpoint_file
 
 WEIGHT = 10.0
-#: On top of the configs of conftest.py: nothing is drawn at random but the order of the images.
+#: Added to the configs of conftest.py. Only the order of the images is random.
 CONFIG = f"""
 backbone = dict(
     _delete_=True, type='mmrecur.ResNetShared', depth=18, base_channels=8, shared_rank=3,
     norm_cfg=dict(type='GN', num_groups=2),
     loss_ortho=dict(type='mmrecur.OrthogonalityLoss', loss_weight={WEIGHT}),
-    # far from orthonormal, so that the penalty says something
+    # far from orthonormal, so that the penalty is large
     init_cfg=[dict(type='Kaiming', layer='Conv2d'), dict(type='Normal', layer='FilterBasis', std=0.3)])
 custom_hooks = [dict(type='mmrecur.AuxiliaryLossHook'), dict(type='mmrecur.AverageLossesHook')]
 train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=2)
@@ -41,7 +41,7 @@ model = dict(backbone=backbone, neck=dict(in_channels=[8, 16, 32, 64]))
 
 
 def penalty(state: dict[str, Tensor]) -> float:
-    """The objective of a checkpoint, written out."""
+    """Compute the objective of a checkpoint."""
     total, entries = 0.0, 0
     for stage in range(1, 5):
         names = (f'backbone.layer{stage}.basis.conv{i}.weight' for i in (1, 2))
@@ -76,7 +76,7 @@ def test_two_processes_train_what_one_does(workshop: Any, request: Any, task: st
     states = [load_checkpoint_file(d / 'epoch_2.pth')['state_dict'] for d in (one, two)]
     for key, value in states[0].items():
         torch.testing.assert_close(value, states[1][key], rtol=1e-3, atol=1e-5)
-    # the first step of the second epoch sees the weights that the first epoch ended with
+    # the first step of the second epoch starts from the weights at the end of the first
     for work_dir, curve in zip((one, two), curves):
         state = load_checkpoint_file(work_dir / 'epoch_1.pth')['state_dict']
         assert 0.1 < curve[3] == pytest.approx(penalty(state), rel=1e-4)

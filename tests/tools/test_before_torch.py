@@ -1,4 +1,4 @@
-"""tools/_before_torch.py: every tool bounds the spinning of OpenMP's threads, and does it first."""
+"""tools/_before_torch.py: every tool bounds the spinning of OpenMP threads before it imports torch."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""tools/dataset_converters/cifar_to_folders.py: both archives, nothing half written."""
+"""tools/dataset_converters/cifar_to_folders.py: both archive formats, and no incomplete folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOOL = 'dataset_converters/cifar_to_folders.py'
 
 
 def write_binary(path: Path) -> np.ndarray:
-    """Two batches of three images in the layout of the binary version; the pixels by batch."""
+    """Write two batches of three images in the binary format; return the pixels by batch."""
     rng = np.random.RandomState(0)
     pixels = rng.randint(0, 256, (2, 3, 3, 32, 32), dtype=np.uint8)
     with tarfile.open(path, 'w:gz') as archive:

@@ -15,21 +15,21 @@ def test_trains_compares_and_does_nothing_twice(workshop, classifier: Path) -> N
     options += ['--cfg-options', 'train_cfg.max_epochs=2', 'model.backbone.attention=eca']
     options += ['--train-args', '--channels-last']
     command = ['compare_training.py', classifier, other, *options]
-    # killed in the second epoch of a run, the command is given again
+    # the command is killed in the second epoch of a run and then repeated
     output = workshop.run(*command, KILL_AT_ITERATION='3', code=1)
     assert 'the training failed; the end of runs/classifier/seed-5/output.txt' in output
     output = workshop.run(*command)
     rows = re.findall(r'^ *(classifier|other) +([\d,]+) +(.+)$', output, re.MULTILINE)
     assert [row[0] for row in rows] == ['classifier', 'other']
     assert len(rows[0][2].split()) == 3 and len(rows[1][2].split()) == 4
-    # with what the options change
+    # including the changes by the options
     backbone = RLAResNet(depth=50, base_channels=8, attention='eca')
     assert int(rows[0][1].replace(',', '')) == sum(p.numel() for p in backbone.parameters()) + 257 * 5
     for name in ('curves.png', 'sizes.png'):
         assert (workshop.root / name).stat().st_size > 10_000
     logs = sorted((workshop.root / 'runs').glob('*/seed-*/*/vis_data/scalars.json'))
-    assert len(logs) == 3  # two runs, the first of them in two parts
-    # a third time there is nothing to train
+    assert len(logs) == 3  # two runs; the first was resumed once
+    # the third call trains nothing
     assert 'Training' not in workshop.run(*command)
     assert sorted((workshop.root / 'runs').glob('*/seed-*/*/vis_data/scalars.json')) == logs
 

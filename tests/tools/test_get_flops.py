@@ -1,4 +1,4 @@
-"""tools/analysis_tools/get_flops.py: known numbers of known models."""
+"""tools/analysis_tools/get_flops.py: known parameters and multiply-adds of known models."""
 
 import json
 
@@ -23,7 +23,7 @@ def measure(tool, capsys):
 
 
 def test_detector_as_a_process(workshop):
-    # The real process: nothing but JSON on stdout is checked by the others, which read all of it.
+    # A real process. The other tests parse all of stdout, so they check that it contains only JSON.
     output = workshop.run(
         'analysis_tools/get_flops.py', 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
         '--shape', '800', '1280',

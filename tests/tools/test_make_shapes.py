@@ -1,4 +1,4 @@
-"""make_shapes: complete or absent, repeatable, and careful with what is already there."""
+"""make_shapes: the data set is complete or absent, repeatable, and existing files are kept."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def main():
 
 
 def start(*args):
-    """Starts the script as a user does, from the source tree."""
+    """Start the script from the source tree, like a user."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *map(str, args)],

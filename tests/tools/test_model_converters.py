@@ -1,4 +1,4 @@
-"""Checkpoint files in, checkpoint files out."""
+"""The tools that read one checkpoint file and write another."""
 
 from __future__ import annotations
 

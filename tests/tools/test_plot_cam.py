@@ -1,4 +1,4 @@
-"""tools/analysis_tools/plot_cam.py: heat maps of classifiers on a photograph, and what does not fit."""
+"""tools/analysis_tools/plot_cam.py: heat maps of classifiers on a photograph, and refused arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/analysis_tools/plot_lag_weights.py: numbers and picture of a model's weights."""
+"""tools/analysis_tools/plot_lag_weights.py: table and figure of a model's weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_prints_and_draws_the_fit(tool, checkpoint: str, tmp_path: Path, capsys)
     assert [block['r_squared'] for block in result] == pytest.approx([1, 1, 1])
     assert result[0]['norms'] == pytest.approx(16 * np.exp(-0.2 * np.arange(1, 6)))
     with Image.open(out) as picture:
-        # the three colours of the three blocks are there
+        # the figure contains the colours of the three blocks
         colours = {colour for _, colour in picture.convert('RGB').getcolors(1 << 20)}
     assert {(0, 114, 178), (213, 94, 0), (0, 158, 115)} <= colours
 
@@ -50,14 +50,14 @@ def test_prints_a_table(tool, checkpoint: str, capsys) -> None:
     tool.main([MODEL, checkpoint, '--by', 'ordinal'])
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert ['ordinal', 'denseblock1', 'denseblock2', 'denseblock3'] in rows
-    # the last of the layers that are read is read by one layer, at lag 1
+    # the last layer that is read has a single reader, at lag 1
     assert ['5', *(f'{16 * np.exp(-0.2 * i):.2f}' for i in (1, 2, 3))] in rows
     assert rows[-1][0] == 'r_squared'
 
 
 @pytest.fixture
 def recurrent(tmp_path: Path) -> tuple[str, str]:
-    """A network whose states keep a half, three fifths and so on of what they hold at every update."""
+    """Save a network whose states keep a half, three fifths and so on of their values at every update."""
     model = RLAPreActResNet(38, block='bottleneck', base_channels=2, rla_channels=2, with_hidden=True)
     for i in (1, 2, 3):
         rla = getattr(model, f'layer{i}').rla

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get('MMRECUR_DATA', 'unset')) / 'coco_mini'
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason='$MMRECUR_DATA/coco_mini is not there')
 
-#: A narrow version of a COCO config on eight training images, which it is validated on as well.
+#: A narrow version of a COCO config. Eight images serve for training and validation.
 CONFIG = """
 _base_ = '{base}'
 backbone_norm = dict(type='BN', requires_grad=True)
@@ -54,10 +54,10 @@ randomness = dict(seed=0)
 
 
 def train(base: str, directory: Path, epochs: int) -> tuple[list[float], dict[str, float], Path]:
-    """Train on eight images; the loss of every step, the metrics, the work directory."""
+    """Train on eight images; return the loss of every step, the metrics and the work directory."""
     with_mask = base.startswith('mask')
     whole = json.loads((DATA / 'annotations/instances_train2017.json').read_text())
-    # pictures with a few large objects, which can be learnt by heart in minutes
+    # images with a few large objects, which a detector can memorise in minutes
     areas = {image['id']: image['width'] * image['height'] for image in whole['images']}
     objects: dict[int, list[float]] = {key: [] for key in areas}
     for item in whole['annotations']:

@@ -1,4 +1,4 @@
-"""make and tools/setup_env.sh: what is missing is named before anything is downloaded."""
+"""make and tools/setup_env.sh name missing requirements before they download anything."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def set_up(tmp_path):
-    """Returns a function that runs tools/setup_env.sh in a copy, where it can download nothing."""
+    """Return a function that runs a copy of tools/setup_env.sh that cannot download anything."""
     for name in ('tools/setup_env.sh', 'requirements', 'setup.py', 'pyproject.toml', 'mmrecur/version.py'):
         target = tmp_path / 'tree' / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def test_missing_compiler_is_named_before_pytorch_is_downloaded(set_up):
     printed, error = set_up(CXX='no-such-compiler', CPU_ONLY='1')
     assert 'no C++ compiler (no-such-compiler)' in error
     assert '[1/5]' in printed and '[2/5]' not in printed
-    # The environment is there by now, and still nothing is downloaded into it.
+    # The environment exists now, and still nothing is downloaded into it.
     printed, error = set_up(CXX='no-such-compiler', CPU_ONLY='1')
     assert 'no C++ compiler (no-such-compiler)' in error and '[2/5]' not in printed
 

@@ -1,4 +1,4 @@
-"""The start of a run: short on the console, complete in the log file."""
+"""The start of a run is short on the console and complete in the log file."""
 
 import logging
 import re
@@ -36,7 +36,7 @@ def test_filter_keeps_what_a_user_can_act_on():
     assert passes.filter(record(logging.WARNING)) and passes.filter(record(logging.ERROR))
     assert passes.filter(record(logging.INFO, runner.__file__))
     assert not passes.filter(record(logging.INFO, runner.__file__, was_printed=True))
-    # A warning from inside a library's own plumbing, as print_log sends it.
+    # A warning about a library's own code, as sent by print_log.
     call = eval('lambda passes, made: passes.filter(made)', {'__name__': 'mmengine.fileio.file_client'})
     assert not call(passes, record(logging.WARNING))
     assert call(passes, record(logging.ERROR))

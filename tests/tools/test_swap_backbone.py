@@ -1,4 +1,4 @@
-"""tools/swap_backbone.py writes files of a model that computes the same function as the old one."""
+"""tools/swap_backbone.py writes the files of a model that computes the function of the old one."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_classifier_keeps_its_scores(tool: Any, tmp_path: Path) -> None:
     args = ['--backbone', 'rla-resnet', '--checkpoint', str(checkpoint)]
     tool.main([str(config), *args, '--out', str(out)])
     new, cfg = build(out)
-    # classifiers read the recurrent state too, with weights of zero at first
+    # classifiers also read the recurrent state, with weights that are zero at first
     assert cfg.model.backbone.with_hidden and cfg.model.head.in_channels == 256 + 32
     new.load_state_dict(torch.load(cfg.load_from, weights_only=True)['state_dict'])
     for before, after in zip(predictions(old), predictions(new), strict=True):

@@ -31,7 +31,7 @@ def test_detector(workshop, detector, trained):
     last = re.search(r'coco/bbox_mAP_50 +(\S+)', printed.split('Last validation')[1]).group(1)
     assert metrics['coco/bbox_mAP_50'] == pytest.approx(float(last), abs=1e-4)
     assert 'coco/bbox_mAP_50' in output.split('on the test data')[1]
-    # A pickle that this test has just had written.
+    # Safe to load, because this test has just written the pickle.
     predictions = pickle.loads((workshop.root / 'detections.pkl').read_bytes())
     assert [p['img_id'] for p in predictions] == [1, 2, 3, 4, 5]
     assert all(p['pred_instances']['bboxes'].shape[1] == 4 for p in predictions)
@@ -43,7 +43,7 @@ def test_detector_with_tta(workshop, detector, trained):
     extra = ['--work-dir', 'tta', '--tta', '--out', 'flipped.pkl']
     output = workshop.run('test.py', detector, trained[1] / 'epoch_3.pth', *extra)
     assert 'coco/bbox_mAP' in metrics_of(output)
-    # Without a config for it the merged detections are at most 100, and of both views.
+    # Without a tta_model in the config, at most 100 detections of both views are kept.
     predictions = pickle.loads((workshop.root / 'flipped.pkl').read_bytes())
     assert len(predictions) == 5
     assert all(0 < len(p['pred_instances']['scores']) <= 100 for p in predictions)
@@ -66,7 +66,7 @@ def test_classifier(workshop, classifier):
         assert metrics_of(output)['accuracy/top1'] == pytest.approx(100 * sum(right) / 5)
         scores.append(torch.stack([p['pred_score'] for p in predictions]))
     assert len(list((workshop.root / 'classes').rglob('*.png'))) == 5
-    # The average of a view and its mirror image is near the view's, and not equal to it.
+    # The average over a view and its mirror image is close to the scores of the view, but not equal.
     assert not torch.equal(*scores) and torch.allclose(*scores, atol=0.2)
 
 

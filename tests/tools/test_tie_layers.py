@@ -27,7 +27,7 @@ def save(model: torch.nn.Module, path: Path) -> str:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> str:
-    """Layers 1 and 3, and 2 and 4, of the second stage's bank do the same, but for signs."""
+    """Make layers 1 and 3, and 2 and 4, of the second stage's bank equal up to the sign."""
     torch.manual_seed(0)
     model = SWRN(depth=22, width=1, num_templates=2, base_channels=8)
     for stage in (model.layer1, model.layer3):
@@ -83,7 +83,7 @@ def test_wrong_uses_are_named(checkpoint: str, tmp_path: Path) -> None:
 
 def test_metrics_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # a runner sets it; not for the tests after this
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # restored for later tests
     torch.manual_seed(0)
     model = ShortestPathNet(num_templates=1)
     options = ['model.num_templates=1', 'test_dataloader.dataset.num_examples=4']
@@ -119,7 +119,7 @@ def test_similarity_is_printed_and_drawn(
 
 
 def test_hook_records_epochs_once(tmp_path: Path) -> None:
-    """Two phases of a tiny curriculum; the second epoch again after a resume."""
+    """Train two phases of a tiny curriculum, and repeat the second epoch after resuming."""
     from mmengine.runner import Runner
 
     from mmrecur.engine import LayerSimilarityHook

@@ -21,7 +21,7 @@ STEPS = 5  # iterations of an epoch: 10 images, 2 at a time
 
 
 def scalars(work_dir):
-    """Reads what the runs in a work directory logged, in order."""
+    """Return the logged values of the runs in a work directory, in order."""
     lines = []
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         lines += [json.loads(line) for line in path.read_text().splitlines()]
@@ -29,7 +29,7 @@ def scalars(work_dir):
 
 
 def assert_same_run(first, second):
-    """Weights, optimizer and averages agree in every bit."""
+    """Check that weights, optimizer and averages agree bit for bit."""
     first, second = load_checkpoint_file(first), load_checkpoint_file(second)
     assert first['meta']['iter'] == second['meta']['iter']
     assert set(first['state_dict']) == set(second['state_dict'])
@@ -55,7 +55,7 @@ def test_ends_by_saying_where_everything_is(trained):
 
     # Ground truth beside predictions, each enlarged from 64 to 320 pixels.
     assert cv2.imread(str(Path(paths['predictions']) / pictures[0])).shape == (320, 640, 3)
-    # Only the last checkpoint was to be kept.
+    # The config keeps only the last checkpoint.
     assert [path.name for path in work_dir.glob('epoch_*.pth')] == ['epoch_3.pth']
     assert not list(work_dir.glob('.*partial'))
 
@@ -67,7 +67,7 @@ def test_killed_run_resumes_as_if_nothing_had_happened(workshop, detector, train
     work_dir = workshop.root / 'killed'
     assert [path.name for path in work_dir.glob('epoch_*.pth')] == ['epoch_1.pth']
     lost = [line['step'] for line in scalars(work_dir) if 'loss' in line]
-    # In the middle of an epoch, and seen by the log.
+    # The kill was in the middle of an epoch, as the log shows.
     assert lost[0] == 1 and STEPS < lost[-1] < kill_at
 
     output = workshop.run(*command, '--resume', 'auto')
@@ -78,7 +78,7 @@ def test_killed_run_resumes_as_if_nothing_had_happened(workshop, detector, train
         [line['loss'] for line in scalars(path) if 'loss' in line][-2 * STEPS :] for path in (whole, work_dir)
     ]
     assert losses[0] == losses[1]
-    # The augmentations of the epochs differ: the equality is no accident.
+    # The augmentations differ between epochs, so the equality above is not trivial.
     first, second = losses[0][:STEPS], losses[0][STEPS:]
     assert not set(first) & set(second)
 
@@ -102,7 +102,7 @@ def test_killed_run_by_iterations_resumes_and_passes_over_damage(workshop, itera
     assert re.search(r"iter_4\.pth' refused: it is .*damaged.*iter_2\.pth' is intact", output)
     assert (work_dir / 'iter_2.pth').exists()
 
-    # With another number of workers, at that.
+    # The number of workers changes, too.
     fewer = '--cfg-options', 'train_dataloader.num_workers=1'
     output = workshop.run(*command, '--resume', 'auto', *fewer)
     assert re.search(r"iter_4\.pth' refused: it is damaged.*iter_2\.pth' is the newest", output)
@@ -123,7 +123,7 @@ def test_a_second_training_in_a_work_directory_is_refused(workshop, classifier):
 
 
 def test_full_disk_ends_with_a_message(workshop, classifier):
-    # A limit on the size of a file, which the checkpoint exceeds.
+    # The checkpoint exceeds this limit on the size of a file.
     tool = Path(train.__file__).resolve()
     limited = workshop.root / 'limited.py'
     limited.write_text(
@@ -216,7 +216,7 @@ def test_amp_on_the_cpu_is_bfloat16(workshop, detector, trained):
         [line['loss_rpn_cls'] for line in scalars(path) if 'loss' in line][:STEPS]
         for path in (workshop.root / 'amp', trained[1])
     )
-    # The precision's difference, not another training's.
+    # The difference is that of the precision, not that of another training.
     assert len(amp) == STEPS and amp != full
     assert amp == pytest.approx(full, rel=0.02)
     weights = load_checkpoint_file(workshop.root / 'amp' / 'epoch_1.pth')['state_dict']

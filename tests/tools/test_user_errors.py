@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py on the mistakes of a user: a message that helps, and no traceback."""
+"""tools/train.py and tools/test.py answer mistakes of a user with a helpful message, not a traceback."""
 
 import json
 import os
@@ -25,21 +25,21 @@ train, tool = load_tool('train.py'), load_tool('test.py')
 
 @pytest.fixture(scope='module')
 def detector(workshop):
-    """The detector of the other tests, whose data need no other process."""
+    """Config of the detector of the other tests, without data loading workers."""
     extra = 'train_dataloader.update(num_workers=0, persistent_workers=False)\n'
     return workshop.config('detector_alone', FASTER_RCNN, DETECTION_DATA, extra)
 
 
 @pytest.fixture(autouse=True)
 def quick_dump(monkeypatch):
-    """Configs are written as they are: to format them takes longer than everything else here."""
+    """Write configs without formatting them, which would take most of the time of these tests."""
     monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda code, **_: (code, True))
 
 
 @pytest.fixture
 def failing(workshop, tmp_path, monkeypatch):
-    """Returns a function that runs a tool in this process and returns the message it ends with."""
-    monkeypatch.syspath_prepend(str(workshop.root))  # where the configs' hook is
+    """Return a function that runs a tool in this process and returns its final message."""
+    monkeypatch.syspath_prepend(str(workshop.root))  # the folder of the hook that the configs import
 
     def run(module, config, *args, options=()):
         argv = [str(config), *map(str, args)]
@@ -58,7 +58,7 @@ def failing(workshop, tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def weights(workshop):
-    """What the detector's training leaves, without a training: a checkpoint to resume."""
+    """Write a checkpoint that the detector's training can resume from, without training."""
     from mmrecur.apis.runner import build_runner
 
     sys.path.insert(0, str(workshop.root))
@@ -203,7 +203,7 @@ def test_class_names_that_do_not_match(failing, workshop, classifier):
 
 @pytest.fixture
 def altered(workshop, tmp_path):
-    """Returns a function that writes the validation set's annotations, changed, and gives their path."""
+    """Return a function that writes changed annotations of the validation set and returns their path."""
 
     def write(**changes):
         source = workshop.root / 'detection/annotations/instances_val.json'
@@ -279,7 +279,7 @@ custom_imports = dict(imports=['mmrecur'])
 
 def test_no_network_for_cifar(failing, tmp_path, monkeypatch):
     for name in ('http_proxy', 'https_proxy'):
-        monkeypatch.setenv(name, 'http://127.0.0.1:9')  # where nobody listens
+        monkeypatch.setenv(name, 'http://127.0.0.1:9')  # no server listens on this port
     monkeypatch.setattr(urllib.request, '_opener', None)  # read the environment again
     config = tmp_path / 'cifar.py'
     config.write_text(CIFAR)
@@ -350,7 +350,7 @@ def test_work_dir_that_cannot_be_written(failing, detector, weights, tmp_path, k
 
 @pytest.mark.parametrize('epochs', [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_interrupt_says_how_to_go_on(workshop, detector, epochs):
-    """In a process group of its own, whose workers get the signal too, as from a terminal."""
+    """Interrupt a process group, so that workers get the signal too, as from a terminal."""
     script, work_dir = ROOT / 'tools/train.py', f'stop{epochs}'
     command = [sys.executable, '-u', str(script), str(detector), '--work-dir', work_dir]
     process = subprocess.Popen(

@@ -125,7 +125,7 @@ def draw(
     if maps:
         figures['passed_and_skipped'] = ('maps', plot_gate_maps(maps))
     else:
-        print('Every gate treats all images alike: there are no maps to compare', file=sys.stderr)
+        print('Every gate decides the same for all images: there are no maps to compare', file=sys.stderr)
     written = {}
     for name, (what, figure) in figures.items():
         written[what] = str(directory / f'{name}.png')

@@ -1,4 +1,4 @@
-"""What ``tools/_before_torch.py`` does, where the scripts of this folder find it."""
+"""Run ``tools/_before_torch.py``, which the scripts of this folder cannot import."""
 
 import runpy
 from pathlib import Path

@@ -50,7 +50,7 @@ _IN_BLOCK = re.compile(r'layer(\d)\.\d+\.shared_basis_?(\d)?\.weight')
 
 
 def _our_name(key: str) -> str:
-    """Return our name for a key of the authors', unless it is a shared basis."""
+    """Translate a key of the authors' checkpoints, except those of shared bases, into our name."""
     for pattern, replacement in _RENAMES:
         key = pattern.sub(replacement, key)
     return key
@@ -135,7 +135,7 @@ def _take_shared(transfer: Transfer, owner: str, keys: list[str]) -> None:
 
 
 def _fill_last_block(transfer: Transfer) -> None:
-    """Fill the basis of a DenseNet's fourth dense block with the third block's, which theirs reads."""
+    """Fill the basis of the fourth dense block with that of the third, which the authors' network reads."""
     ours, theirs = (f'layer{i}.basis.conv2.weight' for i in (4, 3))
     copied = transfer.report.copied
     last_reads_third = any('dense_block_layer_3' in key for key in transfer.source)

@@ -14,7 +14,7 @@ from mmrecur.models.backbones.rla_mobilenet_v2 import RLAMobileNetV2
 _STAGE = re.compile(r'stages\.(\d+)\.(\d+)\.(.+)')
 _NORM = re.compile(r'stage_bns\.(\d+)\.(\d+)\.(.+)')
 _SHARED = re.compile(r'(conv_outs|recurrent_convs)\.(\d+)\.(?:(\w+)\.)?(weight|bias)')
-#: Names here of the modules that the blocks of a stage share, by the authors' list and layer.
+#: Our names of the modules that the blocks of a stage share, by the authors' list and layer.
 _SHARED_NAMES = {
     ('conv_outs', None): 'conv_out',
     ('recurrent_convs', None): 'recurrent_conv',
@@ -28,13 +28,13 @@ _SHARED_NAMES = {
 }
 #: The authors' two norms of the ConvGRU's gates, in the order in which our single norm joins them.
 _GATE_NORMS = ('.reset_gate_norm.', '.update_gate_norm.')
-#: Names of modules that a block owns in the network without sharing.
+#: Our names of the modules that each block owns in the unshared network, by the authors' names.
 _OWN = {'conv_out.': 'conv_out.', 'recurrent_conv.': 'recurrent_conv.', 'bn_rla.': 'norms.0.'}
 _ATTENTION = {'eca.': 'attention.', 'se.fc.0.': 'attention.fc1.', 'se.fc.2.': 'attention.fc2.'}
 
 
 def _our_name(key: str) -> str:
-    """Return our name for a key of the authors', both without the backbone's prefix."""
+    """Translate a key of the authors' checkpoints into our name, both without the backbone's prefix."""
     if match := _STAGE.fullmatch(key):
         stage, block, rest = match.groups()
         for theirs, ours in _OWN.items():
@@ -89,10 +89,10 @@ def convert_rlanet(transfer: Transfer) -> None:
 
 
 def _note_variant(transfer: Transfer) -> None:
-    """Warn that the authors' released networks need another variant than their name says."""
+    """Warn that the authors' released networks need a different variant than their names suggest."""
     recurrence = getattr(transfer.backbone, 'recurrence', None)
     variant = recurrence and recurrence.variant
-    # the authors' unshared network aggregates the residual as ours does
+    # the authors' unshared network aggregates the residual, like ours
     if variant in ('v1', 'v2') and recurrence.share:
         transfer.report.notes.append(
             f"the model is variant {variant!r}; the authors' released ImageNet and COCO ResNets called "

@@ -35,7 +35,7 @@ _JOINED = ((re.compile(r'layer\d+\.\d+\.(?:conv2|bn2)\.'), 0), (re.compile(r'(?:
 
 
 def _our_name(key: str) -> str:
-    """Return our name for a key of the authors', both without the backbone's prefix."""
+    """Translate a key of the authors' checkpoints into our name, both without the backbone's prefix."""
     for pattern, replacement in _RULES:
         key = pattern.sub(replacement, key, count=1)
     return key
@@ -45,7 +45,7 @@ def convert_rlanet_mobilenet(transfer: Transfer) -> None:
     """Fill an RLAMobileNetV2 from the authors' classifier or from a detector with their backbone.
 
     Their checkpoint holds one recurrent convolution W_r under five names. It fills every W_r of the model.
-    A model with ``share='network'`` also shares it in training, as theirs does.
+    A model with ``share='network'`` also shares it in training, like the authors' network.
 
     Args:
         transfer (Transfer): The transfer to fill.

@@ -1,4 +1,4 @@
-"""Checkpoints of Wide ResNets, with template banks (SWRN) or plain, of their authors' code."""
+"""Checkpoints of the authors' Wide ResNets, plain or with template banks (SWRN)."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def convert_soft_sharing(transfer: Transfer) -> None:
 
 
 def _take(transfer: Transfer, name: str, key: str) -> None:
-    """Copy a tensor to the target of its name, or explain why there is none."""
+    """Copy a tensor to the target of the same name, or report why the model has no such target."""
     is_head = name.startswith('head.')
     ours = name if is_head else transfer.prefix + name
     if ours in transfer.target:

@@ -1,4 +1,4 @@
-"""Objectives of modules inside a model, added to its losses."""
+"""Add the objectives of modules inside a model to the losses of the model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mmrecur.registry import HOOKS
 
 @HOOKS.register_module()
 class AuxiliaryLossHook(Hook):
-    """Collect the objectives that modules of a model have of their own.
+    """Add the auxiliary losses of a model's modules to the losses that the model returns.
 
-    A module takes part by a method ``auxiliary_losses() -> dict[str, Tensor]`` whose names start with
-    ``loss_``. What the modules in training mode return is merged into the dict that the model returns for
-    ``mode='loss'``; it is part of the loss and of the log from there on, in any detector or classifier,
-    whatever wraps the model. Modules that give the same name are added up. The losses are computed in
-    float32, outside autocast.
+    A module takes part if it has a method ``auxiliary_losses() -> dict[str, Tensor]``. The names of its
+    losses start with ``loss_``. For ``mode='loss'``, the losses of all modules in training mode are merged
+    into the dict that the model returns, so they are trained and logged. This works in every detector and
+    classifier, also within a wrapper such as ``DistributedDataParallel``. Losses with the same name are added
+    up. They are computed in float32, outside autocast.
 
     Example:
         >>> custom_hooks = [dict(type='mmrecur.AuxiliaryLossHook')]  # in a config
@@ -32,7 +32,7 @@ class AuxiliaryLossHook(Hook):
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to collect.
+        """Start to add the auxiliary losses.
 
         Args:
             runner (Runner): The runner of the training.
@@ -44,7 +44,7 @@ class AuxiliaryLossHook(Hook):
         self._handle = model.register_forward_hook(merge_auxiliary_losses, with_kwargs=True)
 
     def after_train(self, runner: Runner) -> None:
-        """Stop collecting.
+        """Stop adding the auxiliary losses.
 
         Args:
             runner (Runner): The runner of the training.
@@ -55,14 +55,14 @@ class AuxiliaryLossHook(Hook):
 
 
 def collect_auxiliary_losses(model: nn.Module) -> dict[str, Tensor]:
-    """Compute the objectives of a model's modules.
+    """Compute the auxiliary losses of all modules of a model.
 
     Args:
         model (nn.Module): Any module.
 
     Returns:
-        dict[str, Tensor]: Scalars in float32 by name; those of the same name are added up. Modules in
-        evaluation mode (a teacher, a deployed backbone) are left out.
+        dict[str, Tensor]: Scalars in float32 by name. Losses with the same name are added up. Modules in
+        evaluation mode, such as a teacher or a backbone in its inference form, are left out.
 
     Raises:
         ValueError: If a name does not start with ``loss_``.
@@ -88,24 +88,23 @@ def collect_auxiliary_losses(model: nn.Module) -> dict[str, Tensor]:
 def merge_auxiliary_losses(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> dict[str, Any] | None:
-    """Forward hook of a model: add its modules' objectives to its losses.
+    """Merge the auxiliary losses of a model's modules into its losses, as a forward hook of the model.
 
     Args:
         model (nn.Module): The model, not wrapped.
-        args (tuple): What it was called with.
-        kwargs (dict): What it was called with.
-        output (Any): What it returned.
+        args (tuple): Positional arguments of the forward pass.
+        kwargs (dict): Keyword arguments of the forward pass.
+        output (Any): Output of the forward pass.
 
     Returns:
-        dict, optional: The losses with the objectives; None, which leaves the output as it is, for other
-        modes than ``'loss'``.
+        dict, optional: All losses if the mode is ``'loss'``. Otherwise None, which keeps the output.
 
     Raises:
-        ValueError: If the model gives a loss of the same name as a module's.
+        ValueError: If a loss of the model and an auxiliary loss have the same name.
     """
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
     bound.apply_defaults()
-    # a model may take it among **kwargs
+    # Some models take the mode in **kwargs.
     mode = bound.arguments.get('mode', kwargs.get('mode'))
     if mode != 'loss' or not isinstance(output, dict):
         return None
@@ -113,6 +112,6 @@ def merge_auxiliary_losses(
     if twice := sorted(output.keys() & collected.keys()):
         raise ValueError(
             f'{type(model).__name__} already has {", ".join(twice)}; allowed: one AuxiliaryLossHook, and '
-            'names of auxiliary losses that are not those of its own losses'
+            'auxiliary losses whose names differ from those of the model'
         )
     return {**output, **collected}

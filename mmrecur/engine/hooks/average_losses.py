@@ -1,4 +1,4 @@
-"""Losses in the log that are those of the whole batch, not of one process's part of it."""
+"""Log the losses of the whole batch when several processes train."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmrecur.registry import HOOKS
 class AverageLossesHook(Hook):
     """Average the logged losses over the processes.
 
-    MMEngine logs what rank 0 computed on its share of a batch. This hook replaces it by the average
-    over the processes that report the value, with one small reduction an iteration. The values
-    averaged are those that rank 0 reports in the first iteration. Gradients are not touched.
+    MMEngine logs the losses that rank 0 computed on its share of a batch. This hook replaces each of them by
+    its average over the processes that report it. The first iteration of rank 0 determines the names of the
+    averaged losses. The hook adds one small reduction per iteration and does not change gradients.
     """
 
-    # Before RuntimeInfoHook, which hands the values to the log.
+    # Runs before RuntimeInfoHook, which passes the values to the log.
     priority = 'HIGHEST'
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class AverageLossesHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Replace the values in ``outputs``.
+        """Replace the losses in ``outputs`` by their averages.
 
         Args:
             runner (Runner): The runner of the training.
@@ -48,7 +48,7 @@ class AverageLossesHook(Hook):
             names = [sorted(outputs)]
             broadcast_object_list(names)
             self._names = names[0]
-        # Sums and counts of a fixed number of names, so that no process can wait for another.
+        # All processes reduce sums and counts of the same names, so that none waits for another forever.
         table = torch.zeros(2, len(self._names), dtype=torch.float64)
         tensors = [value for value in outputs.values() if isinstance(value, torch.Tensor)]
         table = table.to(device=tensors[0].device if tensors else None)

@@ -1,4 +1,4 @@
-"""Data that become harder phase by phase."""
+"""Train on data that become harder from phase to phase."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mmrecur.registry import HOOKS
 
 @HOOKS.register_module()
 class CurriculumHook(Hook):
-    """Move the data sets of a training, and of its validation, from phase to phase.
+    """Advance the phase of the training and validation data sets.
 
-    The phase depends on the epoch only, so a resumed run goes on where it was. The data sets need
-    ``phase``, ``num_phases`` and ``set_phase(phase)``, and their loaders ``num_workers=0`` or no persistent
-    workers, whose copies of the data could not be reached.
+    The phase depends on the epoch only, so a resumed run continues in the right phase. The data sets need
+    ``phase``, ``num_phases`` and ``set_phase(phase)``. Their loaders need ``num_workers=0`` or
+    ``persistent_workers=False``, because persistent workers keep copies of the old phase.
 
     Args:
-        epochs_per_phase (int): Epochs of each phase; what is left over belongs to the last phase.
+        epochs_per_phase (int): Number of epochs in each phase. The last phase also gets all remaining epochs.
 
     Raises:
         ValueError: If ``epochs_per_phase`` is less than 1.
@@ -38,12 +38,12 @@ class CurriculumHook(Hook):
         self._set(runner, runner.train_dataloader, runner.epoch)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Set that of the validation data, which are as hard as the epoch that was just trained.
+        """Set the phase of the validation data to that of the epoch that was just trained.
 
         Args:
             runner (Runner): The runner of the training.
         """
-        if runner.epoch > 0:  # else a validation without training: the data's own phase
+        if runner.epoch > 0:  # a validation before any training uses the phase in the data set's config
             self._set(runner, runner.val_dataloader, runner.epoch - 1)
 
     def _set(self, runner: Runner, loader: DataLoader, epoch: int) -> None:
@@ -60,4 +60,4 @@ class CurriculumHook(Hook):
             runner.logger.info(f'Curriculum: phase {phase + 1} of {dataset.num_phases}')
         dataset.set_phase(phase)
         if hasattr(dataset, 'full_init'):
-            dataset.full_init()  # here, or every worker does it for itself in every epoch
+            dataset.full_init()  # otherwise every worker would draw the examples in every epoch

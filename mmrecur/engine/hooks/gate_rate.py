@@ -1,4 +1,4 @@
-"""The rates of gates in the log."""
+"""Log the rates of gates."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from mmrecur.registry import HOOKS
 
 @HOOKS.register_module()
 class GateRateHook(Hook):
-    """Log what each gate of a backbone with loops lets pass, as ``gate_rate/layer3.1.0``.
+    """Log the share of images that each gate lets pass, under names such as ``gate_rate/layer3.1.0``.
 
-    Reads ``gate_rates()`` of every module that has it; the last number of a name is the iteration. Reading
-    makes the host wait for a GPU, so it is done only every ``interval`` iterations.
+    The hook calls ``gate_rates()`` of every module that has this method. The last number of a name is the
+    index of the loop's iteration. Reading the rates makes the host wait for a GPU, so the hook reads them
+    only once every ``interval`` training iterations.
 
     Args:
-        interval (int): Iterations between two readings; the logger's interval is a good choice. Defaults to
-            10.
+        interval (int): Training iterations between two readings. The interval of the logger is a good choice.
+            Defaults to 10.
 
     Example:
         >>> custom_hooks = [dict(type='mmrecur.GateRateHook', interval=50)]  # in a config
     """
 
-    # before the logger reads
+    # Runs before the logger, which reads the message hub.
     priority = 'NORMAL'
 
     def __init__(self, interval: int = 10) -> None:
@@ -41,7 +42,7 @@ class GateRateHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        """Read the rates.
+        """Pass the rates to the message hub.
 
         Args:
             runner (Runner): The runner.

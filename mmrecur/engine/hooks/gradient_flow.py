@@ -1,4 +1,4 @@
-"""Recording of the gradients that reach shared filter bases."""
+"""Record the gradients that reach shared filter bases."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GradientRecord:
 
     @classmethod
     def of(cls, gradients: dict[str, Tensor], epoch: int, iteration: int) -> GradientRecord:
-        """Summarise gradients.
+        """Return the record of an iteration's gradients.
 
         Args:
             gradients (dict[str, Tensor]): Gradients by basis name.
@@ -70,7 +70,7 @@ def shared_filters(model: nn.Module) -> dict[str, nn.Parameter]:
         dict[str, nn.Parameter]: Filters by name, such as ``layer1.basis.conv2``.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If the model has no shared filter bases.
     """
     found = {
         name.removesuffix('.weight'): parameter
@@ -82,7 +82,7 @@ def shared_filters(model: nn.Module) -> dict[str, nn.Parameter]:
     if not found:
         raise ValueError(
             f'model of type {type(model).__name__} has no shared filter bases, allowed: a model with a '
-            'backbone such as mmrecur.ResNetShared that shares'
+            'backbone such as mmrecur.ResNetShared that shares its bases'
         )
     return found
 
@@ -91,13 +91,13 @@ def shared_filters(model: nn.Module) -> dict[str, nn.Parameter]:
 class GradientFlowHook(Hook):
     """Record the largest and the mean absolute gradient of every shared filter basis.
 
-    As for Figure 3 of Kang and Kim, *Deeply Shared Filter Bases*: every ``interval`` iterations, a line in
-    ``gradient_flow.jsonl`` in the folder of the run's logs, drawn by
-    ``tools/analysis_tools/plot_gradient_flow.py``. The gradient of the whole loss is recorded, that of the
-    first process where there are several, without the scale of mixed precision.
+    Figure 3 of Kang and Kim, *Deeply Shared Filter Bases*, shows such gradients. Every ``interval``
+    iterations the hook appends a line to ``gradient_flow.jsonl`` in the folder of the run's logs.
+    ``tools/analysis_tools/plot_gradient_flow.py`` draws the file. The gradients are those of the whole loss
+    in the first process, divided by the loss scale of mixed precision.
 
     Args:
-        interval (int): Iterations from one record to the next. Defaults to 10.
+        interval (int): Number of iterations between records. Defaults to 10.
 
     Example:
         >>> custom_hooks = [dict(type='mmrecur.GradientFlowHook', interval=10)]  # in a config
@@ -111,7 +111,7 @@ class GradientFlowHook(Hook):
         self._path: Path | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to listen.
+        """Register hooks on the shared filters.
 
         Args:
             runner (Runner): The runner of the training.
@@ -133,14 +133,14 @@ class GradientFlowHook(Hook):
 
     def _listen(self, runner: Runner, name: str, grad: Tensor) -> None:
         if self.every_n_train_iters(runner, self.interval):
-            # now: the step changes the scale for the next iteration
+            # Divide now, because the optimizer step may change the scale.
             scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
             self._gradients[name] = grad if scaler is None else grad / scaler.get_scale()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Write down what the backward pass gave.
+        """Write the gradients of the backward pass to the file.
 
         Args:
             runner (Runner): The runner of the training.
@@ -156,7 +156,7 @@ class GradientFlowHook(Hook):
             file.write(record.to_json() + '\n')
 
     def after_train(self, runner: Runner) -> None:
-        """Stop listening.
+        """Remove the hooks from the shared filters.
 
         Args:
             runner (Runner): The runner of the training.

@@ -1,4 +1,4 @@
-"""How the layers of a network become alike while it learns."""
+"""Record how similar the layers of a network become during training."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from mmrecur.registry import HOOKS
 class LayerSimilarityHook(Hook):
     """Record the layer similarity matrices of the model's template banks.
 
-    Before training and after every ``interval`` epochs the matrices go to a file of the work directory,
-    one JSON object a line, ``{"epoch": 5, "matrices": {"backbone.layer1.bank": [[1.0, ...], ...]}}``, and
-    their means off the diagonal to the log, as ``layer_similarity/backbone.layer1.bank``. A resumed run goes
-    on with the file. After training the recorded epochs are drawn side by side (Figure 8 of Savarese and
-    Maire 2019), a few of them evenly chosen if they are many.
+    The hook writes the matrices to a file in the work directory before training and after every ``interval``
+    epochs. Each line is a JSON object such as
+    ``{"epoch": 5, "matrices": {"backbone.layer1.bank": [[1.0, ...], ...]}}``. The mean of each matrix without
+    its diagonal goes to the log, as ``layer_similarity/backbone.layer1.bank``. A resumed run continues the
+    file. After training, the hook draws the matrices of up to ``max_columns`` evenly spaced epochs side by
+    side (Figure 8 of Savarese and Maire 2019).
 
     Args:
-        interval (int): Epochs between two records. Defaults to 1.
-        file_name (str): In the work directory. Defaults to 'layer_similarity.jsonl'; the picture has the
-            same name with ``.png``.
-        max_columns (int): Epochs to draw at most. Defaults to 8.
+        interval (int): Number of epochs between records. Defaults to 1.
+        file_name (str): Name of the file in the work directory. The figure has the same name with the suffix
+            ``.png``. Defaults to 'layer_similarity.jsonl'.
+        max_columns (int): Maximum number of epochs in the figure. Defaults to 8.
 
     Raises:
         ValueError: If ``interval`` or ``max_columns`` is less than 1.
     """
 
-    # before the logger, which takes what is in the message hub
+    # Runs before the logger, which reads the message hub.
     priority = 'NORMAL'
 
     def __init__(
@@ -50,7 +51,7 @@ class LayerSimilarityHook(Hook):
         self.max_columns = max_columns
 
     def before_train(self, runner: Runner) -> None:
-        """Record the start.
+        """Record the matrices before the first epoch.
 
         Args:
             runner (Runner): The runner of the training.
@@ -59,7 +60,7 @@ class LayerSimilarityHook(Hook):
             self._record(runner, 0)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Record the epoch.
+        """Record the matrices after every ``interval`` epochs and after the last one.
 
         Args:
             runner (Runner): The runner of the training.
@@ -69,12 +70,12 @@ class LayerSimilarityHook(Hook):
 
     @master_only
     def after_train(self, runner: Runner) -> None:
-        """Draw.
+        """Draw the recorded matrices.
 
         Args:
             runner (Runner): The runner of the training.
         """
-        # nothing but this needs the drawing library
+        # Imported here because only this method needs matplotlib.
         from mmrecur.engine.figures import plot_layer_similarity, save_figure
 
         records = self._read(runner)
@@ -98,7 +99,7 @@ class LayerSimilarityHook(Hook):
 
     @master_only
     def _record(self, runner: Runner, epoch: int) -> None:
-        # an interrupted run may have recorded more than the checkpoint that it resumes from
+        # An interrupted run may have recorded epochs after the checkpoint from which it resumes.
         before = [record for record in self._read(runner) if record['epoch'] < epoch]
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         matrices = similarity_matrices(model)
@@ -107,5 +108,5 @@ class LayerSimilarityHook(Hook):
         rounded = {k: [[round(v, 5) for v in row] for row in m.tolist()] for k, m in matrices.items()}
         records = [*before, dict(epoch=epoch, matrices=rounded)]
         text = '\n'.join(map(json.dumps, records)) + '\n'
-        # whole after a kill also where the training was not started by this package's tools
+        # Replaces the file atomically, even if the training was not started by this package's tools.
         AtomicLocalBackend().put_text(text, self._path(runner))

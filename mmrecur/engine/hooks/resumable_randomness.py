@@ -1,4 +1,4 @@
-"""Randomness that does not depend on whether a run was interrupted."""
+"""Make the randomness of a resumed run equal to that of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from mmrecur.registry import HOOKS
 
-# First words of the seeds: the same step of two kinds of streams must not draw the same numbers.
+# First words of the seeds, so that the step and the data of one position draw different numbers.
 _STEP, _DATA = range(2)
 
 
 def _seed_generators(*key: int) -> None:
     """Seed Python's, NumPy's and PyTorch's generators from integers.
 
-    Workers that load data have no use for the generators of devices, which take long to reach.
+    In data loading workers, the generators of devices are left alone: they are not used there, and seeding
+    them takes long.
     """
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(int(words[0]))
@@ -35,27 +36,29 @@ def _seed_generators(*key: int) -> None:
 class _SeededBatches:
     """Seed the generators of a data loading worker before each of its batches.
 
-    A loader gives its batches to its workers in turn: worker w of n loads the batches w, n + w, 2 n + w, ...
-    This object serves as the loader's ``worker_init_fn`` and as its ``collate_fn``, which ends a batch.
+    A loader distributes its batches to its workers in turn. Of n workers, worker w loads the batches w, w + n
+    and so on. An object of this class replaces two functions of the loader and calls them:
+    ``worker_init_fn``, which runs before the first batch of a worker, and ``collate_fn``, which runs at the
+    end of each batch.
 
     Args:
-        loader (DataLoader): Where it takes the place of the two functions; they are still called.
+        loader (DataLoader): Loader whose functions are replaced.
     """
 
     def __init__(self, loader: DataLoader) -> None:
         self._init = loader.worker_init_fn
         self._collate = loader.collate_fn
-        #: First words of the seeds, and the position of the first batch of an iterator made now.
+        #: First words of the seeds, and the position of the first batch that a new iterator loads.
         self.key: tuple[int, ...] = ()
         self.first = 0
         self._loaded = 0
 
     def attach(self, loader: DataLoader) -> None:
-        """Take the place of the loader's functions."""
+        """Replace the functions of the loader."""
         loader.worker_init_fn, loader.collate_fn = self.init_worker, self
 
     def detach(self, loader: DataLoader) -> None:
-        """Put the loader's functions back."""
+        """Restore the functions of the loader."""
         loader.worker_init_fn, loader.collate_fn = self._init, self._collate
 
     def seed(self, position: int) -> None:
@@ -73,19 +76,19 @@ class _SeededBatches:
         """Collate a batch, then seed for the next one."""
         batch = self._collate(samples)
         worker = get_worker_info()
-        if worker is not None:  # else the hook seeds
+        if worker is not None:  # without workers, the hook seeds the process
             self._loaded += 1
             self.seed(self.first + self._loaded * worker.num_workers + worker.id)
         return batch
 
 
 class _CountedBatches:
-    """The batches of an iteration-based loop, which count themselves.
+    """Iterator over the batches of an iteration-based loop that counts them.
 
-    Tells the workers of each new iterator of the loader where in the training their first batch is.
+    The count gives the workers of a new iterator of the loader the position of their first batch.
 
     Args:
-        batches (Iterator): MMEngine's iterator.
+        batches (Iterator): Iterator of MMEngine's loop.
         loader (DataLoader): The loader that it iterates over.
         seeds (_SeededBatches): Seeds of the loader's workers.
     """
@@ -101,7 +104,7 @@ class _CountedBatches:
     def __next__(self) -> Any:
         batch = next(self._batches)
         self._seeds.first += 1
-        # A sampler that has come to its end begins anew with new workers, persistent or not.
+        # When the sampler is exhausted, the next pass starts new workers, persistent or not.
         self._loader._iterator = None
         return batch
 
@@ -109,7 +112,7 @@ class _CountedBatches:
         return getattr(self._batches, name)
 
     def skip_iter(self, num_iters: int) -> None:
-        """Go to the batch that comes after so many."""
+        """Skip a number of batches."""
         if self._loader.num_workers == 0 or self._skips_unloaded():
             self._batches.skip_iter(num_iters)
             self._seeds.first = num_iters
@@ -125,38 +128,40 @@ class _CountedBatches:
 
 @HOOKS.register_module()
 class ResumableRandomnessHook(Hook):
-    """Make what a training draws at random a function of the seed, the position and the rank.
+    """Seed all random generators from the seed, the position in the training and the rank.
 
-    MMEngine seeds the generators once, when a run starts. A resumed run starts them anew, so its
-    augmentations, dropout and sampled proposals differ from those of a run that was never
-    interrupted. With this hook they are the same, and on the CPU so are the weights, bit for bit.
-    Without a seed in the config MMEngine draws one and stores it in the checkpoint.
+    MMEngine seeds the generators once, when a run starts. A resumed run therefore starts with other random
+    numbers, so its augmentations, dropout and sampled proposals differ from those of an uninterrupted run.
+    With this hook they are equal. On the CPU, the weights are then equal bit for bit. If the config has no
+    seed, MMEngine draws one and stores it in the checkpoint.
 
-    - The generators of the process are seeded before each iteration.
-    - The generators of whatever loads the data, workers or the process itself, are seeded before each
-      batch, from its position: the number of the iteration in iteration-based loops, epoch and index in
-      epoch-based ones. So the number of workers may change, persistent or not.
+    - Before each iteration, the generators of the process are seeded.
+    - Before each batch, the generators of the worker that loads it, or of the process if there are no
+      workers, are seeded from the position of the batch. The position is the number of the iteration in
+      iteration-based loops, and the epoch and the index of the batch in epoch-based loops. The number of
+      workers may therefore change, and so may ``persistent_workers``.
 
-    The promise holds under these conditions:
+    The results are equal under these conditions:
 
     - The number of processes and the batch size stay the same.
-    - The data set is one of indices (no ``IterableDataset``) whose samples depend on index and generators
-      alone. mmdet's ``CachedMosaic`` and ``CachedMixUp`` keep earlier samples, so they break it.
-    - Epoch-based loops resume from the end of an epoch. From a checkpoint made within an epoch MMEngine
-      repeats that epoch from its beginning.
-    - Iteration-based loops skip the data that was seen. MMEngine does so from version 0.10.12 on, unless
-      ``fast_forward_on_resume=True``: at once with an ``InfiniteSampler``; what other samplers give is loaded
-      and thrown away.
+    - The data set is indexed (no ``IterableDataset``), and its samples depend only on the index and the
+      generators. mmdet's ``CachedMosaic`` and ``CachedMixUp`` violate this, because they reuse earlier
+      samples.
+    - Epoch-based loops resume from the end of an epoch. From a checkpoint made within an epoch, MMEngine
+      repeats the whole epoch.
+    - Iteration-based loops skip the data that was already used. MMEngine 0.10.12 and newer do so unless
+      ``fast_forward_on_resume=True``. With an ``InfiniteSampler`` the data is skipped at once. With other
+      samplers it is loaded and discarded.
     """
 
-    # After the hooks that change the data loader or draw themselves.
+    # Runs after the hooks that change the data loader or draw random numbers.
     priority = 'LOWEST'
 
     def __init__(self) -> None:
         self._seeds: _SeededBatches | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Take over the seeding of the data loading.
+        """Replace the functions of the data loader that seed.
 
         Args:
             runner (Runner): The runner of the training.
@@ -167,7 +172,7 @@ class ResumableRandomnessHook(Hook):
             self._seeds.attach(loader)
 
     def after_train(self, runner: Runner) -> None:
-        """Give the loader its functions back.
+        """Restore the functions of the data loader.
 
         Args:
             runner (Runner): The runner of the training.
@@ -185,11 +190,11 @@ class ResumableRandomnessHook(Hook):
         if self._seeds is None:
             return
         loop, loader = runner._train_loop, runner.train_dataloader
-        # Dropping the iterator of persistent workers ends them; the next one starts new ones.
+        # Without its iterator, a loader with persistent workers ends them and starts new ones.
         loader._iterator = None
         if loader.generator is None:
-            # A new iterator draws from the generator of the process, unless it has its own, and
-            # resuming makes one more.
+            # A new iterator draws from the generator of the process unless the loader has its own generator.
+            # A resumed run makes one more iterator and would draw once more.
             loader.generator = torch.Generator().manual_seed(runner.seed)
         if not self._by_iteration(runner):
             self._seeds.key = (runner.seed, runner.rank, 1 + runner.epoch)
@@ -201,7 +206,7 @@ class ResumableRandomnessHook(Hook):
         self._seeds.seed(runner.iter)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed the process for what the model draws.
+        """Seed the process for the random numbers of the model.
 
         Args:
             runner (Runner): The runner of the training.
@@ -213,7 +218,7 @@ class ResumableRandomnessHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Seed the process for the next batch, which it loads itself if there are no workers.
+        """Seed the process for the next batch, which it loads if there are no workers.
 
         Args:
             runner (Runner): The runner of the training.
@@ -226,7 +231,7 @@ class ResumableRandomnessHook(Hook):
             self._seeds.seed(runner.iter + 1 if by_iteration else batch_idx + 1)
 
     def after_val(self, runner: Runner) -> None:
-        """Seed the process anew: a resumed run did not validate before its next batch.
+        """Seed the process again, because a resumed run did not validate before its next batch.
 
         Args:
             runner (Runner): The runner of the training.

@@ -1,4 +1,4 @@
-"""Base of the backbones of which some blocks run in loops."""
+"""Base class of the backbones with blocks that run in loops."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class LoopStage(Stage):
 
 
 class LoopBackbone(AuxiliaryObjective, Backbone):
-    """Base of the backbones of which some blocks run in loops.
+    """Base class of the backbones with blocks that run in loops.
 
     A subclass builds ``conv1``, ``bn1`` and ``relu``, passes blocks through :meth:`_loop`, adds stages with
     :meth:`_add_stage`, and calls :meth:`_finish` last.

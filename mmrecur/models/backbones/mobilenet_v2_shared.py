@@ -75,8 +75,8 @@ class MobileNetV2Shared(SharedBasisBackbone):
     authors' double-dagger network also has channel attention: ``share='double', attention='eca'``.
 
     Args:
-        share (str, optional): What the blocks share, see above. None gives a plain network. Defaults to
-            'single'.
+        share (str, optional): Convolutions that the blocks share, see above. None gives a plain network.
+            Defaults to 'single'.
         attention (str, optional): ``'eca'`` adds efficient channel attention to the residuals of the blocks
             that share, with kernel size 1 below 96 channels, else 3. It requires ``share``. Defaults to None.
         width_mult (float): Factor of all widths. Products are rounded to multiples of 8. Defaults to 1.0.

@@ -51,8 +51,8 @@ class ResNetShared(SharedBasisBackbone):
             convolutions of the blocks share one basis and the second ones another (marked with a double
             dagger in the paper). Defaults to None, the paper's value: 1 for depths 18 and 34 with
             ``stem='cifar'``, else 2.
-        share (str, optional): What the blocks share, see above; basic blocks allow only ``'single'`` and
-            None. None gives a plain network. Defaults to 'single'.
+        share (str, optional): Convolutions that the blocks share, see above; basic blocks allow only
+            ``'single'`` and None. None gives a plain network. Defaults to 'single'.
         stem (str, optional): ``'imagenet'``: a 7x7 convolution and max pooling, both of stride 2.
             ``'cifar'``: a 3x3 convolution of stride 1. Defaults to None: 'cifar' for the CIFAR-10 depths,
             else 'imagenet'.

@@ -53,7 +53,7 @@ class SWRN(AuxiliaryObjective, Backbone):
         dropout (float): Dropout probability between the convolutions of a basic block. Defaults to 0.
         coefficient_init (str): ``'orthogonal'``, ``'identity'`` or ``'sparse'``, see
             :func:`initial_coefficients`. Defaults to 'orthogonal'.
-        loss_recurrence (dict, optional): Auxiliary loss that makes layers alike (Section 3.2), such as
+        loss_recurrence (dict, optional): Auxiliary loss that makes layers similar (Section 3.2), such as
             ``dict(type='mmrecur.RecurrenceLoss', loss_weight=0.01)``. It needs
             ``custom_hooks=[dict(type='mmrecur.AuxiliaryLossHook')]``. Defaults to None.
         tied_layers (dict, optional): Layers that are tied (the paper calls this folding): by stage and bank,
@@ -166,7 +166,7 @@ class SWRN(AuxiliaryObjective, Backbone):
         """Return the number of blocks in each stage; raise if the depth is not allowed."""
         if type(depth) is int and depth in cls.arch_settings:
             return cls.arch_settings[depth]
-        least = 10 if num_templates is None else 16  # two blocks per stage, of which the second can share
+        least = 10 if num_templates is None else 16  # two blocks per stage: the first never shares
         if type(depth) is not int or depth < least or depth % 6 != 4:
             large = ', '.join(map(str, cls.arch_settings))
             raise ValueError(f'depth={depth!r}, allowed: {least}, {least + 6}, ... (6 n + 4), or {large}')

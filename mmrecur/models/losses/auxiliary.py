@@ -26,7 +26,8 @@ class AuxiliaryObjective(nn.Module):
     Attributes:
         loss_name (str): Name of the argument, of the attribute that holds the loss, and of the value in the
             log. It starts with ``loss_``.
-        loss_purpose (str): What the loss controls. The warning says that the module trains without it.
+        loss_purpose (str): Property that the loss controls. The warning says that the module trains without
+            it.
 
     Example:
         >>> import torch
@@ -115,11 +116,11 @@ class _UncollectedLossWarning:
 
     Parameters that change between two training passes, without a call of :meth:`mark_collected` in between,
     show that the losses are not part of the training objective. The hook compares the values of one
-    parameter. Its version counter would not do: fused optimizers and writes through ``parameter.data`` do not
-    increase it.
+    parameter. Its version counter is not reliable: fused optimizers and writes through ``parameter.data`` do
+    not increase it.
 
     Args:
-        purpose (str): What the losses control, for the message.
+        purpose (str): Property that the losses control, for the message.
     """
 
     def __init__(self, purpose: str) -> None:

@@ -1,4 +1,4 @@
-"""Loss that makes the layers of a template bank alike, so that they can be tied into loops."""
+"""Loss that makes the layers of a template bank similar, so that they can be tied into loops."""
 
 from __future__ import annotations
 

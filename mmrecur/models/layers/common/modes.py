@@ -27,7 +27,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Return whether a tensor is a placeholder, whose values and layout must not decide anything.
+    """Return whether a tensor is a placeholder, whose values and layout must not affect decisions.
 
     Args:
         x (Tensor): Any tensor.

@@ -33,7 +33,7 @@ def is_sharded(tensor: Tensor) -> bool:
 def gathered(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor that may be sharded.
 
-    Use it for results that depend on weights only, which every process computes alike.
+    Use it for results that depend on weights only, so that every process computes the same result.
 
     Args:
         tensor (Tensor): Any tensor.

@@ -75,7 +75,7 @@ class PoolingTransition(nn.Module):
         return self.conv(F.avg_pool2d(self.norm(x), 2, 2, ceil_mode=True, count_include_pad=False))
 
     def switch_to_deploy(self) -> None:
-        """Fuse the norm into the convolution behind it, in place, if possible."""
+        """Fuse the norm into the convolution after it, in place, if possible."""
         if is_fusible(self.norm):
             scale, shift = norm_affine(self.norm)
             matrix = self.conv.weight.flatten(1).double()

@@ -23,7 +23,7 @@ MAX_FACTORIZED_COST = 0.8
 
 
 class FactorizedConv2d(nn.Module):
-    r"""A convolution whose filters are combinations of a basis, most of which is shared.
+    r"""A convolution whose filters are combinations of a mostly shared basis.
 
     .. math::
         y = \alpha \, \mathrm{BN}\big([W_\text{unique}; W_\text{shared}] * x\big)
@@ -124,8 +124,8 @@ class FactorizedConv2d(nn.Module):
 
         Returns:
             nn.Module: A convolution, or an ``nn.Sequential`` that ends in one. A norm that is not an affine
-            map in evaluation (a group norm) cannot be fused: the result is then basis, norm, coefficients,
-            whatever the form.
+            map in evaluation (a group norm) cannot be fused. The result is then basis, norm and coefficients
+            for every ``form``.
 
         Raises:
             ValueError: If ``form`` is unknown.

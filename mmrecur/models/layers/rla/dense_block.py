@@ -21,7 +21,7 @@ from mmrecur.models.layers.common.stage import BlockSequence
 
 NormLayer = Callable[[int], nn.Module]
 
-#: What the weights for an earlier layer depend on: its distance (lag) or its position (ordinal).
+#: Values of ``share``. Shared weights depend on the distance (lag) or the position (ordinal) of the map read.
 SHARES = (None, 'lag', 'ordinal')
 
 
@@ -29,7 +29,7 @@ class DenseLayer(nn.Module):
     """Norm, ReLU, 1x1 convolution, norm, ReLU, 3x3 convolution, named as in torchvision's DenseNet.
 
     Args:
-        in_channels (int): Channels of the input, all of which ``norm1`` sees.
+        in_channels (int): Channels of the input.
         growth_rate (int): Channels of the output.
         own_channels (int, optional): Number of leading input channels for which the layer has weights of the
             1x1 convolution. ``forward`` receives the weights of the others. Defaults to all channels.
@@ -155,7 +155,7 @@ class DenseBlock(BlockSequence):
                 norm_layer=norm_layer,
             )
             self.add_module(f'denselayer{i + 1}', layer)
-        # never called, but a convolution is where initialisers find weights
+        # never called; it is a convolution so that initialisers find its weight
         self.shared_conv1 = (
             nn.Conv2d((num_layers - 1) * growth_rate, DenseLayer.bottleneck * growth_rate, 1, bias=False)
             if share

@@ -17,7 +17,7 @@ from mmrecur.models.layers.rla.cell import FusedCell, RecurrentCell, RLACell, St
 
 #: Recurrent units: the 3x3 convolution that the paper proposes, and two gated units.
 CELLS = ('conv', 'lstm', 'gru')
-#: What shares the convolutions of a cell: the steps of a stage, or nothing.
+#: Values of ``share``: the steps of a stage share the convolutions of a cell, or each step has its own.
 CELL_SHARES = ('stage', None)
 
 

@@ -60,7 +60,7 @@ class TemplateConv2d(nn.Module):
         self.options = dict(
             stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode
         )
-        # a convolution without a weight, of which only the padding and convolution code is used
+        # a convolution without a weight; only its padding and convolution code is used
         with torch.device('meta'):
             kind = self._CONVOLUTIONS[len(bank.weight_shape)]
             rule = kind(self.in_channels, channels, tuple(self.kernel_size), bias=False, **self.options)
