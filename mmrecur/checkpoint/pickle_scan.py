@@ -27,13 +27,15 @@ def forbidden_global(file: str | os.PathLike | IO[bytes]) -> str | None:
         file (str, PathLike or file object): The checkpoint. The position of a file object is restored.
 
     Returns:
-        str, optional: Its full name, such as ``'posix.system'``. None if there is none, or none in the part
-        that can be read.
+        str, optional: Its full name, such as ``'posix.system'``. None if there is none, none in the part that
+        can be read, or if this version of torch does not tell which it loads.
     """
     if isinstance(file, (str, os.PathLike)):
         with open(file, 'rb') as opened:
             return forbidden_global(opened)
     allowed = allowed_names()
+    if allowed is None:
+        return None
     position = file.tell()
     try:
         stream = _pickle_in_zip(file) if is_zip(file) else file
