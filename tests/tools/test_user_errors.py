@@ -261,7 +261,7 @@ def test_damaged_image_is_named(failing, workshop, tmp_path, workers):
     extra = (
         f"train_dataloader['dataset'].update(data_prefix=dict(img={str(tmp_path / 'val')!r}), "
         "ann_file='annotations/instances_val.json')\n"
-        f"train_dataloader.update(num_workers={workers}, persistent_workers=False)\n"
+        f'train_dataloader.update(num_workers={workers}, persistent_workers=False)\n'
     )
     config = workshop.config(f'damaged_{workers}', FASTER_RCNN, DETECTION_DATA, extra)
     message = failing(train, config)
