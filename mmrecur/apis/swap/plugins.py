@@ -10,7 +10,10 @@ from mmrecur.models.backbones.plugins import POSITIONS, Plugins
 
 
 def _translated(plugin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a plugin without its name, for four stages; mmdet's ResNets may have fewer."""
+    """Return the config of a plugin for four stages, without the postfix of its name.
+
+    A ResNet of mmdet may have fewer stages.
+    """
     config = dict(plugin, cfg={key: value for key, value in plugin['cfg'].items() if key != 'postfix'})
     if plugin.get('stages') is not None:
         stages = tuple(plugin['stages'])
@@ -27,14 +30,15 @@ def kept_plugins(replaced: Replaced, attention: Any) -> list[dict[str, Any]]:
             is none.
 
     Returns:
-        list[dict]: Configs of the plugins at allowed positions; empty if two of them have the same place.
+        list[dict]: Configs of the plugins at allowed positions; empty if they contradict each other, such as
+        two in the same place.
     """
     places = [place for place in POSITIONS if place != 'after_conv3' or attention is None]
     plugins = [_translated(plugin) for plugin in replaced.unknown.get('plugins') or ()]
     kept = [plugin for plugin in plugins if plugin['position'] in places]
     try:
         Plugins(kept)
-    except ValueError:
+    except (TypeError, ValueError):
         return []
     return kept
 
