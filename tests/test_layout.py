@@ -31,7 +31,8 @@ ORDER = (
 EXEMPT = {'mmrecur', 'mmrecur.apis', 'mmrecur.models.layers'}
 
 MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 80
+#: Without the docstring, which may be longer than the code that it explains.
+MAX_FUNCTION_LINES = 60
 
 
 def module_name(path: Path) -> str:

@@ -15,7 +15,7 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import get_file_backend
 from mmengine.runner import Runner
 
-from mmrecur.apis.checks import check_writable_folder
+from mmrecur.apis.checks import check_work_dir, check_writable_folder
 from mmrecur.apis.evaluation import check_dump, draw_into, dump_predictions, evaluate, use_tta
 from mmrecur.apis.loading import check_weights
 from mmrecur.apis.runner import (
@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         draw_into(cfg, args.show_dir)
     if args.tta:
         use_tta(cfg)
+    check_work_dir(cfg.work_dir)
     runner = build_runner(cfg)
     if args.out:
         dump_predictions(runner, args.out)

@@ -10,6 +10,7 @@ import contextlib
 import dis
 import inspect
 import linecache
+import re
 import sys
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import Any
 from urllib.error import URLError
 
+from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import Registry, build_from_cfg
 
 from mmrecur.engine import (
@@ -68,7 +70,7 @@ def explain(error: Exception) -> str | None:
         str, optional: A message. None if the exception may be a bug.
     """
     entries = list(traceback_entries(error.__traceback__))
-    return _missing(error, entries) or _config_mistake(error, entries)
+    return _missing(error, entries) or _damaged_image(error, entries) or _config_mistake(error, entries)
 
 
 def traceback_entries(traceback: TracebackType | None) -> Iterator[TracebackType]:
@@ -120,6 +122,20 @@ def _missing(error: Exception, entries: list[TracebackType]) -> str | None:
     ):
         return f'{text}\n{DATA_HINT}'
     return text if isinstance(error, FileNotFoundError) else None
+
+
+def _damaged_image(error: Exception, entries: list[TracebackType]) -> str | None:
+    if not isinstance(error, AssertionError):
+        return None
+    code = entries[-1].tb_frame.f_code
+    place = code.co_filename, code.co_name
+    if _module(entries[-1]) == 'torch._utils':
+        frames = re.findall(r'^  File "(.+)", line \d+, in (\w+)$', str(error), re.MULTILINE)
+        place = frames[-1] if frames else place
+    loading = LoadImageFromFile.transform.__code__
+    if place != (loading.co_filename, loading.co_name):
+        return None
+    return f'{_text(error, entries[-1])}; the file is damaged or not an image'
 
 
 def _built_class(entries: list[TracebackType]) -> str:

@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 from mmengine.utils import is_installed
 
 import mmrecur
-from mmrecur.apis.checks import check_loops, check_optimizer, check_work_dir
+from mmrecur.apis.checks import check_loops, check_optimizer
 from mmrecur.apis.mistakes import (
     clean_errors,
 )
@@ -207,16 +207,16 @@ def build_runner(cfg: Config) -> Runner:
     processes communicate with gloo, and mixed precision uses bfloat16.
 
     Args:
-        cfg (Config): A config with ``work_dir`` and ``launcher``.
+        cfg (Config): A config with ``work_dir``, which has to be writable (:func:`check_work_dir`), and
+            ``launcher``.
 
     Returns:
         Runner: The runner. Until it starts, the console shows only messages that a user can act on.
 
     Raises:
-        ToolError: If the config is wrong or the work directory cannot be written.
+        ToolError: If the config is wrong.
     """
     check_loops(cfg)
-    check_work_dir(cfg.work_dir)
     use_safe_loading()
     use_atomic_writes()
     if get_device() == 'cpu' and cfg.launcher != 'none':

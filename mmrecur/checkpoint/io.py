@@ -206,8 +206,7 @@ def use_safe_loading() -> None:
     """
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    if hasattr(torch.serialization, 'add_safe_globals'):
-        torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
     if not hasattr(torch.load, 'refuses_code'):
         torch.load = torch.serialization.load = _refusing_code(torch.load)
     _guard_mmengine()

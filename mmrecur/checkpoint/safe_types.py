@@ -11,6 +11,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
+from mmrecur.compat import torch_safe_names
 from mmrecur.errors import CodeInCheckpointError
 
 try:
@@ -20,7 +21,7 @@ except ImportError:  # numpy 1
 
 
 def _renamed(name: str, function: Callable) -> Callable:
-    """Rename a function so that the unpickler finds it under ``name`` (torch 2.4 and later)."""
+    """Rename a function so that the unpickler finds it under ``name``."""
     function.__module__, function.__name__ = name.rsplit('.', 1)
     function.__qualname__ = function.__name__
     return function
@@ -67,13 +68,12 @@ SAFE_GLOBALS = _safe_globals()
 _SAFE_NAMES = frozenset(map(_name, SAFE_GLOBALS))
 
 
-def allowed_names() -> set[str]:
-    """Return the full names of all functions and classes that torch's unpickler may load."""
-    # torch has no public function for its own list
-    names = set(torch._weights_only_unpickler._get_allowed_globals())
-    if hasattr(torch.serialization, 'get_safe_globals'):  # from torch 2.4
-        names |= _SAFE_NAMES | {_name(item) for item in torch.serialization.get_safe_globals()}
-    return names
+def allowed_names() -> set[str] | None:
+    """Return the full names of all functions and classes that torch's unpickler may load; None if unknown."""
+    names = torch_safe_names()
+    if names is None:
+        return None
+    return names | _SAFE_NAMES | {_name(item) for item in torch.serialization.get_safe_globals()}
 
 
 @contextlib.contextmanager
@@ -83,11 +83,7 @@ def only_safe_types() -> Iterator[None]:
     MMEngine allows the real ``getattr`` and NumPy's own constructors while it loads. Within this context, the
     restricted functions of this module replace them. Other types that the process has allowed stay allowed.
     """
-    serialization = torch.serialization
-    if not hasattr(serialization, 'get_safe_globals'):  # before torch 2.4
-        yield
-        return
-    before = serialization.get_safe_globals()
+    before = torch.serialization.get_safe_globals()
     allowed = [item for item in before if _name(item) not in _SAFE_NAMES] + SAFE_GLOBALS
     _replace_safe_globals(before, allowed)
     try:

@@ -73,6 +73,14 @@ def test_code_is_refused_and_not_run(tmp_path, zipped, payload):
     assert not proof.exists()
 
 
+def test_code_is_refused_by_a_torch_that_hides_its_safe_names(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmrecur.checkpoint.safe_types.torch_safe_names', lambda: None)
+    proof = tmp_path / 'executed'
+    with pytest.raises(DamagedCheckpointError, match='not a checkpoint'):
+        load_checkpoint_file(save(dict(extra=Command(proof)), tmp_path / 'evil.pth'))
+    assert not proof.exists()
+
+
 def test_plain_pickle_with_code_is_refused_and_not_run(tmp_path):
     proof = tmp_path / 'executed'
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):

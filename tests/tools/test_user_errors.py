@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,6 +251,21 @@ def test_image_that_a_worker_does_not_find(failing, workshop, altered):
     options = [f'train_dataloader.dataset.ann_file={altered(images=images)}']
     message = failing(train, config, options=options)
     assert 'gone.png' in message and message.endswith(DATA_HINT) and 'Traceback' not in message
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_damaged_image_is_named(failing, workshop, tmp_path, workers):
+    shutil.copytree(workshop.root / 'detection/val', tmp_path / 'val')
+    path = sorted((tmp_path / 'val').iterdir())[1]
+    path.write_bytes(path.read_bytes()[:20])
+    extra = (
+        f"train_dataloader['dataset'].update(data_prefix=dict(img={str(tmp_path / 'val')!r}), "
+        "ann_file='annotations/instances_val.json')\n"
+        f'train_dataloader.update(num_workers={workers}, persistent_workers=False)\n'
+    )
+    config = workshop.config(f'damaged_{workers}', FASTER_RCNN, DETECTION_DATA, extra)
+    message = failing(train, config)
+    assert message == f'error: failed to load image: {path}; the file is damaged or not an image'
 
 
 def test_hint_about_the_data_only_where_data_are_missing(failing, detector, classifier, tmp_path):

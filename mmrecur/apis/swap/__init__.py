@@ -4,6 +4,7 @@ The modules, in the order in which a swap uses them:
 
 - ``names.py``: from a name such as ``'rla-resnet50'`` to a backbone class and its arguments.
 - ``target.py``: find the part of a config whose backbone is swapped, and read that backbone's options.
+- ``plugins.py``: the plugin layers that the new backbone keeps.
 - ``features.py``: build backbones and compare their feature maps.
 - ``start.py``: choose the weights that the new backbone starts from, and check that they fit.
 - ``edits.py``: the edits of the config: channels, imports, hooks, optimizer rules, checkpoints.

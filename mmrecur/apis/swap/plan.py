@@ -28,6 +28,7 @@ from mmrecur.apis.swap.edits import (
 )
 from mmrecur.apis.swap.features import build, feature_maps, probe, randomize_norms
 from mmrecur.apis.swap.names import find_backbone, signature
+from mmrecur.apis.swap.plugins import kept_plugins, lost_plugins
 from mmrecur.apis.swap.start import Fit, Start, check_start, choose_start
 from mmrecur.apis.swap.target import ARCHITECTURE, Replaced, Target, find_target, read_replaced
 from mmrecur.errors import ToolError
@@ -195,6 +196,8 @@ def _arguments(
     if target.is_classifier:
         args.update(family.classifier_options)
     args.update(fixed)
+    if 'plugins' in known and (kept := kept_plugins(replaced, args.get('attention'))):
+        args.setdefault('plugins', kept)
     for key, default in known.items():
         if default is inspect.Parameter.empty and key not in args:
             raise ToolError(
@@ -336,7 +339,9 @@ def _losses(old: nn.Module, new: Backbone, old_channels: Sequence[int], is_match
 
 def _lost_options(replaced: Replaced, family: type[Backbone], new: Mapping[str, Any]) -> list[str]:
     known = signature(family)
-    lost = {key: value for key, value in replaced.unknown.items() if key not in new}
+    lost = {key: value for key, value in replaced.unknown.items() if key not in new and key != 'plugins'}
+    if plugins := lost_plugins(replaced, new):
+        lost['plugins'] = plugins
     for key, usual in _USUAL.items():
         if replaced.options.get(key, usual) != usual and key not in known:
             lost[key] = replaced.options[key]

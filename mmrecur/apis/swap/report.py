@@ -69,9 +69,6 @@ def _weights(swap: Swap, trial: Trial) -> str:
     if fit.difference is not None:
         how = 'Tried now' if fit.is_checked else 'Tried with random weights'
         text = f'{text} {how}: {_comparison(fit.difference)}'
-    if fit.errors:
-        low, high = (f'{function(fit.errors.values()):.1%}' for function in (min, max))
-        text = f"{text}\n  Fit error ||W - W'|| / ||W|| from {low} to {high}, in {len(fit.errors)} places."
     return text
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmrecur.apis.swap.features import build, feature_maps, largest_difference, randomize_norms
+from mmrecur.apis.swap.plugins import lost_plugins
 from mmrecur.apis.swap.target import Replaced
 from mmrecur.checkpoint import (
     Report,
@@ -211,6 +212,9 @@ def _plain_networks(
     """Yield networks that the weights may belong to, the most likely first."""
     if replaced.is_plain:
         added = _ADDED_PARTS & replaced.unknown.keys()
+        is_own = start.kind == 'model' or not start.is_remote  # may hold the weights of plugins
+        if is_own and added == {'plugins'} and not lost_plugins(replaced, args):
+            yield replaced.module
         if start.depth is not None or added:
             left_out = {*added, 'stage_with_dcn', 'stage_with_sac'}
             cfg = {k: copy.deepcopy(v) for k, v in replaced.cfg.items() if k not in left_out}

@@ -190,7 +190,8 @@ def read_replaced(target: Target) -> Replaced:
     if isinstance(module, Backbone):
         known = {key for key in (*COMMON, *ARCHITECTURE, 'out_indices') if hasattr(module, key)}
         options = {key: cfg.get(key, getattr(module, key)) for key in known}
-        return Replaced(cfg, module, kind, False, options, {})
+        plugins = {'plugins': cfg['plugins']} if cfg.get('plugins') else {}
+        return Replaced(cfg, module, kind, False, options, plugins)
     is_plain = kind in PLAIN and type(module).__module__.split('.')[0] in ('mmdet', 'mmpretrain')
     options = _plain_options(module, cfg) if is_plain else _other_options(module, cfg)
     options = {name: value for name, value in options.items() if value is not _MISSING}

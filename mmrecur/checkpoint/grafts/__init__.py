@@ -6,7 +6,6 @@ from mmrecur.checkpoint.grafts import (  # noqa: F401
     recnet,
     resnet_shared,
     rla_mobilenet,
-    rla_preact_resnet,
     rla_resnet,
     swrn,
 )

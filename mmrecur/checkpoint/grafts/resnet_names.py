@@ -32,8 +32,8 @@ _RULES: tuple[tuple[re.Pattern, str], ...] = tuple(
         (r'\.se\.channel\.', '.attention.'),
         (r'\.se\.spatial\.conv\.conv\.', '.attention.spatial.'),
         (r'\.se\.spatial\.conv\.bn\.', '.attention.spatial_norm.'),
-        # global context blocks of mmdet's GCNets
-        (r'(layer\d\.\d+)\.context_block\.', r'\1.attention.'),
+        # plugins of mmdet: global context, empirical attention, non-local
+        (r'(layer\d\.\d+)\.(?:context|gen_attention|nonlocal)_block\w*\.', r'\1.attention.'),
     ]
 )
 

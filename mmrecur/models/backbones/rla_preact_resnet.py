@@ -120,15 +120,8 @@ class RLAPreActResNet(Backbone):
         self.bn1 = norm_layer(base_channels)
         self.relu = nn.ReLU(inplace=True)
 
-        self.stages: list[str] = []
-        channels, widths = base_channels, []
-        for i in range(self.num_stages):
-            inner = base_channels * 2**i + extra_channels // expansion
-            self.stages.append(f'layer{i + 1}')
-            self.add_module(self.stages[-1], self._make_stage(i, channels, inner, norm_layer))
-            channels = inner * expansion
-            widths.append(channels)
-        self.final_norm = norm_layer(channels)
+        widths = self._build_stages(base_channels, extra_channels, norm_layer)
+        self.final_norm = norm_layer(widths[-1])
         self.hidden_norm = self.recurrence.make_hidden_norm(norm_layer)
         widths[-1] += rla_channels if with_hidden else 0
         self.out_channels = tuple(widths[i] for i in self.out_indices)
@@ -147,6 +140,17 @@ class RLAPreActResNet(Backbone):
                 return fitting[-1 if depth >= 164 else 0]
         allowed = {'basic': '6 n + 2', 'bottleneck': '9 n + 2', None: '6 n + 2 or 9 n + 2'}[block]
         raise ValueError(f'depth={depth!r} with block={block!r}, allowed: {allowed} with n of at least 1')
+
+    def _build_stages(self, base_channels: int, extra_channels: int, norm_layer: NormLayer) -> list[int]:
+        """Build the stages and return the output channels of each."""
+        expansion = self.arch_settings[self.block][1]
+        self.stages = [f'layer{i + 1}' for i in range(self.num_stages)]
+        channels = [base_channels]
+        for i, name in enumerate(self.stages):
+            inner = base_channels * 2**i + extra_channels // expansion
+            self.add_module(name, self._make_stage(i, channels[-1], inner, norm_layer))
+            channels.append(inner * expansion)
+        return channels[1:]
 
     def _make_stage(self, index: int, in_channels: int, inner: int, norm_layer: NormLayer) -> RLAStage:
         block_class, expansion, layers, _ = self.arch_settings[self.block]

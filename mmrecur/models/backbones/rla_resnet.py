@@ -219,41 +219,25 @@ class RLAResNet(Backbone):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        check_choice('depth', depth, self.arch_settings)
-        check_choice('style', style, ('pytorch', 'caffe'))
         check_flag(deep_stem=deep_stem, avg_down=avg_down)
+        self._check_layout(depth, style, strides=strides, dilations=dilations)
         width = self._checked_width(groups, base_width, base_channels, extra_channels)
-        self._check_per_stage(strides=strides, dilations=dilations)
-        self.depth = depth
-        self.rla_channels = rla_channels
+        self.depth, self.style, self.avg_down = depth, style, avg_down
+        self.rla_channels, self.with_hidden = rla_channels, with_hidden
         self.attention = attention
-        self.with_hidden = with_hidden
-        self.avg_down = avg_down
         self.plugins = Plugins(plugins or ())
         if plugins:
             self.init_cfg = with_plugin_init(self.init_cfg)
         self.recurrence = RLASettings(rla_channels, variant, cell, share, exchange, post_act, with_hidden)
-        self.style = style
         norm_layer = make_norm_layer(self.norm_cfg)
         self._build_stem(base_channels, deep_stem, norm_layer)
 
-        self.stages: list[str] = []
-        self.stage_channels: list[int] = []
-        channels = base_channels
-        for i in range(self.num_stages):
-            inner = width * 2**i + extra_channels // self.expansion
-            outputs = base_channels * 2**i * self.expansion + extra_channels
-            shape = (channels, inner, outputs, strides[i], dilations[i], groups)
-            self.stages.append(f'layer{i + 1}')
-            self.add_module(self.stages[-1], self._make_stage(i, *shape, norm_layer))
-            self.stage_channels.append(outputs)
-            channels = outputs
-        self.hidden_norm = self.recurrence.make_hidden_norm(norm_layer)
-
-        self.out_channels = tuple(
-            self.stage_channels[i] + (rla_channels if with_hidden and i == self.out_indices[-1] else 0)
-            for i in self.out_indices
+        widths = self._build_stages(
+            base_channels, width, extra_channels, strides, dilations, groups, norm_layer
         )
+        self.hidden_norm = self.recurrence.make_hidden_norm(norm_layer)
+        widths[-1] += rla_channels if with_hidden else 0
+        self.out_channels = tuple(widths[i] for i in self.out_indices)
         self.out_strides = tuple(4 * math.prod(strides[: i + 1]) for i in self.out_indices)
         self._freeze()
 
@@ -272,9 +256,11 @@ class RLAResNet(Backbone):
             raise ValueError(f'extra_channels={extra_channels}, allowed: a multiple of {multiple}')
         return base_width * groups if groups > 1 else base_channels * base_width // 64
 
-    @staticmethod
-    def _check_per_stage(**arguments: Sequence[int]) -> None:
-        for name, value in arguments.items():
+    @classmethod
+    def _check_layout(cls, depth: int, style: str, **per_stage: Sequence[int]) -> None:
+        check_choice('depth', depth, cls.arch_settings)
+        check_choice('style', style, ('pytorch', 'caffe'))
+        for name, value in per_stage.items():
             ok = isinstance(value, Sequence) and len(value) == 4
             if not ok or not all(type(v) is int and v in (1, 2, 4) for v in value):
                 raise ValueError(f'{name}={value!r}, allowed: four integers of 1, 2 or 4')
@@ -288,6 +274,26 @@ class RLAResNet(Backbone):
             self.bn1 = norm_layer(channels)
             self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+    def _build_stages(
+        self,
+        base_channels: int,
+        width: int,
+        extra_channels: int,
+        strides: Sequence[int],
+        dilations: Sequence[int],
+        groups: int,
+        norm_layer: NormLayer,
+    ) -> list[int]:
+        """Build the stages and return the output channels of each."""
+        self.stages = [f'layer{i + 1}' for i in range(self.num_stages)]
+        channels = [base_channels]
+        for i, name in enumerate(self.stages):
+            inner = width * 2**i + extra_channels // self.expansion
+            channels.append(base_channels * 2**i * self.expansion + extra_channels)
+            shape = (channels[i], inner, channels[i + 1], strides[i], dilations[i], groups)
+            self.add_module(name, self._make_stage(i, *shape, norm_layer))
+        return channels[1:]
 
     def _make_stage(
         self,

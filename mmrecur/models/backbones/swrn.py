@@ -142,21 +142,13 @@ class SWRN(AuxiliaryObjective, Backbone):
         norm_layer = make_norm_layer(self.norm_cfg)
         self._build_stem(base_channels, norm_layer)
 
-        self.stages = [f'layer{i + 1}' for i in range(self.num_stages)]
-        self._check_tied_layers(tied_layers)
-        factor = self.expansion if self.has_bottlenecks else width
-        channels = [base_channels, *(base_channels * 2**i * factor for i in range(self.num_stages))]
-        for i, name in enumerate(self.stages):
-            stage_blocks = self._make_blocks(i, blocks[i], channels[i], channels[i + 1], norm_layer)
-            groups, rows = self._groups(stage_blocks), (tied_layers or {}).get(name)
-            stage = TemplateStage(stage_blocks, groups, num_templates, coefficient_init, rows, with_cp)
-            self.add_module(name, stage)
+        channels = self._build_stages(blocks, base_channels, coefficient_init, tied_layers, norm_layer)
         # the final norm follows the third stage, which is not built if out_indices does not include it
         has_final_norm = not self.has_bottlenecks and self.num_stages == len(blocks)
         self.final_norm = norm_layer(channels[-1]) if has_final_norm else None
 
         first_stride = 4 if self.has_bottlenecks else 1
-        self.out_channels = tuple(channels[i + 1] for i in self.out_indices)
+        self.out_channels = tuple(channels[i] for i in self.out_indices)
         self.out_strides = tuple(first_stride * 2**i for i in self.out_indices)
         self._freeze()
         self._finish_objective()
@@ -204,6 +196,26 @@ class SWRN(AuxiliaryObjective, Backbone):
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         else:
             self.conv1 = nn.Conv2d(self.in_channels, channels, 3, padding=1, bias=False)
+
+    def _build_stages(
+        self,
+        blocks: Sequence[int],
+        base_channels: int,
+        coefficient_init: str,
+        tied_layers: Mapping[str, Mapping[str, Sequence[int]]] | None,
+        norm_layer: NormLayer,
+    ) -> list[int]:
+        """Build the stages and return the output channels of each."""
+        self.stages = [f'layer{i + 1}' for i in range(self.num_stages)]
+        self._check_tied_layers(tied_layers)
+        factor = self.expansion if self.has_bottlenecks else self.width
+        channels = [base_channels, *(base_channels * 2**i * factor for i in range(self.num_stages))]
+        for i, name in enumerate(self.stages):
+            stage_blocks = self._make_blocks(i, blocks[i], channels[i], channels[i + 1], norm_layer)
+            groups, rows = self._groups(stage_blocks), (tied_layers or {}).get(name)
+            options = (self.num_templates, coefficient_init, rows, self.with_cp)
+            self.add_module(name, TemplateStage(stage_blocks, groups, *options))
+        return channels[1:]
 
     def _make_blocks(
         self, index: int, count: int, in_channels: int, out_channels: int, norm_layer: NormLayer
