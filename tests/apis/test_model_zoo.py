@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from mmrecur.apis.model_zoo import COLUMNS, Counter, input_size, update, zoo_files
 from mmrecur.apis.runner import load_config
-from tests.test_configs import load
+from tests.helpers.configs import load
 from tests.tool_module import load_tool
 
 ROOT = Path(__file__).parents[2]
