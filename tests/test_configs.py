@@ -23,15 +23,30 @@ from tests.helpers.configs import CONFIGS, ROOT, build_model, build_schedulers, 
 RECIPES = [name for name in CONFIGS if 'ablations' not in name]
 
 
-#: Wide configs that differ from another config only in numbers or data; only the slow tests train them.
-ALIKE = re.compile(
-    r'/swrn/(.*(_cifar100|-(dropout|cutout)_|-28-1[48])|wrn-50)|/recnet/.*(_cifar100|-(90|120)-|-1280|mask|large)'
-    r'|/dr_resnet/(.*(lvbn|-t6|-(58|65|66|74|47|44)_|180e|shared|mask|retina|lr1e)|resnet(110|50|101)|mobile)'
-    r'|/rla/ablations/(.*(resnet1(01|52|64)|_coco)|(eca-)?mobilenetv2)'
-    r'|/resnet_shared/.*-graft|/swrn/(mask|retinanet)'
-)
+#: By family: configs that differ from another one of the family only in numbers, data or the head; only the
+#: slow tests train them.
+ALIKE = {
+    'swrn': r'.*(cifar100|-(dropout|cutout)_|-28-1\d|-28-6|-40-|-28-4-4_)|wrn-50|mask|retinanet',
+    'recnet': r'.*(cifar100|-(90|120)-|-60-(480|960)|-1280|large|-medium_4xb64)|mask|retinanet',
+    'recnet/ablations': '',
+    'dr_resnet': r'.*(lvbn|-t6|net(4[047]|5[348]|6[56]|74)_|r53_|180e|shared|lr1e)'
+    r'|resnet(56|110|50|101)|mobile|mask|retinanet',
+    'resnet_shared': r'.*(-graft|r101|resnet101|resnet56|-plain|(u1|double|shared)-no-ortho_|no-norm_)'
+    r'|(densenet121|resnet34|resnext50|mobilenetv2)_|.*s32u1|faster-rcnn_r50-shared-double|mask|retinanet',
+    'rla': r'.*(cifar100|r101|resnet1(01|52)_)|preact-resnet110|(faster-rcnn|retinanet)_rla-eca-r50'
+    r'|mask-rcnn_rla-r50|rla-eca-resnet50_|rla-resnet50-d_',
+    'rla/ablations': r'.*(resnet1(01|52|64)|_coco|-v[2356]_)|(eca-)?(mobilenetv2|resnet50)_',
+}
 
-TRAINED = [pytest.param(n, marks=pytest.mark.slow) if ALIKE.search(n) else n for n in CONFIGS]
+
+def is_alike(name: str) -> bool:
+    """Return whether only the slow tests train a config."""
+    path = Path(name)
+    pattern = ALIKE.get(path.parent.relative_to('configs').as_posix())
+    return pattern is not None and re.match(pattern, path.stem + '_') is not None
+
+
+TRAINED = [pytest.param(n, marks=pytest.mark.slow) if is_alike(n) else n for n in CONFIGS]
 
 
 def images(batch_size: int = 2, height: int = 64, width: int = 96) -> list[Tensor]:
