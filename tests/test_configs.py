@@ -21,8 +21,6 @@ from tests.helpers.configs import CONFIGS, ROOT, build_model, build_schedulers, 
 
 #: All configs but the ablations, which only change a few arguments of another config's model.
 RECIPES = [name for name in CONFIGS if 'ablations' not in name]
-
-
 #: By family: configs that differ from another one of the family only in numbers, data or the head; only the
 #: slow tests train them.
 ALIKE = {
@@ -113,12 +111,7 @@ def check_prediction(cfg: Config, prediction: Any) -> None:
         assert found.masks.shape == (len(found), 64, 96)
 
 
-# another test shows that the RLA paper's many ablations differ only in the backbone
-@pytest.mark.parametrize(
-    'name',
-    [p for p, n in zip(TRAINED, CONFIGS, strict=True) if '/rla/ablations/' in n]
-    + [n for n in CONFIGS if '/rla/ablations/' not in n],
-)
+@pytest.mark.parametrize('name', CONFIGS)
 def test_no_key_is_unused(name: str) -> None:
     assert unused_keys(load(name)) == []
 

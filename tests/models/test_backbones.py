@@ -74,7 +74,16 @@ def test_checkpointed_step_is_the_same_step(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', DISTINCT)
-@pytest.mark.parametrize('frozen', [-1, 0, 1, 'all but one', 'all'])
+@pytest.mark.parametrize(
+    'frozen',
+    [
+        pytest.param(-1, marks=pytest.mark.slow),
+        0,
+        pytest.param(1, marks=pytest.mark.slow),
+        'all but one',
+        'all',
+    ],
+)
 def test_frozen_stages_neither_learn_nor_record(name: str, frozen: int | str) -> None:
     num_stages = build(name).num_stages
     frozen = {'all but one': num_stages - 1, 'all': num_stages}.get(frozen, frozen)
