@@ -48,6 +48,8 @@ DETECTORS = {
     'SingleStageDetector': 'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
 }
 
+library_config = cache(get_config)
+
 
 def arguments(function: Callable) -> set[str]:
     """Return the names of the arguments of a function, or of a class with its bases."""
@@ -124,7 +126,7 @@ def places(cfg: Config) -> list[tuple[str, set[str]]]:
     ]
     if cfg.model.type not in DETECTORS:
         return [*known, ('model.train_cfg', {'augments'})]
-    library = get_config(DETECTORS[cfg.model.type]).model
+    library = library_config(DETECTORS[cfg.model.type]).model
     for part in ('train_cfg', 'test_cfg'):
         known += [(place, set(keys)) for place, keys in dicts(library[part], f'model.{part}')]
     return known

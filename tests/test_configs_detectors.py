@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.hub import get_config
 
-from .test_configs import CONFIGS, load, optimizer_of
+from tests.helpers.configs import CONFIGS, load, optimizer_of
 
 DETECTORS = [name for name in CONFIGS if name.endswith('_fpn_1x_coco.py')]
 #: MMDetection's counterpart of each kind.

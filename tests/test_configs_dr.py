@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from .test_configs import CONFIGS, load, optimizer_of
+from tests.helpers.configs import CONFIGS, load, optimizer_of
 
 ROOT = Path(__file__).parents[1]
 DR = [name for name in CONFIGS if '/dr_resnet/' in name]

@@ -11,9 +11,8 @@ import yaml
 from torch import nn
 
 from mmrecur.models.backbones import RecNet
-
-from .models.test_recnet import by_hand, classifier_parameters, width_of
-from .test_configs import build_schedulers, load, optimizer_of
+from tests.helpers.configs import build_schedulers, load, optimizer_of
+from tests.helpers.recnet import by_hand, classifier_parameters, width_of
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = yaml.safe_load((ROOT / 'configs' / 'recnet' / 'metafile.yml').read_text())['Models']

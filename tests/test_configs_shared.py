@@ -11,8 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmrecur.analysis.complexity import count_parameters, image_inputs, measure
-
-from .test_configs import CONFIGS, build_model, load, optimizer_of, scope  # noqa: F401
+from tests.helpers.configs import CONFIGS, build_model, load, optimizer_of
 
 SHARED = [name for name in CONFIGS if '/resnet_shared/' in name]
 DETECTORS = [name for name in SHARED if '_fpn_1x_coco' in name]
@@ -160,14 +159,14 @@ def test_detectors_follow_the_paper(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', PRETRAINED)
-def test_detectors_have_the_papers_parameters(name: str, scope: Any) -> None:  # noqa: F811
+def test_detectors_have_the_papers_parameters(name: str, scope: Any) -> None:
     model = on_meta(scope(load(name)))
     assert round(count_parameters(model)[0] / 1e6, 2) == TABLE_4[Path(name).stem][0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', PRETRAINED)
-def test_detectors_do_the_papers_work(name: str, scope: Any) -> None:  # noqa: F811
+def test_detectors_do_the_papers_work(name: str, scope: Any) -> None:
     model = build_model(scope(load(name)))
     work = measure(model, *image_inputs(model, (800, 1280)))[''].multiply_adds
     assert work / 1e9 == pytest.approx(TABLE_4[Path(name).stem][1], rel=1e-3)

@@ -1,8 +1,12 @@
-"""The order of imports between packages, what the layers need, and the length of files and functions."""
+"""The order of imports between packages, what the layers need, and the length of files and functions.
+
+Test modules do not import from each other: what several use is in ``tests/helpers``.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,6 +46,7 @@ def module_name(path: Path) -> str:
 
 SOURCES = {module_name(path): path for path in sorted((ROOT / 'mmrecur').rglob('*.py'))}
 TOOLS = sorted((ROOT / 'tools').rglob('*.py'))
+TESTS = sorted((ROOT / 'tests').rglob('*.py'))
 
 
 def rank(module: str) -> int | None:
@@ -84,6 +89,25 @@ def test_packages_import_only_from_those_below() -> None:
         for line, name in imported(path)
         if rank(name) is not None and rank(name) < rank(module)
     ]
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_nothing_imports_from_a_test_module() -> None:
+    wrong = []
+    for path in TESTS:
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                folder = 'tests.' if node.level else ''
+                names = [f'{folder}{node.module or ""}.{alias.name}' for alias in node.names]
+            else:
+                continue
+            wrong += [
+                f'{path.relative_to(ROOT)}:{node.lineno} imports {name}'
+                for name in names
+                if name.startswith(('tests.', 'test_')) and re.search(r'(^|\.)test_', name)
+            ]
     assert not wrong, '\n'.join(wrong)
 
 
@@ -159,7 +183,9 @@ def test_custom_import_of_the_package_registers_everything() -> None:
     assert python(FROM_A_CONFIG) == 'RLAResNet'
 
 
-@pytest.mark.parametrize('path', [*SOURCES.values(), *TOOLS], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    'path', [*SOURCES.values(), *TOOLS, *TESTS], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text(encoding='utf-8')
     assert len(text.splitlines()) <= MAX_FILE_LINES

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import Report, convert
+from mmrecur.checkpoint import convert
 from mmrecur.errors import TransferError
 from mmrecur.models.backbones import RLAMobileNetV2
 from tests import golden
-from tests.checkpoint.test_convert_rlanet import gradient_norms, replay
-from tests.models.test_rla_mobilenet import reference_forward
+from tests.helpers.rla_mobilenet import reference_forward
+from tests.helpers.transfer import assert_complete, gradient_norms, replay
 
 W_R = [f'recurrent_dsconvs.{stage}.weight' for stage in range(5)]
 
@@ -40,20 +40,13 @@ def fixture_with_one_w_r() -> golden.Golden:
     return fixture
 
 
-def assert_complete(report: Report, source: dict, model: nn.Module) -> None:
-    targets = [*report.copied, *report.transformed, *report.initial]
-    assert sorted(targets) == sorted(model.state_dict())
-    taken = {*report.copied.values(), *(k for keys, _ in report.transformed.values() for k in keys)}
-    assert sorted([*taken, *report.unused]) == sorted(source)
-
-
 def test_classifier_equals_the_authors() -> None:
     fixture = fixture_with_one_w_r()
     model = Classifier(share='network')
     state, report = convert(fixture.state_dict, 'rlanet', model)
     model.load_state_dict(state)
     assert sum(p.numel() for p in model.parameters()) == fixture.parameters
-    assert_complete(report, fixture.state_dict, model)
+    assert_complete(report, fixture.state_dict, model, splits=True)
     assert not report.initial and set(report.unused) == set(W_R[1:])
     replay(fixture, model, report)
     model.eval()
@@ -81,7 +74,7 @@ def test_one_w_r_of_each_stage_computes_the_same() -> None:
     fixture = fixture_with_one_w_r()
     model = Classifier().eval()
     state, report = convert(fixture.state_dict, 'rlanet', model)
-    assert_complete(report, fixture.state_dict, model)
+    assert_complete(report, fixture.state_dict, model, splits=True)
     model.load_state_dict(state)
     with torch.no_grad():
         assert golden.relative_error(model(fixture.input)[0], fixture.outputs['eval_0']) < 1e-4
@@ -97,7 +90,7 @@ def test_detection_backbone_leaves_the_end_out(prefix: str, sharing: str) -> Non
     source = {prefix + key: value for key, value in fixture.state_dict.items()}
     state, report = convert({'state_dict': source}, 'rlanet', model)
     bare = {key.removeprefix('module.') for key in source}
-    assert_complete(report, bare, model)
+    assert_complete(report, bare, model, splits=True)
     left = {key.removeprefix('module.').removeprefix('backbone.') for key in report.unused}
     end = ('conv2.', 'bn2.', 'classifier.', 'conv_outs.6.', 'stage_bns.6.')
     assert {key for key in left if not key.startswith('recurrent_dsconvs.')} == {
@@ -121,7 +114,7 @@ def test_attention_and_old_counters() -> None:
         source[f'{block}.conv.3.conv.weight'] = torch.full((1, 1, kernel), 0.5)
     model = Classifier(attention='eca')
     state, report = convert(source, 'rlanet', model)
-    assert_complete(report, source, model)
+    assert_complete(report, source, model, splits=True)
     assert set(report.initial.values()) == {'a counter that old checkpoints lack'}
     assert state['backbone.layer5.2.attention.conv.weight'].tolist() == [[[0.5, 0.5, 0.5]]]
 

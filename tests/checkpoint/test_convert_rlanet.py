@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +10,7 @@ from mmrecur.checkpoint import convert
 from mmrecur.errors import TransferError
 from mmrecur.models.backbones import RLAResNet
 from tests import golden
+from tests.helpers.transfer import replay
 
 CLASSIFIERS = {
     'rla_resnet50': dict(depth=50, variant='v3'),
@@ -39,23 +38,6 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (self.head.fc(self.backbone(x)[-1].mean((2, 3))),)
-
-
-def gradient_norms(model: nn.Module, report) -> dict[str, float]:
-    """Norm of the gradient of every source tensor, put together from the targets it went to."""
-    squares: dict[str, float] = {}
-    parameters = dict(model.named_parameters())
-    sources = {target: source for target, source in report.copied.items()}
-    sources.update({target: source[0][0] for target, source in report.transformed.items()})
-    for target, source in sources.items():
-        if target in parameters:
-            square = parameters[target].grad.double().square().sum().item()
-            squares[source] = squares.get(source, 0.0) + square
-    return {source: math.sqrt(square) for source, square in squares.items()}
-
-
-def replay(fixture: golden.Golden, model: nn.Module, report) -> None:
-    golden.replay(fixture, model, lambda model: gradient_norms(model, report))
 
 
 @pytest.mark.parametrize('name', CLASSIFIERS)

@@ -13,44 +13,15 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmrecur.apis.swap.names import find_backbone
-from mmrecur.checkpoint import Report, graft, register_graft
+from mmrecur.checkpoint import graft, register_graft
 from mmrecur.errors import TransferError
 from mmrecur.models.backbones import Backbone, RLAResNet
 from tests.helpers import randomise_norms
+from tests.helpers.transfer import assert_complete, assert_same, features, plain_resnet
 
 mmpretrain = pytest.importorskip('mmpretrain')
+
 ALL = (0, 1, 2, 3)
-
-
-def plain(kind: str = 'ResNet', depth: int = 50, base: int = 8, scope: str = 'mmpretrain', **kw) -> nn.Module:
-    """A plain backbone with the norms of a trained one."""
-    torch.manual_seed(1)
-    arguments = dict(depth=depth, base_channels=base, stem_channels=base, out_indices=ALL) | kw
-    model = MODELS.build(dict(type=f'{scope}.{kind}', **arguments))
-    randomise_norms(model)
-    model.eval()
-    return model
-
-
-def features(model: nn.Module, size: tuple[int, int] = (64, 64)) -> tuple[Tensor, ...]:
-    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
-    model.eval()
-    with torch.no_grad():
-        return model(x.to(next(model.parameters()).dtype))
-
-
-def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        assert (a[:, : b.size(1)] - b).abs().max() <= 1e-6 * b.abs().max()
-
-
-def assert_complete(report: Report, source: dict, model: nn.Module) -> None:
-    """Every key of both sides stands in the report exactly once."""
-    targets = [*report.copied, *report.transformed, *report.initial]
-    assert sorted(targets) == sorted(model.state_dict())
-    taken = [*report.copied.values(), *(k for keys, _ in report.transformed.values() for k in keys)]
-    assert sorted([*taken, *report.unused]) == sorted(source)
-
 
 PLAIN = {
     'resnet': (dict(), dict()),
@@ -88,6 +59,8 @@ PLAIN = {
     'plain': (dict(), dict(rla_channels=0, with_hidden=False)),
     'plain to se': (dict(), dict(rla_channels=0, with_hidden=False, attention='se')),
 }
+
+
 #: Options that know no variant that adds last, and the plain network.
 ADDS_FIRST = ['lstm', 'gru', 'post-activated', 'plain', 'plain to se']
 
@@ -97,7 +70,7 @@ ADDS_FIRST = ['lstm', 'gru', 'post-activated', 'plain', 'plain to se']
 )
 def test_grafted_network_computes_the_plain_one(name: str, variant: str) -> None:
     ours, theirs = PLAIN[name][1], PLAIN[name][0]
-    source = plain(**theirs)
+    source = plain_resnet(**theirs)
     arguments = dict(depth=50, base_channels=8, rla_channels=4, variant=variant, with_hidden=True)
     model = RLAResNet(**arguments | ours)
     randomise_norms(model)
@@ -130,7 +103,7 @@ def in_timm_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_timm_layout_of_resnet_d_and_attention() -> None:
-    source = plain(scope='mmdet', deep_stem=True, avg_down=True)
+    source = plain_resnet(scope='mmdet', deep_stem=True, avg_down=True)
     state = in_timm_layout(source.state_dict())
     model = RLAResNet(50, base_channels=8, deep_stem=True, avg_down=True)
     grafted, report = graft(state, model)
@@ -230,7 +203,7 @@ def test_torchvision_weights_graft() -> None:
 def test_exact_and_complete_whatever_the_layout(
     depth, base, rla_channels, attention, prefix, wrapped, dtype, stages, counters
 ) -> None:
-    source = plain(depth=depth, base=base).to(dtype)
+    source = plain_resnet(depth=depth, base=base).to(dtype)
     state = {
         prefix + key: value
         for key, value in source.state_dict().items()
@@ -258,14 +231,14 @@ class Detector(nn.Module):
 
 
 def test_a_whole_detector_keeps_its_other_parts() -> None:
-    source = Detector(plain())
+    source = Detector(plain_resnet())
     model = Detector(RLAResNet(50, base_channels=8), head=True)
     state, report = graft(source.state_dict(), model)
     assert torch.equal(state['neck.weight'], source.neck.weight)
     assert set(report.initial.values()) >= {'the source has no roi_head'}
     assert_complete(report, source.state_dict(), model)
     # the other way round a part is left over
-    state, report = graft(Detector(plain(), head=True).state_dict(), Detector(model.backbone))
+    state, report = graft(Detector(plain_resnet(), head=True).state_dict(), Detector(model.backbone))
     assert report.unused['roi_head.weight'] == 'the model has no roi_head'
 
 
@@ -292,7 +265,7 @@ def test_a_classifier_of_ours_starts_a_detector(tmp_path) -> None:
 
 
 def test_misfits_are_named_and_nothing_is_changed() -> None:
-    source = plain().state_dict()
+    source = plain_resnet().state_dict()
     model = RLAResNet(50, base_channels=8)
     before = copy.deepcopy(model.state_dict())
     lacking = {key: value for key, value in source.items() if key != 'layer1.0.conv2.weight'}
@@ -330,7 +303,7 @@ def test_a_family_declares_its_rule_and_subclasses_use_it() -> None:
 
 
 def test_init_cfg_grafts_and_logs(tmp_path, capsys) -> None:
-    source = plain()
+    source = plain_resnet()
     torch.save({'state_dict': Detector(source).state_dict()}, tmp_path / 'detector.pth')
     cfg = dict(type='mmrecur.Graft', checkpoint=str(tmp_path / 'detector.pth'), prefix='backbone.')
     model = MODELS.build(dict(type='mmrecur.RLAResNet', depth=50, base_channels=8, init_cfg=cfg))

@@ -15,9 +15,8 @@ from torch import nn
 from mmrecur.checkpoint import graft
 from mmrecur.errors import TransferError
 from mmrecur.models.backbones import RLAMobileNetV2
-from tests.checkpoint.test_convert_rla_mobilenet import assert_complete
-from tests.checkpoint.test_graft import assert_same, features
 from tests.helpers import randomise_norms
+from tests.helpers.transfer import assert_complete, assert_same, features
 
 mmpretrain = pytest.importorskip('mmpretrain')
 ALL = tuple(range(8))
@@ -95,7 +94,7 @@ def test_exact_and_complete_whatever_the_layout(
     }
     model = RLAMobileNetV2(width, rla_channels, sharing, attention, out_indices=stages).to(dtype)
     grafted, report = graft({'state_dict': state} if wrapped else state, model)
-    assert_complete(report, {key.removeprefix('module.'): 0 for key in state}, model)
+    assert_complete(report, {key.removeprefix('module.'): 0 for key in state}, model, splits=True)
     model.load_state_dict(grafted)
     assert_same(features(model), tuple(features(source)[i] for i in stages))
 
@@ -122,7 +121,7 @@ def test_torchvision_classifier_grafts() -> None:
     for classifier in ('classifier.1', 'classifier', 'head.fc'):
         renamed = {key.replace('classifier.1', classifier): value for key, value in state.items()}
         grafted, report = graft(renamed, model)
-        assert_complete(report, renamed, model)
+        assert_complete(report, renamed, model, splits=True)
         model.load_state_dict(grafted)
         x = torch.randn(1, 3, 64, 64)
         with torch.no_grad():
@@ -131,7 +130,7 @@ def test_torchvision_classifier_grafts() -> None:
     # a detector's backbone has neither the last convolution nor the classifier
     backbone = RLAMobileNetV2(0.5)
     _, report = graft(state, backbone)
-    assert_complete(report, state, backbone)
+    assert_complete(report, state, backbone, splits=True)
     assert {key for key in report.unused if not key.startswith('features.18.')} == {
         'classifier.1.weight',
         'classifier.1.bias',
@@ -168,7 +167,7 @@ def test_a_whole_ssdlite_detector_computes_the_same() -> None:
     source, model = detectors
     randomise_norms(source)
     state, report = graft(source.state_dict(), model)
-    assert_complete(report, source.state_dict(), model)
+    assert_complete(report, source.state_dict(), model, splits=True)
     assert all(key.startswith('backbone.') for key in report.initial)
     model.load_state_dict(state)
     x = torch.randn(1, 3, 64, 64)
@@ -189,7 +188,7 @@ def test_weights_of_an_rla_network_are_taken_as_they_are(sharing: str) -> None:
     # a detector's backbone lacks parameters that nothing reads; one W_r can serve every stage
     model = RLAMobileNetV2(0.25, 4, attention='eca', out_indices=(1, 5))
     grafted, report = graft(state, model)
-    assert_complete(report, state, model)
+    assert_complete(report, state, model, splits=True)
     assert not report.initial
     model.load_state_dict(grafted)
     expected = features(source)

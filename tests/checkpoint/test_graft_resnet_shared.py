@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmrecur.checkpoint import Report, graft
+from mmrecur.checkpoint import graft
 from mmrecur.errors import TransferError
 from mmrecur.models.backbones import (
     DenseNetShared,
@@ -18,8 +18,8 @@ from mmrecur.models.backbones import (
     ResNeXtShared,
     SharedBasisBackbone,
 )
-from tests.checkpoint.test_graft import features
 from tests.helpers import randomise_norms
+from tests.helpers.transfer import assert_complete, features
 
 
 def plain(kind: type, **arguments) -> SharedBasisBackbone:
@@ -29,19 +29,11 @@ def plain(kind: type, **arguments) -> SharedBasisBackbone:
     return model
 
 
-def assert_complete(report: Report, source: dict[str, Tensor], model: nn.Module) -> None:
-    """Every target once; every source used, by one target or several, or unused."""
-    targets = [*report.copied, *report.transformed, *report.initial]
-    assert sorted(targets) == sorted(model.state_dict())
-    taken = {*report.copied.values(), *(k for keys, _ in report.transformed.values() for k in keys)}
-    assert sorted([*taken, *report.unused]) == sorted(source)
-
-
 def grafted(model: SharedBasisBackbone, source: dict[str, Tensor]) -> dict[str, float]:
     """Graft, load, check the account; the errors that the report names, by layer."""
     randomise_norms(model, seed=5)
     state, report = graft(source, model)
-    assert_complete(report, source, model)
+    assert_complete(report, source, model, splits=True)
     model.load_state_dict(state)
     notes = [note for note in report.notes if note.startswith('relative error')]
     return {name: float(value) / 100 for name, value in re.findall(r'(layer\S+) ([\d.]+)%', ''.join(notes))}
@@ -53,6 +45,8 @@ def error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
 
 
 SMALL = dict(depth=18, base_channels=4)
+
+
 #: With one block a stage that shares, two convolutions have 8 filters, doubled from stage to stage.
 FULL_RANK = {
     'one basis of all filters': (ResNetShared, dict(bases=1, shared_rank=8, unique_rank=0, **SMALL), SMALL),
@@ -209,7 +203,7 @@ def test_other_libraries_networks_in_a_detectors_state(scope: str) -> None:
     model.backbone = ResNetShared(bases=1, shared_rank=8, unique_rank=0, **SMALL)
     model.neck = nn.Conv2d(4, 2, 1)
     state, report = graft(source.state_dict(), model)
-    assert_complete(report, source.state_dict(), model)
+    assert_complete(report, source.state_dict(), model, splits=True)
     model.load_state_dict(state)
     assert error(features(model.backbone), features(source.backbone)) < 1e-5
     assert torch.equal(model.neck.weight, source.neck.weight)

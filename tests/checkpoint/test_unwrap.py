@@ -16,12 +16,12 @@ from mmrecur.checkpoint import graft
 from mmrecur.checkpoint.unwrap import read_weights, unwrap
 from mmrecur.errors import TransferError
 from mmrecur.models.backbones import ResNetShared, RLAResNet
-from tests.checkpoint.test_graft import assert_same, features, plain
+from tests.helpers.transfer import assert_same, features, plain_resnet
 
 
 @pytest.fixture(scope='module')
 def source() -> nn.Module:
-    return plain()
+    return plain_resnet()
 
 
 @pytest.fixture(scope='module')
@@ -136,7 +136,7 @@ ADVICE = {
 def test_errors_say_which_options_fit(case: str) -> None:
     theirs, ours, message = ADVICE[case]
     with pytest.raises(TransferError, match=message):
-        graft(plain(**theirs).state_dict(), RLAResNet(50, base_channels=8, **ours))
+        graft(plain_resnet(**theirs).state_dict(), RLAResNet(50, base_channels=8, **ours))
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from mmrecur.models.backbones import SWRN
 from mmrecur.models.layers import TemplateBank, share_convs
 from mmrecur.models.shortest_path import ShortestPathNet
-from tests.models.test_template_bank import make
 
 
-def build_bank() -> nn.Module:
-    return make()
+def build_bank(rows: tuple[int, ...] | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    return TemplateBank(5, 3, (6, 4, 3, 3), rows=rows)
 
 
 def build_tied_bank() -> nn.Module:
-    return make(rows=(0, 1, 0, 2, 1))
+    return build_bank(rows=(0, 1, 0, 2, 1))
 
 
 def build_stages() -> nn.Module:

@@ -28,7 +28,7 @@ def write_binary(path: Path) -> np.ndarray:
 
 def test_binary_version_keeps_every_pixel(workshop, tmp_path: Path) -> None:
     pixels = write_binary(tmp_path / 'binary.tar.gz')
-    output = workshop.run(TOOL, tmp_path / 'binary.tar.gz', tmp_path / 'out')
+    output = workshop.run(TOOL, tmp_path / 'binary.tar.gz', tmp_path / 'out', own=True)
     assert 'Wrote 3 training and 3 test images' in output
     image = cv2.imread(str(tmp_path / 'out/train/truck/data_batch_1_0001.png'))
     assert np.array_equal(image[..., ::-1].transpose(2, 0, 1), pixels[0, 1])

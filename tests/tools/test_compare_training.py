@@ -30,7 +30,7 @@ def test_trains_compares_and_does_nothing_twice(workshop, classifier: Path) -> N
     logs = sorted((workshop.root / 'runs').glob('*/seed-*/*/vis_data/scalars.json'))
     assert len(logs) == 3  # two runs; the first was resumed once
     # the third call trains nothing
-    assert 'Training' not in workshop.run(*command)
+    assert 'Training' not in workshop.run(*command, own=True)
     assert sorted((workshop.root / 'runs').glob('*/seed-*/*/vis_data/scalars.json')) == logs
 
 

@@ -26,7 +26,7 @@ def test_detector_as_a_process(workshop):
     # A real process. The other tests parse all of stdout, so they check that it contains only JSON.
     output = workshop.run(
         'analysis_tools/get_flops.py', 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-        '--shape', '800', '1280',
+        '--shape', '800', '1280', own=True,
     )  # fmt: skip
     total = next(line for line in output.splitlines() if line.strip().startswith('total')).split()
     assert total[1:3] == ['41,753,056', '41,527,712']

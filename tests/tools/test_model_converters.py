@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,23 +19,15 @@ from tests.tool_module import load_tool
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(tool: str, *args: object) -> subprocess.CompletedProcess:
-    script = ROOT / 'tools' / 'model_converters' / f'{tool}.py'
-    return subprocess.run(
-        [sys.executable, str(script), *map(str, args)], capture_output=True, text=True, cwd=ROOT
-    )
-
-
-def test_authors_file_becomes_ours(tmp_path: Path) -> None:
+def test_authors_file_becomes_ours(workshop: Any, tmp_path: Path) -> None:
     fixture = golden.load('det_rla_resnet50')
     torch.save({'state_dict': fixture.state_dict}, tmp_path / 'theirs.pth')
     spec = "mmrecur.RLAResNet(depth=50, variant='v3')"
-    done = run(
-        'convert_checkpoint', tmp_path / 'theirs.pth', tmp_path / 'ours.pth',
-        '--source', 'rlanet', '--config', spec,
+    output = workshop.run(
+        'model_converters/convert_checkpoint.py', tmp_path / 'theirs.pth', tmp_path / 'ours.pth',
+        '--source', 'rlanet', '--config', spec, own=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert 'transformed' in done.stdout
+    assert 'transformed' in output
     model = build_model(*read_model(spec)).eval()
     model.load_state_dict(load_checkpoint_file(tmp_path / 'ours.pth')['state_dict'])
     with torch.no_grad():
@@ -47,13 +38,13 @@ def test_authors_file_becomes_ours(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ['ours.pth', 'ours.report.json', 'theirs.pth']
 
 
-def test_plain_detector_becomes_ours(tmp_path: Path) -> None:
+def test_plain_detector_becomes_ours(workshop: Any, tmp_path: Path) -> None:
     pytest.importorskip('mmdet')
     plain = build_model(*read_model('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'))
     torch.save({'state_dict': plain.state_dict(), 'meta': {'epoch': 12}}, tmp_path / 'plain.pth')
     config = ROOT / 'configs/rla/retinanet_rla-r50_fpn_1x_coco.py'
-    done = run('graft_checkpoint', tmp_path / 'plain.pth', tmp_path / 'rla.pth', '--config', config)
-    assert done.returncode == 0, done.stderr
+    command = ['model_converters/graft_checkpoint.py', tmp_path / 'plain.pth', tmp_path / 'rla.pth']
+    workshop.run(*command, '--config', config, own=True)
     model = build_model(*read_model(str(config)))
     model.load_state_dict(load_checkpoint_file(tmp_path / 'rla.pth')['state_dict'])
     x = torch.randn(1, 3, 96, 128)
@@ -65,16 +56,15 @@ def test_plain_detector_becomes_ours(tmp_path: Path) -> None:
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_what_does_not_fit_writes_nothing(tmp_path: Path) -> None:
+def test_what_does_not_fit_writes_nothing(workshop: Any, tmp_path: Path) -> None:
     backbone = MODELS.build(dict(type='mmpretrain.ResNet', depth=50, base_channels=8, stem_channels=8))
     torch.save(backbone.state_dict(), tmp_path / 'narrow.pth')
-    done = run(
-        'graft_checkpoint', tmp_path / 'narrow.pth', tmp_path / 'out.pth',
-        '--config', 'mmrecur.RLAResNet(depth=50)',
+    output = workshop.run(
+        'model_converters/graft_checkpoint.py', tmp_path / 'narrow.pth', tmp_path / 'out.pth',
+        '--config', 'mmrecur.RLAResNet(depth=50)', code=1,
     )  # fmt: skip
-    assert done.returncode == 1
-    assert 'narrow.pth' in done.stderr and 'conv1.weight has shape (64, 3, 7, 7)' in done.stderr
-    assert 'Traceback' not in done.stderr
+    assert 'narrow.pth' in output and 'conv1.weight has shape (64, 3, 7, 7)' in output
+    assert 'Traceback' not in output
     assert [path.name for path in tmp_path.iterdir()] == ['narrow.pth']
 
 

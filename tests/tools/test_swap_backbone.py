@@ -135,7 +135,7 @@ def test_as_a_process_with_a_library_config(workshop: Any, tmp_path: Path) -> No
     out = tmp_path / 'swapped.py'
     printed = workshop.run(
         'swap_backbone.py', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco', '--backbone', 'rla-resnet',
-        '--out', out, '--shape', '64', '96',
+        '--out', out, '--shape', '64', '96', own=True,
     )  # fmt: skip
     assert out.read_text() == (
         '"""retinanet_r50_fpn_1x_coco with RLAResNet(depth=50) instead of ResNet(depth=50)."""\n\n'

@@ -25,7 +25,7 @@ def test_detector(workshop, detector, trained):
     printed, work_dir = trained
     checkpoint = work_dir / 'epoch_3.pth'
     extra = ['--work-dir', 'test', '--out', 'detections.pkl', '--show-dir', 'shown']
-    output = workshop.run('test.py', detector, checkpoint, *extra)
+    output = workshop.run('test.py', detector, checkpoint, *extra, own=True)
     metrics = metrics_of(output)
     # The same model on the same images as in the last validation of the training.
     last = re.search(r'coco/bbox_mAP_50 +(\S+)', printed.split('Last validation')[1]).group(1)

@@ -26,7 +26,7 @@ from mmrecur.apis.recover.images import RecoveryImages
 from mmrecur.apis.runner import load_config
 from mmrecur.datasets import ShapesConfig, write_split
 from mmrecur.errors import ToolError
-from tests.apis.test_global_state import unchanged
+from tests.helpers.global_state import unchanged
 
 COCO_MINI = Path(os.environ.get('MMRECUR_DATA', 'unset')) / 'coco_mini'
 LABELS = dict(type='LoadAnnotations', with_bbox=True)
