@@ -13,18 +13,23 @@ from __future__ import annotations
 import _before_torch  # noqa: F401
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config
 
+from mmrecur.apis.recover.recover import LEARNING_RATE
+from mmrecur.apis.recover.summary import print_plans, print_recovery, write_recovery
+from mmrecur.apis.recover.swapped import RecoverySettings, choose_swap_plan, recover_swap
 from mmrecur.apis.runner import (
     clean_errors,
     config_path,
     load_config,
 )
 from mmrecur.apis.summary import print_results
-from mmrecur.apis.swap import list_backbones, plan_swap
+from mmrecur.apis.swap import Swap, list_backbones, plan_swap
 from mmrecur.apis.swap.report import print_swap
+from mmrecur.apis.swap.start import EXACT
 from mmrecur.apis.swap.trial import Trial, try_swap
 from mmrecur.apis.swap.write import write_swap
 from mmrecur.checkpoint.io import load_checkpoint
@@ -58,7 +63,53 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--shape', nargs=2, type=int, metavar=('H', 'W'), help='image size of the trial (default: 128 128)'
     )
+    add_recovery_arguments(parser)
     return parser.parse_args(argv)
+
+
+def add_recovery_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the recovery."""
+    group = parser.add_argument_group(
+        'recovery', 'match the feature maps of the trained model (--checkpoint)'
+    )
+    group.add_argument(
+        '--recover', metavar='IMAGES', help='images without labels: a folder, a glob, a COCO annotation '
+        'file, or "train" for the images that the base trains on',
+    )  # fmt: skip
+    group.add_argument('--steps', type=int, default=2000, help='number of steps (default: %(default)s)')
+    group.add_argument('--batch-size', type=int, default=8, help='images in a step (default: %(default)s)')
+    group.add_argument('--lr', type=float, default=LEARNING_RATE, help='learning rate (default: %(default)s)')
+    group.add_argument('--num-images', type=int, help='use a random choice of this many images')
+    group.add_argument('--seed', type=int, default=0, help='order of the images (default: %(default)s)')
+    group.add_argument(
+        '--keep', type=float, metavar='SHARE', help='choose what each stage shares so that the backbone '
+        "keeps at most this share of the old one's parameters, such as 0.6",
+    )  # fmt: skip
+    group.add_argument('--val', action='store_true', help='validate the model before and after each stage')
+
+
+def recovery_settings(args: argparse.Namespace) -> RecoverySettings | None:
+    """Return the settings of the recovery, or None without one; raise if options contradict each other."""
+    if args.recover is None:
+        for option in ('keep', 'val', 'num_images'):
+            if getattr(args, option):
+                raise ToolError(f'--{option.replace("_", "-")} without --recover; allowed: with it')
+        return None
+    if args.checkpoint is None:
+        raise ToolError(
+            '--recover without --checkpoint; allowed: with the trained checkpoint of the base, whose feature '
+            'maps are matched'
+        )
+    return RecoverySettings(
+        images=args.recover,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        num_images=args.num_images,
+        keep=args.keep,
+        validate=args.val,
+        seed=args.seed,
+    )
 
 
 def check_files(args: argparse.Namespace) -> Path:
@@ -71,10 +122,10 @@ def check_files(args: argparse.Namespace) -> Path:
         for name, path in read.items():
             if path.is_file() and written.exists() and written.samefile(path):
                 raise ToolError(f'{written} would overwrite {name}; allowed: another --out')
-    if args.checkpoint and args.init != 'base':
+    if args.checkpoint and args.init != 'base' and not (args.recover and args.init == 'none'):
         raise ToolError(
             f'--checkpoint includes the weights of the backbone, so --init {args.init} would have no effect; '
-            'allowed: one of the two'
+            'allowed: one of the two, or --init none with --recover, which trains a random backbone'
         )
     if Config._is_lazy_import(config_path(args.base)):
         raise ToolError(
@@ -87,19 +138,40 @@ def check_files(args: argparse.Namespace) -> Path:
 def main(argv: list[str] | None = None) -> Trial:
     """Run the tool."""
     args = parse_args(argv)
-    out = check_files(args)
+    out, settings = check_files(args), recovery_settings(args)
     checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else None
     load_from = out.resolve().with_suffix('.pth').as_posix() if args.checkpoint else None
-    swap = plan_swap(load_config(args.base), args.backbone, args.init, args.at, load_from)
+
+    def plan(name: str | dict, unfreeze: bool = True) -> Swap:
+        return plan_swap(load_config(args.base), name, args.init, args.at, load_from, unfreeze)
+
+    name, chosen, recovered = args.backbone, None, None
+    swap = plan(name)
+    if settings is not None and settings.keep is not None:
+        chosen = choose_swap_plan(swap, checkpoint, settings)
+        name = chosen.backbone
+        print_plans(chosen)
+        swap = plan(name)
     trial = try_swap(swap, args.shape and tuple(args.shape), checkpoint)
+    grafted = trial.grafted
+    if settings is not None and grafted.difference <= EXACT:
+        print('The new model computes the function of the old one: nothing to recover.')
+    elif settings is not None:
+        recovered = recover_swap(swap, checkpoint, settings, out.with_suffix('.recovery.pth'))
+        swap = plan(name, unfreeze=False)
+        grafted = replace(grafted, state=recovered.state, report=recovered.grafted)
     meta = (checkpoint or {}).get('meta') or {}
-    results = write_swap(args.base, swap, out, trial.grafted, args.checkpoint, meta.get('dataset_meta'))
-    if trial.grafted is not None:
-        print(trial.grafted.report)
+    results = write_swap(args.base, swap, out, grafted, args.checkpoint, meta.get('dataset_meta'))
+    if grafted is not None:
+        print(grafted.report)
     print_swap(swap, trial)
+    if recovered is not None:
+        print_recovery(recovered)
+        results |= write_recovery(recovered, chosen, out)
     print('Wrote:')
     print_results(results)
     print(f'Train it: python tools/train.py {out}')
+    out.with_suffix('.recovery.pth').unlink(missing_ok=True)
     return trial
 
 

@@ -5,17 +5,21 @@ Importing this package makes every checkpoint loader in the process read tensors
 """
 
 from mmrecur.apis.models import get_model, list_models, register_models
+from mmrecur.apis.recover import RecoveryReport, recover, reestimate_norms
 from mmrecur.apis.swap import list_backbones, swap_backbone
 from mmrecur.checkpoint.io import use_safe_loading
 from mmrecur.errors import ToolError
 from mmrecur.models.deployable import deploy
 
 __all__ = [
+    'RecoveryReport',
     'ToolError',
     'deploy',
     'get_model',
     'list_backbones',
     'list_models',
+    'recover',
+    'reestimate_norms',
     'register_models',
     'swap_backbone',
 ]

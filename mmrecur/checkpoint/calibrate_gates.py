@@ -31,6 +31,13 @@ def target_rate(backbone: LoopBackbone) -> float:
     return rate
 
 
+def has_target_rate(backbone: nn.Module) -> bool:
+    """Return whether a network has gates and an objective with their target rate."""
+    gates = [block.gate for block in gated_loop_blocks(backbone).values()]
+    has_rate = getattr(getattr(backbone, 'loss_gate', None), 'target_rate', None) is not None
+    return has_rate and any(isinstance(gate, GumbelGate) for gate in gates)
+
+
 @torch.no_grad()
 def calibrate_gates(backbone: LoopBackbone, images: Tensor, rate: float | None = None) -> dict[str, float]:
     """Shift the biases of gates so that loops run as often in evaluation as in training at their target rate.

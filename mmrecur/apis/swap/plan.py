@@ -113,6 +113,7 @@ def plan_swap(
     init: str = 'base',
     at: str | None = None,
     load_from: str | None = None,
+    unfreeze: bool = True,
 ) -> Swap:
     """Plan a swap without changing anything.
 
@@ -120,6 +121,8 @@ def plan_swap(
         cfg, name, init, at: See :func:`swap_backbone`.
         load_from (str, optional): Path of a grafted checkpoint of the whole model, which the new config
             loads. Defaults to None.
+        unfreeze (bool): Train the whole backbone and the statistics of its norms if the new weights need it.
+            False keeps the options of the base, for a model that has been recovered. Defaults to True.
 
     Returns:
         Swap: The plan.
@@ -129,14 +132,21 @@ def plan_swap(
     """
     with own_randomness():
         base = load_config(cfg) if isinstance(cfg, str) else copy.deepcopy(cfg)
-        return _plan(base, find_target(base, at), name, init, load_from)
+        return _plan(base, find_target(base, at), name, init, load_from, unfreeze)
 
 
-def _plan(base: Config, target: Target, name: str | dict[str, Any], init: str, load_from: str | None) -> Swap:
+def _plan(
+    base: Config,
+    target: Target,
+    name: str | dict[str, Any],
+    init: str,
+    load_from: str | None,
+    unfreeze: bool,
+) -> Swap:
     replaced = read_replaced(target)
     family, fixed = find_backbone(name)
     args = _arguments(target, replaced, family, fixed)
-    start = Start('model') if load_from else choose_start(init, replaced, args)
+    start = Start('model') if load_from and init != 'none' else choose_start(init, replaced, args)
     dropped = [] if load_from else _dropped_checkpoint(base, target, init)
     image, old_maps = probe(replaced.module, args.get('in_channels', 3))
     is_matched = 'out_indices' not in args
@@ -145,7 +155,7 @@ def _plan(base: Config, target: Target, name: str | dict[str, Any], init: str, l
     backbone = _build(family, args, target.scope)
     _check_sizes(backbone, old_maps, image)
     fit = check_start(start, replaced, target.scope, backbone, args, image)
-    thawed, reasons = _unfreeze(args, fixed, start, fit)
+    thawed, reasons = _unfreeze(args, fixed, start, fit) if unfreeze else ({}, [])
     new = _backbone_config(family, {**args, **thawed}, start)
 
     old_channels = [m.size(1) for m in old_maps]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from mmrecur.checkpoint import (
     Report,
     graft,
 )
+from mmrecur.checkpoint.grafts.other_parts import graft_other_parts
 from mmrecur.checkpoint.unwrap import below, unwrap
 from mmrecur.errors import ToolError, TransferError
 
@@ -133,22 +134,52 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def graft_checkpoint(
+    swap: Swap,
+    new: nn.Module,
+    checkpoint: Mapping[str, Any],
+    images: Sequence[Tensor] | None = None,
+) -> tuple[dict[str, Tensor], Report]:
+    """Graft a checkpoint of the base's model into the new model.
+
+    A backbone that starts from random weights is initialised and keeps them.
+
+    Args:
+        swap (Swap): The swap.
+        new (nn.Module): The new model.
+        checkpoint (Mapping): The checkpoint.
+        images (Sequence[Tensor], optional): Preprocessed images to fit to, see :func:`graft`. Defaults to
+            None.
+
+    Returns:
+        tuple[dict[str, Tensor], Report]: State dict of the new model, and the report on every key.
+
+    Raises:
+        ToolError: If the checkpoint does not fit.
+    """
+    part = _part_of_target(checkpoint, swap)[0]
+    try:
+        if swap.start.kind == 'random':
+            with _quiet():
+                new.backbone.init_weights()
+            return graft_other_parts(part, new)
+        return graft(part, new, images=images)
+    except (TransferError, ValueError) as error:
+        raise ToolError(f'the checkpoint cannot be grafted: {error}') from error
+
+
 def _graft(
     swap: Swap, old: nn.Module, new: nn.Module, checkpoint: Mapping[str, Any], image: Tensor
 ) -> Grafted:
-    """Load a checkpoint into the old model and graft it into the new one."""
-    checkpoint, notes = _part_of_target(checkpoint, swap)
-    _load_base(old, checkpoint)
-    try:
-        state, report = graft(checkpoint, new)
-    except (TransferError, ValueError) as error:
-        raise ToolError(f'the checkpoint cannot be grafted: {error}') from error
+    """Load a checkpoint into the old model, graft it into the new one, and compare both."""
+    load_base(swap, old, checkpoint)
+    state, report = graft_checkpoint(swap, new, checkpoint)
     new.load_state_dict(state)
     difference = largest_difference(
         feature_maps(old.backbone, image, "the base's backbone"),
         feature_maps(new.backbone, image, 'the new backbone'),
     )
-    return Grafted(state, report, difference, notes)
+    return Grafted(state, report, difference, _part_of_target(checkpoint, swap)[1])
 
 
 def _part_of_target(checkpoint: Mapping[str, Any], swap: Swap) -> tuple[Mapping[str, Any], tuple[str, ...]]:
@@ -165,10 +196,20 @@ def _part_of_target(checkpoint: Mapping[str, Any], swap: Swap) -> tuple[Mapping[
     return {'state_dict': inside}, notes
 
 
-def _load_base(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Load the checkpoint into the base's model; raise if it does not match the model."""
+def load_base(swap: Swap, model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Load a checkpoint into the base's model.
+
+    Args:
+        swap (Swap): The swap.
+        model (nn.Module): The base's model, see :meth:`Target.build`. It is changed in place.
+        checkpoint (Mapping): The checkpoint.
+
+    Raises:
+        ToolError: If the checkpoint does not match the model.
+    """
     try:
-        result = model.load_state_dict(unwrap(checkpoint), strict=False)
+        state = unwrap(_part_of_target(checkpoint, swap)[0])
+        result = model.load_state_dict(state, strict=False)
     except (RuntimeError, TransferError) as error:
         raise ToolError(f"the checkpoint does not match the base's model: {error}") from error
     missing = [key for key in result.missing_keys if not key.endswith('num_batches_tracked')]

@@ -1,0 +1,251 @@
+"""Recover the accuracy of a network from the feature maps of the network that it replaces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmrecur.apis.randomness import own_randomness
+from mmrecur.apis.recover.matcher import Matcher
+from mmrecur.apis.recover.outputs import Batch, choose_outputs, groups_of, relative_errors
+from mmrecur.apis.recover.report import RecoveryReport, StageResult
+from mmrecur.apis.recover.state import RecoveryState
+from mmrecur.checkpoint.calibrate_gates import calibrate_gates, has_target_rate
+from mmrecur.checks import check_int
+from mmrecur.models.layers.common.modes import evaluation_mode
+from mmrecur.models.norms import batch_norms, reestimate_norms
+
+#: Called after each step with the number of steps done and the error of the step.
+Callback = Callable[[int, float], None]
+#: Returns metrics of the student by name.
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+#: Highest learning rate of AdamW.
+LEARNING_RATE = 3e-3
+#: Largest relative error that rounding alone explains; such a student has nothing to recover.
+EXACT = 1e-4
+#: Number of batches on which errors are measured.
+ERROR_BATCHES = 8
+#: Number of batches on which the statistics of norms are estimated.
+NORM_BATCHES = 50
+
+
+def recover(
+    teacher: nn.Module,
+    student: nn.Module,
+    batches: Iterable[Batch],
+    steps: int = 1000,
+    lr: float = LEARNING_RATE,
+    match: Sequence[str] | None = None,
+    callback: Callback | None = None,
+    evaluate: Evaluate | None = None,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+) -> RecoveryReport:
+    """Train a student to compute the feature maps of its teacher, on images without labels.
+
+    After an inexact swap, the student starts near its teacher (see :func:`mmrecur.checkpoint.graft`) and has
+    lost accuracy. The recovery re-estimates the statistics of its norms, then trains its backbone to match
+    the outputs of the teacher's stages and neck. Necks and heads are not trained, except parameters that the
+    teacher lacks or has in another shape. Each step uses one batch. Gates with a target rate are calibrated
+    at the end, see :func:`calibrate_gates`.
+
+    Args:
+        teacher (nn.Module): The trained network: a detector, segmenter or classifier of any library with a
+            ``backbone``, a backbone, or any other network. It is not changed.
+        student (nn.Module): The network to recover, with the weights that it starts from. It is left in the
+            mode that it was in.
+        batches (Iterable): Preprocessed images, see :class:`RecoveryImages`. A batch is a tensor of shape
+            (N, C, H, W), or a sequence of such tensors of different sizes. The batches are iterated over
+            again until the steps are done, so an iterator that ends is not enough.
+        steps (int): Number of steps; 0 only re-estimates the norms. Defaults to 1000.
+        lr (float): Highest learning rate of AdamW. Defaults to 3e-3.
+        match (Sequence[str], optional): Names of the submodules whose outputs are matched, such as
+            ``['backbone', 'neck']``. Defaults to None: all stages that both networks have under the same
+            name, the backbone, and the neck.
+        callback (Callable, optional): Called after each step with the number of steps done and the error of
+            the step. Defaults to None.
+        evaluate (Callable, optional): Called with the student at the start and after each stage; its metrics
+            are part of the report. Defaults to None.
+        checkpoint (str or Path, optional): File in which the state is saved twice a minute. If it exists,
+            the recovery continues from it, with the same result as without the interruption. Defaults to
+            None.
+        seed (int): Seed of the noise in the student. Defaults to 0.
+
+    Returns:
+        RecoveryReport: Errors, metrics and duration of each stage.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong, or if the outputs of both networks do not match.
+        CheckpointError: If ``checkpoint`` is damaged or belongs to another recovery.
+
+    Example:
+        >>> import torch
+        >>> from mmrecur.apis import recover
+        >>> from mmrecur.checkpoint import graft
+        >>> from mmrecur.models.backbones import ResNetShared
+        >>> teacher = ResNetShared(20, base_channels=8, share=None)
+        >>> student = ResNetShared(20, base_channels=8)
+        >>> _ = student.load_state_dict(graft(teacher.state_dict(), student)[0])
+        >>> images = [torch.rand(8, 3, 32, 32) for _ in range(4)]
+        >>> report = recover(teacher, student, images, steps=20)
+        >>> report.stages[-1].error < report.stages[0].error
+        True
+    """
+    check_int('steps', steps, 0)
+    if not lr > 0:
+        raise ValueError(f'lr={lr!r}, allowed: a number above 0')
+    with own_randomness(seed), evaluation_mode(teacher):
+        return _Recovery(teacher, student, batches, steps, lr, match, evaluate, checkpoint, seed).run(
+            callback
+        )
+
+
+class _Recovery:
+    """Runs the stages of a recovery and reports on each."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        batches: Iterable[Batch],
+        steps: int,
+        lr: float,
+        match: Sequence[str] | None,
+        evaluate: Evaluate | None,
+        checkpoint: str | Path | None,
+        seed: int,
+    ) -> None:
+        self.teacher, self.student, self.batches = teacher, student, batches
+        self.evaluate = evaluate
+        if iter(batches) is batches:
+            raise ValueError(
+                f'batches is a {type(batches).__name__}, which ends; allowed: an iterable that can be '
+                'iterated over again, such as a list or a DataLoader'
+            )
+        self._first = [x for batch in islice(_one_pass(batches), ERROR_BATCHES) for x in groups_of(batch)]
+        if not self._first:
+            raise ValueError('batches has no images, allowed: at least one batch')
+        with evaluation_mode(student):
+            x = self._first[0].to(next(student.parameters()).device)
+            modules, outputs = choose_outputs(teacher, student, x, match)
+        self.matcher = Matcher(teacher, student, modules, outputs, steps, lr, seed)
+        self.report = RecoveryReport(tuple(_num_parameters(m) for m in (teacher, student)))
+        sizes = list(self.report.parameters)
+        settings = dict(steps=steps, lr=lr, outputs=outputs, seed=seed, parameters=sizes)
+        self.state = RecoveryState(checkpoint, settings)
+
+    def run(self, callback: Callback | None) -> RecoveryReport:
+        """Run the stages that have not been done yet, and return the report."""
+        saved = self.state.load()
+        if saved is not None:
+            self.matcher.load(saved['matcher'])
+            self.report = RecoveryReport.from_dict(saved['report'])
+        if not self.report.stages:
+            with self._stage('start'):
+                pass
+        if len(self.report.stages) == 1:
+            with self._stage('norms'):
+                self._settle_norms()
+        if len(self.report.stages) == 2 and self.matcher.steps and self.report.error > EXACT:
+            with self._stage('match'):
+                self._match(callback)
+        if len(self.report.stages) == 3 and has_target_rate(self.matcher.trained):
+            with self._stage('gates'):
+                calibrate_gates(self.matcher.trained, self._largest_group())
+        return self.report
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Time a stage, then measure the student and save the state."""
+        begin = time.monotonic()
+        yield
+        seconds = time.monotonic() - begin
+        metrics = {}
+        if self.evaluate is not None:
+            with evaluation_mode(self.student):
+                metrics = {name: float(value) for name, value in self.evaluate(self.student).items()}
+        self.report.stages.append(StageResult(name, self._errors(), metrics, seconds))
+        self._save()
+
+    def _reestimate(self) -> None:
+        trained = self.matcher.trained
+        norms = batch_norms(trained)
+        if norms:
+            names = {id(norm) for norm in norms.values()}
+            chosen = [name for name, module in self.student.named_modules() if id(module) in names]
+            reestimate_norms(self.student, _one_pass(self.batches), chosen)
+
+    def _settle_norms(self) -> None:
+        """Re-estimate the statistics of norms, and keep the previous ones if the errors do not fall."""
+        before = {name: value.clone() for name, value in self.student.state_dict().items()}
+        self._reestimate()
+        if _mean_square(self._errors()) >= _mean_square(self.report.stages[-1].errors):
+            self.student.load_state_dict(before)
+
+    def _match(self, callback: Callback | None) -> None:
+        matcher = self.matcher
+        with matcher.training():
+            for batch in islice(_endless(self.batches, matcher.done), matcher.steps - matcher.done):
+                if matcher.done == matcher.first_frozen_step:
+                    self._reestimate()
+                if matcher.done >= matcher.first_frozen_step:
+                    matcher.freeze_norms()
+                self.report.history.append(matcher.step(batch))
+                if self.state.is_due():
+                    self._save()
+                if callback is not None:
+                    callback(matcher.done, self.report.history[-1])
+
+    def _errors(self) -> dict[str, float]:
+        matcher, images = self.matcher, [self._to_device(x) for x in self._first]
+        with evaluation_mode(self.student):
+            return relative_errors(matcher.targets, matcher.features, matcher.outputs, images)
+
+    def _largest_group(self) -> Tensor:
+        """Return the images of the size that most images of the first batches have."""
+        by_size: dict[tuple[int, ...], list[Tensor]] = {}
+        for batch in _one_pass(self.batches):
+            for x in groups_of(batch):
+                by_size.setdefault(tuple(x.shape[1:]), []).append(x)
+        groups = max(by_size.values(), key=lambda group: sum(map(len, group)))
+        return self._to_device(torch.cat(groups))
+
+    def _to_device(self, x: Tensor) -> Tensor:
+        return x.to(self.matcher.parameters[0].device)
+
+    def _save(self) -> None:
+        self.state.save(dict(matcher=self.matcher.state(), report=self.report.to_dict()))
+
+
+def _one_pass(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches of the first pass, at most :data:`NORM_BATCHES`, the same ones in each call."""
+    is_endless = hasattr(batches, 'batches')  # RecoveryImages, whose passes have different orders
+    first = islice(batches.batches(), len(batches)) if is_endless else iter(batches)
+    return islice(first, NORM_BATCHES)
+
+
+def _endless(batches: Iterable[Batch], start: int) -> Iterator[Batch]:
+    """Yield the batches of pass after pass, beginning with the one at index ``start``."""
+    if hasattr(batches, 'batches'):  # RecoveryImages, which reads no image that is not used
+        yield from batches.batches(start=start)
+        return
+    index = 0
+    while True:
+        for batch in batches:
+            if index >= start:
+                yield batch
+            index += 1
+
+
+def _mean_square(errors: Mapping[str, float]) -> float:
+    return sum(error**2 for error in errors.values()) / len(errors)
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,205 @@
+"""Recover a model whose backbone has been swapped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.device import get_device
+from torch import Tensor, nn
+
+from mmrecur.analysis.complexity import count_work, image_inputs
+from mmrecur.apis.randomness import own_randomness
+from mmrecur.apis.recover.budget import SharingPlan, choose_plan
+from mmrecur.apis.recover.images import RecoveryImages
+from mmrecur.apis.recover.progress import RecoveryProgress
+from mmrecur.apis.recover.recover import LEARNING_RATE, recover
+from mmrecur.apis.recover.report import RecoveryReport
+from mmrecur.apis.recover.validation import Validation
+from mmrecur.apis.swap.features import build
+from mmrecur.apis.swap.plan import Swap
+from mmrecur.apis.swap.target import find_target
+from mmrecur.apis.swap.trial import graft_checkpoint, load_base
+from mmrecur.checkpoint import Report
+
+#: Number of images to which the weights of the new backbone are fitted before the first step.
+FIT_IMAGES = 64
+
+
+#: Parameters of the backbone, parameters of the model, multiply-adds.
+Sizes = tuple[int, int, int | None]
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """Settings of the recovery of a swapped model.
+
+    Attributes:
+        images (str): Source of the images, see :class:`RecoveryImages`.
+        steps (int): Number of steps.
+        batch_size (int): Number of images in a step.
+        lr (float): Highest learning rate.
+        num_images (int, optional): Number of images to use; None for all.
+        keep (float, optional): Largest number of parameters of the new backbone, as a share of the old one's;
+            see :func:`choose_plan`.
+        validate (bool): Whether the teacher and the student after each stage are validated.
+        seed (int): Seed of the order of images and of the noise in the student.
+    """
+
+    images: str
+    steps: int = 2000
+    batch_size: int = 8
+    lr: float = LEARNING_RATE
+    num_images: int | None = None
+    keep: float | None = None
+    validate: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A recovered model.
+
+    Attributes:
+        state (dict[str, Tensor]): State dict of the student.
+        grafted (Report): Report on the graft that the student started from.
+        report (RecoveryReport): Report on the recovery.
+        teacher_metrics (dict[str, float]): Metrics of the teacher, if it was validated.
+        skipped (dict[str, str]): Reason by the name of each image that could not be read.
+        sizes (tuple): For the teacher and the student, the number of parameters of the backbone and of the
+            model, and the multiply-adds of an image of the first batch; None if they cannot be counted.
+    """
+
+    state: dict[str, Tensor] = field(repr=False)
+    grafted: Report = field(repr=False)
+    report: RecoveryReport = field(repr=False)
+    teacher_metrics: dict[str, float]
+    skipped: dict[str, str]
+    sizes: tuple[Sizes, Sizes]
+
+
+@dataclass(frozen=True)
+class ChosenPlan:
+    """A plan chosen under a budget of parameters.
+
+    Attributes:
+        backbone (dict): Config of the new backbone with the options of the plan.
+        plan (SharingPlan): The plan.
+        frontier (list[SharingPlan]): The best plan for each number of parameters, largest first.
+        old_parameters (int): Parameters of the replaced backbone.
+    """
+
+    backbone: dict[str, Any]
+    plan: SharingPlan
+    frontier: list[SharingPlan]
+    old_parameters: int
+
+
+def choose_swap_plan(swap: Swap, checkpoint: Mapping[str, Any], settings: RecoverySettings) -> ChosenPlan:
+    """Choose what each stage of the new backbone shares so that it keeps to ``settings.keep``.
+
+    Args:
+        swap (Swap): A swap for a backbone of the wanted class.
+        checkpoint (Mapping): Trained checkpoint of the base's model.
+        settings (RecoverySettings): The settings.
+
+    Returns:
+        ChosenPlan: The plan.
+
+    Raises:
+        ToolError: If no plan fits the budget, or the class of the backbone has no options to choose from.
+    """
+    with own_randomness(settings.seed):
+        teacher = swap.target.build().eval()
+        load_base(swap, teacher, checkpoint)
+        images = _images(swap, teacher, settings)
+        options = find_target(swap.config, swap.target.name).backbone
+
+        def with_options(plan: Mapping[str, Any]) -> dict[str, Any]:
+            kept = {name: value for name, value in dict(options).items() if name != 'init_cfg'}
+            return kept | dict(plan) | ({'depth': None} if 'loops' in plan else {})
+
+        def make(plan: Mapping[str, Any]) -> nn.Module:
+            return build(with_options(plan), swap.target.scope, 'the new backbone')
+
+        batches = _first_images(images, FIT_IMAGES)
+        plan, frontier = choose_plan(teacher, make, batches, settings.keep)
+    old = sum(parameter.numel() for parameter in teacher.backbone.parameters())
+    return ChosenPlan(with_options(plan.options), plan, frontier, old)
+
+
+def recover_swap(
+    swap: Swap,
+    checkpoint: Mapping[str, Any],
+    settings: RecoverySettings,
+    state_file: Path | None = None,
+) -> Recovered:
+    """Graft a trained model into the model of a swap, and recover its accuracy on unlabelled images.
+
+    Args:
+        swap (Swap): The swap.
+        checkpoint (Mapping): Trained checkpoint of the base's model.
+        settings (RecoverySettings): The settings.
+        state_file (Path, optional): See ``checkpoint`` of :func:`recover`. Defaults to None.
+
+    Returns:
+        Recovered: The recovered model and its reports.
+
+    Raises:
+        ToolError: If the checkpoint or the images do not fit.
+    """
+    device = get_device()
+    with own_randomness(settings.seed):
+        teacher, student = swap.target.build(), find_target(swap.config, swap.target.name).build()
+        load_base(swap, teacher, checkpoint)
+        teacher.to(device)
+        images = _images(swap, teacher, settings)
+        fit_images = _first_images(images, FIT_IMAGES)
+        state, grafted = graft_checkpoint(swap, student, checkpoint, fit_images)
+        student.load_state_dict(state)
+        student.to(device)
+        validation = Validation(swap.base) if settings.validate else None
+        teacher_metrics = validation(teacher) if validation else {}
+        with RecoveryProgress(settings.steps) as progress:
+            report = recover(
+                teacher,
+                student,
+                images,
+                steps=settings.steps,
+                lr=settings.lr,
+                callback=progress,
+                evaluate=validation,
+                checkpoint=state_file,
+                seed=settings.seed,
+            )
+        sizes = tuple(_sizes(model, fit_images[0]) for model in (teacher, student))
+    state = {name: tensor.cpu() for name, tensor in student.state_dict().items()}
+    return Recovered(state, grafted, report, teacher_metrics, dict(images.skipped), sizes)
+
+
+def _sizes(model: nn.Module, images: Tensor) -> Sizes:
+    shape = images.shape[1:]
+    try:
+        x, arguments = image_inputs(model, shape[1:], shape[0])
+        work = count_work(model, x.to(next(model.parameters())), arguments)['']
+    except Exception:  # heads that do not run on made-up inputs
+        work = None
+    return *(sum(p.numel() for p in module.parameters()) for module in (model.backbone, model)), work
+
+
+def _images(swap: Swap, model: nn.Module, settings: RecoverySettings) -> RecoveryImages:
+    return RecoveryImages(
+        swap.base, settings.images, model, settings.batch_size, settings.num_images, settings.seed
+    )
+
+
+def _first_images(images: RecoveryImages, count: int) -> list[Tensor]:
+    """Return the images of the first batches, about ``count`` of them."""
+    found: list[Tensor] = []
+    for batch in images.batches():
+        found += [x.cpu() for x in batch]
+        if sum(map(len, found)) >= min(count, len(images.names)):
+            return found
+    return found

@@ -1,0 +1,150 @@
+"""tools/swap_backbone.py --recover restores a swapped detector on images without labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmrecur.apis.recover import state
+from mmrecur.apis.recover.images import RecoveryImages
+from mmrecur.errors import CheckpointError, ToolError
+from mmrecur.models.norms import reestimate_norms
+from tests.tool_module import load_tool
+from tests.tools.conftest import DETECTION_DATA, FASTER_RCNN, SCHEDULE
+from tests.tools.test_swap_backbone import build, trained
+
+PLAIN = FASTER_RCNN.replace(
+    "backbone=dict(_delete_=True, type='mmrecur.RLAResNet', depth=50, base_channels=8)",
+    "backbone=dict(base_channels=8, stem_channels=8, init_cfg=None)",
+)
+
+
+@pytest.fixture(scope='module')
+def tool() -> Any:
+    return load_tool('swap_backbone.py')
+
+
+@pytest.fixture(scope='module')
+def plain(workshop: Any) -> tuple[Path, Path]:
+    """Return the config of a plain detector on drawn shapes, and a checkpoint whose norms fit the images."""
+    config = workshop.config('plain', PLAIN, DETECTION_DATA, SCHEDULE)
+    config.write_text(config.read_text().replace(", 'kill_hook'", '').replace("[dict(type='KillHook')]", '[]'))
+    checkpoint = workshop.root / 'plain.pth'
+    model = trained(checkpoint, config)
+    images = RecoveryImages(Config.fromfile(config), 'train', model, batch_size=4)
+    reestimate_norms(model, list(images))
+    torch.save({'state_dict': model.state_dict()}, checkpoint)
+    return config, checkpoint
+
+
+def arguments(plain: tuple[Path, Path], out: Path, *options: Any) -> list[str]:
+    config, checkpoint = plain
+    given = [config, '--backbone', 'resnet50-shared', '--checkpoint', checkpoint, '--out', out]
+    recovery = ['--recover', 'train', '--steps', 6, '--batch-size', 2]
+    return list(map(str, [*given, *recovery, *options]))
+
+
+def test_a_detector_is_recovered(tool: Any, plain: Any, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / 'shared.py'
+    tool.main(arguments(plain, out, '--steps', 30, '--val'))
+    printed = capsys.readouterr().out
+    for text in ('norms re-estimated', 'outputs matched', 'bbox_mAP', 'multiply-adds', 'Step 30 of 30'):
+        assert text in printed
+    values = json.loads(out.with_suffix('.recovery.json').read_text())
+    start, norms, match = values['recovery']['stages']
+    assert match['errors']['neck.0'] < norms['errors']['neck.0'] <= start['errors']['neck.0']
+    assert set(match['metrics']) == set(values['plain']) and 'coco/bbox_mAP' in values['plain']
+    assert values['sizes'][1]['backbone'] < values['sizes'][0]['backbone']
+    assert out.with_suffix('.recovery.png').stat().st_size > 10_000
+    assert not out.with_suffix('.recovery.pth').exists()
+
+    model, cfg = build(out)  # the config says what the base said
+    assert cfg.model.backbone.frozen_stages == 1 and cfg.model.backbone.norm_eval is True
+    saved = torch.load(cfg.load_from, weights_only=True)['state_dict']
+    model.load_state_dict(saved)
+    before = torch.load(plain[1], weights_only=True)['state_dict']
+    others = [name for name in saved if not name.startswith('backbone.')]
+    assert others and all(torch.equal(saved[name], before[name]) for name in others)
+
+
+def test_a_killed_recovery_resumes(tool: Any, plain: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(state, 'INTERVAL', 0.0)
+    whole, parts = tmp_path / 'whole.py', tmp_path / 'parts.py'
+    tool.main(arguments(plain, whole))
+
+    class Stopped(Exception):
+        pass
+
+    def stop(self: Any, step: int, error: float) -> None:
+        if step == 4:
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr('mmrecur.apis.recover.progress.RecoveryProgress.__call__', stop)
+        with pytest.raises(Stopped):
+            tool.main(arguments(plain, parts))
+    assert not parts.exists() and parts.with_suffix('.recovery.pth').exists()
+    with pytest.raises(CheckpointError, match='steps'):
+        tool.main(arguments(plain, parts, '--steps', 7))
+    tool.main(arguments(plain, parts))
+    first, second = (torch.load(p.with_suffix('.pth'), weights_only=True)['state_dict'] for p in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_budget_chooses_what_stages_share(tool: Any, plain: Any, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / 'half.py'
+    tool.main(arguments(plain, out, '--keep', 0.5, '--steps', 2))
+    assert 'Parameters against damage' in capsys.readouterr().out
+    sizes = json.loads(out.with_suffix('.recovery.json').read_text())['sizes']
+    assert sizes[1]['backbone'] <= 0.5 * sizes[0]['backbone']
+    backbone = Config.fromfile(out).model.backbone
+    assert len(backbone.share) == len(backbone.share_first) == 4
+    build(out)
+
+
+def test_an_exact_swap_needs_no_recovery(tool: Any, plain: Any, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / 'rla.py'
+    tool.main([*arguments(plain, out), '--backbone', 'rla-resnet50'])
+    assert 'nothing to recover' in capsys.readouterr().out
+    assert not out.with_suffix('.recovery.json').exists()
+
+
+def test_a_backbone_without_a_plain_counterpart_starts_at_random(
+    tool: Any, plain: Any, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / 'random.py'
+    backbone = 'mmrecur.RecNet(arch="60-480", stem="imagenet")'
+    tool.main([*arguments(plain, out, '--init', 'none', '--steps', 20), '--backbone', backbone])
+    assert 'random' in capsys.readouterr().out
+    start, *_, match = json.loads(out.with_suffix('.recovery.json').read_text())['recovery']['stages']
+    assert match['errors']['neck.0'] < start['errors']['neck.0']
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['--keep', '1.5'], '--keep 1.5, allowed: a number above 0 and at most 1'),
+        (['--keep', '0.05'], r'--keep 0.05: ResNetShared has \d+% of the parameters'),
+        (['--keep', '0.5', '--backbone', 'rla-resnet50'], '--keep with RLAResNet, allowed'),
+        (['--steps', '-1'], 'steps=-1'),
+        (['--recover', 'nowhere'], "--recover 'nowhere'"),
+    ],
+)
+def test_wrong_options_are_named(tool: Any, plain: Any, tmp_path: Path, options: list, message: str) -> None:
+    with pytest.raises((ToolError, ValueError), match=message):
+        tool.main([*arguments(plain, tmp_path / 'out.py'), *options])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('option', [['--keep', '0.5'], ['--val'], ['--num-images', '4']])
+def test_options_of_the_recovery_need_it(tool: Any, plain: Any, tmp_path: Path, option: list) -> None:
+    config, checkpoint = plain
+    with pytest.raises(ToolError, match=f'{option[0]} without --recover'):
+        tool.main([str(config), '--backbone', 'resnet50-shared', '--out', str(tmp_path / 'a.py'), *option])
+    with pytest.raises(ToolError, match='--recover without --checkpoint'):
+        tool.main([str(config), '--backbone', 'resnet50-shared', '--out', 'a.py', '--recover', 'train'])
