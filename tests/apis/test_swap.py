@@ -187,8 +187,8 @@ def test_the_base_and_its_options_are_kept(small: Path) -> None:
             dict(share=('single', None, 'all', 'all'), share_first=(False, False, True, True)),
         ),
         (
-            'mmrecur.DRResNet(blocks=(3, 4, 4, 2), loops=(1, 1, 2, 2), relaxation_rank=[0, 0, 2, 4])',
-            dict(loops=(1, 1, 2, 2), relaxation_rank=[0, 0, 2, 4]),
+            'mmrecur.DRResNet(depth=53, relaxation_rank=(0, 0, 2, 4))',
+            dict(relaxation_rank=(0, 0, 2, 4)),
         ),
     ],
 )

@@ -105,6 +105,7 @@ def basic_sharing(
     """
 
     def check_share(name: str, value: Any) -> None:
+        check_choice(name, value, SHARES)
         if value not in (None, 'single'):
             raise ValueError(f"{name}={value!r} with depth={depth}, allowed: 'single', None")
 
