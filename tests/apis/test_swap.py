@@ -51,6 +51,28 @@ def test_the_base_and_its_options_are_kept(small: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    'name, options',
+    [
+        (
+            "mmrecur.ResNetShared(share=('single', None, 'all', 'all'), "
+            'share_first=(False, False, True, True))',
+            dict(share=('single', None, 'all', 'all'), share_first=(False, False, True, True)),
+        ),
+        (
+            'mmrecur.DRResNet(depth=53, relaxation_rank=(0, 0, 2, 4))',
+            dict(relaxation_rank=(0, 0, 2, 4)),
+        ),
+    ],
+)
+def test_options_of_single_stages_are_written(small: Path, tmp_path: Path, name: str, options: dict) -> None:
+    backbone = swapped_file(small, tmp_path / 'swapped.py', name).model.backbone
+    assert {key: backbone[key] for key in options} == options
+    assert backbone.base_channels == 8
+    model = build_model(dict(backbone), 'mmdet')
+    assert any('relaxation' in key for key in model.state_dict()) == ('relaxation_rank' in options)
+
+
+@pytest.mark.parametrize(
     'base, options, expected',
     [
         (

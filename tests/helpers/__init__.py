@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import mmrecur.registry  # noqa: F401
 from mmrecur.models.backbones import Backbone
-from mmrecur.models.layers import GumbelGate
+from mmrecur.models.layers import GumbelGate, LowRankResidual
 from tests.models.zoo import BACKBONES
 
 
@@ -33,6 +33,9 @@ def build(name: str, **overrides) -> Backbone:
         if isinstance(gate, GumbelGate):  # so that some samples pass and others do not
             nn.init.normal_(gate.fc2.weight, std=10)
             nn.init.zeros_(gate.fc2.bias)
+    for residual in model.modules():
+        if isinstance(residual, LowRankResidual):
+            nn.init.normal_(residual.up, std=0.3)
     return model
 
 

@@ -264,6 +264,8 @@ def test_fx_traces_features(name: str, deploy: bool) -> None:
         ('swrn-22-2-2', 0),
         ('recnet', 0),
         ('dr-r16', 1),
+        ('shared-r50-relaxed', 0),
+        ('dr-r-relaxed', 2),
     ],
 )
 @pytest.mark.parametrize('with_cp', [False, True])

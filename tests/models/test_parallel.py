@@ -24,7 +24,7 @@ fsdp = pytest.importorskip('torch.distributed.fsdp')
 needs_fsdp2 = pytest.mark.skipif(not hasattr(fsdp, 'fully_shard'), reason='fully_shard came with torch 2.6')
 #: Networks that FSDP2 is tried with: one of each way to share.
 SHARDED = ['shared-r18', 'shared-mobilenet-double', 'shared-x50', 'shared-densenet', 'swrn-22-2-2', 'dr-r']
-SHARDED += ['rla-r50', 'rla-xception-hidden', 'recnet']
+SHARDED += ['rla-r50', 'rla-xception-hidden', 'recnet', 'shared-r50-relaxed', 'dr-r-relaxed']
 
 
 @pytest.fixture

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.modules.module import register_module_forward_hook
 
-from mmrecur.models.layers import FactorizedConv2d, FilterBasis, RLABottleneck, RLAInvertedResidual, Tap
+from mmrecur.models.layers import (
+    BasisConv2d,
+    FactorizedConv2d,
+    FilterBasis,
+    RelaxedConv2d,
+    RLABottleneck,
+    RLAInvertedResidual,
+    Tap,
+)
+from mmrecur.models.layers.loop import LoopPosition
 from mmrecur.models.layers.loop.block import gated_loop_blocks
 from mmrecur.models.layers.loop.masked_norm import _SumOverProcesses, masked_batch_norm
 from tests.helpers import build, image, randomise_norms
@@ -164,6 +173,14 @@ def factorised() -> nn.Module:
     return FactorizedConv2d(FilterBasis(3, 4), 5, 1)
 
 
+def relaxed_basis() -> nn.Module:
+    return BasisConv2d(FilterBasis(5, 4), relaxation_rank=2)
+
+
+def relaxed_iteration() -> nn.Module:
+    return RelaxedConv2d(nn.Conv2d(4, 5, 3, padding=1), 1, 2, LoopPosition())
+
+
 class _WithReadout(nn.Module):
     """A block with a tap on its residual and a single output."""
 
@@ -187,7 +204,9 @@ class _Masked(nn.Module):
         return masked_batch_norm(x, self.norm, torch.tensor([1.0, 0.0, 1.0]))
 
 
-@pytest.mark.parametrize('make', [residual_block, inverted_block, factorised, _Masked])
+@pytest.mark.parametrize(
+    'make', [residual_block, inverted_block, factorised, relaxed_basis, relaxed_iteration, _Masked]
+)
 @pytest.mark.parametrize('training', [True, False])
 def test_layers_have_second_derivatives(make: Callable[[], nn.Module], training: bool) -> None:
     torch.manual_seed(0)

@@ -154,6 +154,23 @@ BACKBONES: dict[str, dict] = {
     'shared-r50-c4': dict(
         type='mmrecur.ResNetShared', depth=50, share='double', base_channels=8, out_indices=(1, 2)
     ),
+    'shared-r18-stages': dict(
+        type='mmrecur.ResNetShared',
+        depth=18,
+        base_channels=8,
+        shared_rank=(4, 0, 5, 6),
+        unique_rank=(1, 1, 0, 2),
+        bases=(1, 2, 2, 1),
+        share_first=(True, True, True, False),
+    ),
+    'shared-r50-relaxed': dict(
+        type='mmrecur.ResNetShared',
+        depth=50,
+        base_channels=8,
+        share=('single', None, 'all', 'double'),
+        share_first=(False, True, True, True),
+        relaxation_rank=(2, 2, 1, 0),
+    ),
     'shared-r50-plain': dict(type='mmrecur.ResNetShared', depth=50, share=None, base_channels=8),
     'shared-mobilenet': dict(type='mmrecur.MobileNetV2Shared', width_mult=0.25, out_indices=(1, 4, 7)),
     'shared-mobilenet-double': dict(
@@ -223,6 +240,13 @@ BACKBONES: dict[str, dict] = {
     'r-r-shared': dict(type='mmrecur.DRResNet', gated=False, loop_norm='shared', **LOOPS),
     'dr-r16': dict(type='mmrecur.DRResNet', depth=16, base_channels=8),
     'dr-mobilenet': dict(type='mmrecur.DRMobileNetV2', width_mult=0.25, out_indices=(2, 7)),
+    'dr-r-relaxed': dict(type='mmrecur.DRResNet', relaxation_rank=(0, 0, 2, 1), **LOOPS),
+    'r-r-shared-relaxed': dict(
+        type='mmrecur.DRResNet', gated=False, loop_norm='shared', relaxation_rank=1, **LOOPS
+    ),
+    'dr-mobilenet-relaxed': dict(
+        type='mmrecur.DRMobileNetV2', width_mult=0.25, relaxation_rank=2, out_indices=(4,)
+    ),
     'dr-mobilenet-c4': dict(
         type='mmrecur.DRMobileNetV2', width_mult=0.25, loop_norm='lvbn', out_indices=(4,)
     ),
@@ -254,6 +278,7 @@ DISTINCT = [
     'shared-r18',
     'shared-r18-gn',
     'shared-r50-all',
+    'shared-r50-relaxed',
     'shared-mobilenet',
     'shared-densenet',
     'shared-x50',
@@ -267,6 +292,7 @@ DISTINCT = [
     'recnet-imagenet',
     'dr-r',
     'dr-r-shared-masked',
+    'dr-r-relaxed',
     'r-r',
     'dr-r16',
     'dr-mobilenet',

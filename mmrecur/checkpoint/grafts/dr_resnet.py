@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
 from mmrecur.checkpoint.grafts.mobilenet_names import mobilenet_names
+from mmrecur.checkpoint.grafts.relaxation import fit_relaxation
 from mmrecur.errors import TransferError
 from mmrecur.models.backbones.loop_backbone import LoopBackbone
 from mmrecur.models.layers.loop.block import LoopBlock
-from mmrecur.models.layers.loop.norm import LoopNorm
+from mmrecur.models.layers.loop.relaxed import RelaxedConv2d
 
 _NORM_LEAVES = r'weight|bias|running_mean|running_var|num_batches_tracked'
 
@@ -33,8 +34,10 @@ def graft_loops(transfer: GraftTransfer) -> None:
       the blocks, given the feature maps that these read in the plain network.
 
     With images, each loop uses the method that reconstructs the outputs of its blocks better; without,
-    the average. The norms of an iteration are copied from its block; a norm shared by the iterations is the
-    average. Gates keep their own initialisation.
+    the average. Residuals (``relaxation_rank``) are the closest of their rank to the differences between the
+    blocks and the merged weights; at full rank each iteration has the convolutions of its block. The norms of
+    an iteration are copied from its block; a norm shared by the iterations is the average. Gates keep their
+    own initialisation.
 
     The report holds the relative error of each loop: ``||y - y'|| / ||y||`` of the feature maps with images,
     ``||W - W'|| / ||W||`` of the weights without.
@@ -141,20 +144,46 @@ def _fill_loop(
         for conv in convs
     }
     choices = {'average': {conv: torch.stack(own).double().mean(0) for conv, own in weights.items()}}
-    if reader is None:
-        method, error = 'average', _distance(weights, choices['average'])
-    else:
+    if reader is not None:
         choices['least squares'] = reader.fit(blocks, convs)
-        errors = {name: reader.error(blocks, choice) for name, choice in choices.items()}
-        method = min(errors, key=errors.get)
-        error = errors[method]
+    relaxed = {name: _relax(transfer, loop, weights, choice) for name, choice in choices.items()}
+    errors = {
+        name: _distance(weights, own) if reader is None else reader.error(blocks, own)
+        for name, (_, own) in relaxed.items()
+    }
+    method = min(errors, key=errors.get)
+    error = errors[method]
     how = f'{method} of {len(set(blocks))} blocks'
     for conv in convs:
         sources = [transfer.plain[f'{block}.{conv}.weight'] for block in dict.fromkeys(blocks)]
         target = f'{transfer.prefix}{loop}.block.{conv}.weight'
         transfer.transform(target, sources, choices[method][conv].to(weights[conv][0]), how)
+    for (conv, iteration, part), tensor in relaxed[method][0].items():
+        source = transfer.plain[f'{blocks[iteration]}.{conv}.weight']
+        target = f'{transfer.prefix}{loop}.block.{conv}.relaxations.{iteration}.{part}'
+        transfer.transform(target, [source], tensor.to(weights[conv][0]), f'residual of the {method}')
     _fill_norms(transfer, loop, blocks)
     return error, method
+
+
+def _relax(
+    transfer: GraftTransfer, loop: str, weights: Mapping[str, list[Tensor]], shared: Mapping[str, Tensor]
+) -> tuple[dict[tuple[str, int, str], Tensor], dict[str, list[Tensor]]]:
+    """Fit the residuals of a loop, given the weights of its blocks and those that the iterations share.
+
+    Returns:
+        tuple[dict, dict]: Factors of the residuals by convolution, iteration and part; and the weights of
+        the iterations by convolution.
+    """
+    factors, fitted = {}, {}
+    for conv, module in _convolutions(transfer.backbone.get_submodule(loop)).items():
+        fitted[conv] = []
+        for iteration, weight in enumerate(weights[conv]):
+            relaxation = module.relaxations[iteration] if isinstance(module, RelaxedConv2d) else None
+            parts, own = fit_relaxation(weight.double(), shared[conv], relaxation)
+            factors.update({(conv, iteration, part): tensor for part, tensor in parts.items()})
+            fitted[conv].append(own)
+    return factors, fitted
 
 
 def _fill_norms(transfer: GraftTransfer, loop: str, blocks: list[str]) -> None:
@@ -176,8 +205,9 @@ def _fill_norms(transfer: GraftTransfer, loop: str, blocks: list[str]) -> None:
             transfer.transform(target, list(dict.fromkeys(keys)), shared, 'the iterations share it: average')
 
 
-def _distance(weights: Mapping[str, list[Tensor]], shared: Mapping[str, Tensor]) -> float:
-    off = sum((w.double() - shared[conv]).square().sum() for conv, own in weights.items() for w in own)
+def _distance(weights: Mapping[str, list[Tensor]], fitted: Mapping[str, list[Tensor]]) -> float:
+    pairs = [pair for conv, own in weights.items() for pair in zip(own, fitted[conv])]
+    off = sum((weight.double() - fit).square().sum() for weight, fit in pairs)
     return float((off / sum(w.double().square().sum() for own in weights.values() for w in own)).sqrt())
 
 
@@ -236,10 +266,7 @@ class _PlainReader:
         Returns:
             nn.Module: The block in evaluation mode.
         """
-        block = copy.deepcopy(template.block).eval()
-        for child, norm in list(block.named_children()):
-            if isinstance(norm, LoopNorm):
-                setattr(block, child, norm[0])
+        block = template.plain_block(0).eval()
         plain, prefix = self.transfer.plain, f'{name}.'
         self._load(
             block,
@@ -281,20 +308,20 @@ class _PlainReader:
         solved = torch.linalg.solve(gram + eye, right.transpose(1, 2))
         return solved.transpose(1, 2).reshape(average.shape)
 
-    def error(self, blocks: list[str], weights: Mapping[str, Tensor]) -> float:
+    def error(self, blocks: list[str], weights: Mapping[str, list[Tensor]]) -> float:
         """Return the relative error of the outputs of a loop's blocks, given the plain blocks' inputs.
 
         Args:
             blocks (list[str]): Names of the plain blocks.
-            weights (Mapping[str, Tensor]): Weights of the convolutions.
+            weights (Mapping[str, list[Tensor]]): Weights of the convolutions in each block.
 
         Returns:
             float: ``||y - y'|| / ||y||`` over all blocks.
         """
         off, whole = 0.0, 0.0
-        for name in blocks:
+        for index, name in enumerate(blocks):
             block = copy.deepcopy(self._blocks[name])
-            self._load(block, {f'{conv}.weight': weight.float() for conv, weight in weights.items()})
+            self._load(block, {f'{conv}.weight': own[index].float() for conv, own in weights.items()})
             before, after = self.maps[name]
             with torch.no_grad():
                 y = block(before)

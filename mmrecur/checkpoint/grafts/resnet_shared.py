@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
 from mmrecur.checkpoint.grafts.mobilenet_names import mobilenet_names
+from mmrecur.checkpoint.grafts.relaxation import fit_relaxation
 from mmrecur.checkpoint.unwrap import backbone_prefix
 from mmrecur.errors import TransferError
 from mmrecur.models.backbones.mobilenet_v2_shared import MobileNetV2Shared
@@ -30,7 +31,8 @@ def graft_shared_basis(transfer: GraftTransfer) -> None:
     - The basis of a factorised convolution has orthonormal rows: the first right singular vectors of the
       stacked filters of its group. The coefficients are the projections onto it. The unique filters of a
       layer are fitted to the residual in the same way. The fit is exact if the rank suffices.
-    - A convolution that is shared as a whole is the average.
+    - A convolution that is shared as a whole is the average. Residuals (``relaxation_rank``) are the closest
+      of their rank to the differences from the average, and exact at full rank.
     - The norm between basis and coefficients is the identity in evaluation. In training it normalises by
       batch statistics, so the network changes with the first step unless ``norm_eval`` is set.
 
@@ -88,7 +90,12 @@ def _fit_bases(transfer: GraftTransfer) -> _Fits:
             modules = [backbone.get_submodule(place) for place in places]
             if isinstance(modules[0], BasisConv2d):
                 basis, how = torch.stack(filters).mean(0), f'average of {len(filters)}'
-                fits.errors.update({p: _error(f, basis) for p, f in zip(places, filters)})
+                for place, module, key, kernel in zip(places, modules, sources, filters):
+                    parts, own = fit_relaxation(kernel, basis, module.relaxation)
+                    fits.errors[place] = _error(kernel, own)
+                    for part, tensor in parts.items():
+                        name_of_part = f'{place}.relaxation.{part}'
+                        fits.tensors[name_of_part] = ([key], tensor, 'residual of the average')
             else:
                 basis = principal(torch.cat([f.flatten(1) for f in filters]), wanted[0])
                 how = f'least squares over {len(filters)} convolutions'

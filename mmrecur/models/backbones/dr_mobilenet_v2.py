@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from mmrecur.checks import check_int
 from mmrecur.models.backbones.base import make_norm_layer
 from mmrecur.models.backbones.loop_backbone import GATE_RATE, LoopBackbone
-from mmrecur.models.backbones.per_stage import check_per_stage
+from mmrecur.models.backbones.per_stage import check_per_stage, one_per_stage
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.inverted_residual import InvertedResidual, check_width_mult, round_channels
 from mmrecur.models.layers.common.residual import NormLayer
@@ -47,6 +49,10 @@ class DRMobileNetV2(LoopBackbone):
             ``target_rate`` gets that of Section 4.2, 0.9. Defaults to
             ``dict(type='mmrecur.GateRateLoss', loss_weight=1.0)``.
         skip (bool): Whether evaluation leaves out images that have left a loop. Defaults to True.
+        relaxation_rank (int or Sequence[int]): Rank of the residual that each iteration adds to the weights
+            of the 1x1 convolutions in its loop, for all groups or one for each. Values above the full rank
+            are reduced to it. Depthwise convolutions have no residual: all iterations share them. The
+            inference form contains no residuals. Defaults to 0, the paper's network.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int]): Stages to return: 0 to 6 for the groups, 7 for the last convolution.
             Stages after the last one are not built. Defaults to (1, 2, 4, 6).
@@ -94,6 +100,7 @@ class DRMobileNetV2(LoopBackbone):
         initial_rate: float = 0.85,
         loss_gate: Mapping | None = GATE_RATE,
         skip: bool = True,
+        relaxation_rank: int | Sequence[int] = 0,
         in_channels: int = 3,
         out_indices: Sequence[int] = (1, 2, 4, 6),
         frozen_stages: int = -1,
@@ -125,6 +132,9 @@ class DRMobileNetV2(LoopBackbone):
             check_per_stage(name, value, len(self.arch_settings))
         self.width_mult = width_mult
         self.blocks, self.loops = tuple(blocks), tuple(loops)
+        self.relaxation_rank = one_per_stage(
+            'relaxation_rank', relaxation_rank, len(loops), partial(check_int, minimum=0)
+        )
         self._build(make_norm_layer(self.norm_cfg))
         self._finish()
 
@@ -155,7 +165,7 @@ class DRMobileNetV2(LoopBackbone):
         for i in range(self.blocks[index]):
             cin, step = (in_channels, stride) if i == 0 else (out_channels, 1)
             block = InvertedResidual(cin, cin * expansion, out_channels, step, norm_layer=norm_layer)
-            blocks.append(block if i == 0 else self._loop(block, out_channels, self.loops[index]))
+            blocks.append(block if i == 0 else self._loop(block, out_channels, index))
         return blocks
 
     def stage_modules(self, stage: int) -> list[nn.Module]:

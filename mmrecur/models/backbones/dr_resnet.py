@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from mmrecur.checks import check_choice, check_int
 from mmrecur.models.backbones.base import make_norm_layer
 from mmrecur.models.backbones.loop_backbone import GATE_RATE, LoopBackbone
-from mmrecur.models.backbones.per_stage import check_per_stage
+from mmrecur.models.backbones.per_stage import check_per_stage, one_per_stage
 from mmrecur.models.layers.common.residual import BasicBlock, Bottleneck, NormLayer
 from mmrecur.registry import MODELS
 
@@ -63,6 +64,10 @@ class DRResNet(LoopBackbone):
             ``target_rate`` gets that of Section 4.2: 0.8 for depth 35, otherwise 0.7. Defaults to
             ``dict(type='mmrecur.GateRateLoss', loss_weight=1.0)``.
         skip (bool): Whether evaluation leaves out images that have left a loop. Defaults to True.
+        relaxation_rank (int or Sequence[int]): Rank of the residual that each iteration adds to the weights
+            of its loop, for all stages or one for each. At full rank (the number of inner channels of the
+            blocks; larger values are reduced to it) the iterations can compute what as many plain blocks
+            compute. The inference form contains no residuals. Defaults to 0, the paper's network.
         base_channels (int, optional): Channels of the stem. Defaults to None: 64, or 16 with the CIFAR stem.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int], optional): Stages to return. Stages after the last one are not built.
@@ -123,6 +128,7 @@ class DRResNet(LoopBackbone):
         initial_rate: float = 0.85,
         loss_gate: Mapping | None = GATE_RATE,
         skip: bool = True,
+        relaxation_rank: int | Sequence[int] = 0,
         base_channels: int | None = None,
         in_channels: int = 3,
         out_indices: Sequence[int] | None = None,
@@ -158,6 +164,9 @@ class DRResNet(LoopBackbone):
         check_int('base_channels', base_channels, 1)
         self.depth = depth
         self.blocks, self.loops = blocks, loops
+        self.relaxation_rank = one_per_stage(
+            'relaxation_rank', relaxation_rank, len(blocks), partial(check_int, minimum=0)
+        )
         self.stem_kind = stem
         self.style = style
         self._build(base_channels, make_norm_layer(self.norm_cfg))
@@ -222,7 +231,7 @@ class DRResNet(LoopBackbone):
                     norm_layer=norm_layer,
                     stride_first=self.style == 'caffe',
                 )
-            blocks.append(block if i == 0 else self._loop(block, out_channels, self.loops[index]))
+            blocks.append(block if i == 0 else self._loop(block, out_channels, index))
         return blocks
 
     def _run_stem(self, x: Tensor) -> Tensor:

@@ -63,8 +63,8 @@ class LoopStage(Stage):
 class LoopBackbone(AuxiliaryObjective, Backbone):
     """Base class of the backbones with blocks that run in loops.
 
-    A subclass builds ``conv1``, ``bn1`` and ``relu``, passes blocks through :meth:`_loop`, adds stages with
-    :meth:`_add_stage`, and calls :meth:`_finish` last.
+    A subclass sets ``loops`` and ``relaxation_rank``, builds ``conv1``, ``bn1`` and ``relu``, passes blocks
+    through :meth:`_loop`, adds stages with :meth:`_add_stage`, and calls :meth:`_finish` last.
 
     Args:
         num_stages (int): Number of stages of the architecture, without the stem.
@@ -88,10 +88,16 @@ class LoopBackbone(AuxiliaryObjective, Backbone):
 
     Attributes:
         stages (list[str]): Names of the stages that contain blocks.
+        loops (tuple[int, ...]): Maximum number of iterations of the blocks in each stage.
+        relaxation_rank (tuple[int, ...]): Rank of the residuals of each iteration in each stage, see
+            :class:`LoopBlock`.
     """
 
     loss_name = 'loss_gate'
     loss_purpose = 'the target rate of its gates'
+
+    loops: tuple[int, ...]
+    relaxation_rank: tuple[int, ...]
 
     def __init__(
         self,
@@ -127,18 +133,19 @@ class LoopBackbone(AuxiliaryObjective, Backbone):
             loss_gate = {'target_rate': target_rate, **loss_gate}
         self._build_objective(loss_gate, GATE_RATE)
 
-    def _loop(self, block: nn.Module, channels: int, num_iterations: int) -> nn.Module:
-        """Put a block in a loop; return the block itself for a single iteration."""
-        if num_iterations == 1:
+    def _loop(self, block: nn.Module, channels: int, stage: int) -> nn.Module:
+        """Put a block of a stage in a loop; return the block itself for a single iteration."""
+        if self.loops[stage] == 1:
             return block
         return LoopBlock(
             block,
-            num_iterations,
+            self.loops[stage],
             gate=GumbelGate(channels, self.gate_channels, self.initial_rate) if self.gated else None,
             loop_norm=self.loop_norm,
             with_cp=self.with_cp,
             skip=self.skip,
             gate_position=self.gate_position,
+            relaxation_rank=self.relaxation_rank[stage],
         )
 
     def _add_stage(self, blocks: Sequence[nn.Module]) -> None:

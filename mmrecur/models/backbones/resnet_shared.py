@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from mmrecur.checks import check_choice, check_flag, check_int
 from mmrecur.models.backbones.base import make_norm_layer
+from mmrecur.models.backbones.resnet_sharing import SHARES, StageSharing, basic_sharing, bottleneck_sharing
 from mmrecur.models.backbones.shared_basis_backbone import ORTHOGONALITY, SharedBasisBackbone
 from mmrecur.models.layers.common.fuse import fuse_norm
 from mmrecur.models.layers.common.residual import BasicBlock, Bottleneck, NormLayer, conv3x3
 from mmrecur.models.layers.filter_basis import BasisStage, FactorizedConv2d, FilterBasis, share_convolutions
 from mmrecur.registry import MODELS
-
-#: Convolutions that bottlenecks share, for each value of ``share``. The first block of a stage never shares.
-SHARES = {None: (), 'single': ('conv2',), 'double': ('conv2', 'conv3'), 'all': ('conv1', 'conv2', 'conv3')}
 
 
 @MODELS.register_module()
@@ -25,8 +24,8 @@ class ResNetShared(SharedBasisBackbone):
     """ResNet whose blocks share filter bases.
 
     Kang and Kim, *Deeply Shared Filter Bases for Parameter-Efficient Convolutional Neural Networks*, NeurIPS
-    2021, https://arxiv.org/abs/2006.05066. The first block of each stage is that of the plain ResNet. The
-    other blocks share as follows:
+    2021, https://arxiv.org/abs/2006.05066. The defaults are the paper's networks: the first block of each
+    stage is that of the plain ResNet, and the other blocks share as follows:
 
     - Basic blocks (depths 18 and 34 and the CIFAR-10 depths) have factorised convolutions
       (:class:`FactorizedConv2d`). In stage i, counted from 0, all blocks share ``shared_rank * 2**i``
@@ -35,6 +34,10 @@ class ResNetShared(SharedBasisBackbone):
     - Bottlenecks (depths 50, 101 and 152) share whole convolutions: the 3x3 one (``share='single'``), the 3x3
       and the last 1x1 one (``'double'``), or all three (``'all'``). Norms are never shared.
 
+    Options beyond the paper trade parameters for accuracy in each stage. An option *per stage* takes one
+    value for all stages, or a sequence with one value for each stage of the architecture. A network that is
+    built under ``torch.device('meta')`` takes no memory and still shows how many parameters a choice has.
+
     Parameters have the names of torchvision's ResNet. The bases are named like ``layer1.basis.conv2.weight``,
     and the parts of a factorised convolution ``layer1.1.conv1.unique``, ``.norm`` and ``.coefficients``. With
     ``share=None`` the network is the plain ResNet.
@@ -42,17 +45,27 @@ class ResNetShared(SharedBasisBackbone):
     Args:
         depth (int): 18, 34, 50, 101 or 152; or 20, 32, 44, 56 or 110 for a CIFAR-10 network of three stages
             with 16, 32 and 64 channels and parameter-free shortcuts.
-        shared_rank (int, optional): Number of shared filters in the first stage, for basic blocks only. 0
-            gives a plain network. Defaults to None, the paper's value: 48; 32 for depths 18 and 34 with
-            ``stem='cifar'``; 16 for the CIFAR-10 depths.
-        unique_rank (int, optional): Number of filters in the first stage that belong to a single convolution,
-            for basic blocks only. Defaults to None, the paper's 1.
-        bases (int, optional): Number of bases per stage, for basic blocks only. With 2, the first
-            convolutions of the blocks share one basis and the second ones another (marked with a double
-            dagger in the paper). Defaults to None, the paper's value: 1 for depths 18 and 34 with
+        shared_rank (int or Sequence[int], optional): Number of shared filters, for basic blocks only. An
+            integer is the number in the first stage and doubles from stage to stage; a sequence holds the
+            number in each stage. 0 gives a plain network or a plain stage. Defaults to None, the paper's
+            value: 48; 32 for depths 18 and 34 with ``stem='cifar'``; 16 for the CIFAR-10 depths.
+        unique_rank (int or Sequence[int], optional): Number of filters that belong to a single convolution,
+            for basic blocks only. An integer doubles as that of ``shared_rank``. Defaults to None, the
+            paper's 1.
+        bases (int or Sequence[int], optional): Number of bases, per stage, for basic blocks only. With 2, the
+            first convolutions of the blocks share one basis and the second ones another (marked with a
+            double dagger in the paper). Defaults to None, the paper's value: 1 for depths 18 and 34 with
             ``stem='cifar'``, else 2.
-        share (str, optional): Convolutions that the blocks share, see above; basic blocks allow only
-            ``'single'`` and None. None gives a plain network. Defaults to 'single'.
+        share (str or Sequence, optional): Convolutions that the blocks share, per stage, see above; basic
+            blocks allow only ``'single'`` and None. None gives a plain network or a plain stage. Defaults to 'single'.
+        share_first (bool or Sequence[bool]): Whether the first block of a stage shares too, per stage. It
+            then shares the convolutions whose shape is that of the other blocks, each at its own stride:
+            ``conv2`` and ``conv3`` of bottlenecks, ``conv2`` of basic blocks, and ``conv1`` of basic blocks
+            where the width does not change. Plain stages ignore it. Defaults to False.
+        relaxation_rank (int or Sequence[int]): Rank of the residual that each block adds to each convolution
+            that it shares (:class:`LowRankResidual`), per stage, for bottlenecks only. At full rank (the
+            number of inner channels; larger values are reduced to it) the blocks can have any filters. The
+            inference form contains no residuals. Plain stages ignore it. Defaults to 0, no residuals.
         stem (str, optional): ``'imagenet'``: a 7x7 convolution and max pooling, both of stride 2.
             ``'cifar'``: a 3x3 convolution of stride 1. Defaults to None: 'cifar' for the CIFAR-10 depths,
             else 'imagenet'.
@@ -116,10 +129,12 @@ class ResNetShared(SharedBasisBackbone):
     def __init__(
         self,
         depth: int,
-        shared_rank: int | None = None,
-        unique_rank: int | None = None,
-        bases: int | None = None,
-        share: str | None = 'single',
+        shared_rank: int | Sequence[int] | None = None,
+        unique_rank: int | Sequence[int] | None = None,
+        bases: int | Sequence[int] | None = None,
+        share: str | Sequence[str | None] | None = 'single',
+        share_first: bool | Sequence[bool] = False,
+        relaxation_rank: int | Sequence[int] = 0,
         stem: str | None = None,
         basis_norm: bool = True,
         loss_ortho: Mapping | None = ORTHOGONALITY,
@@ -152,7 +167,9 @@ class ResNetShared(SharedBasisBackbone):
         self._choose_stem(stem, base_channels)
         check_flag(basis_norm=basis_norm)
         self.basis_norm = basis_norm
-        self._choose_sharing(share, shared_rank, unique_rank, bases)
+        ranks = dict(shared_rank=shared_rank, unique_rank=unique_rank, bases=bases)
+        self.sharing = self._resolve_sharing(share, share_first, relaxation_rank, ranks)
+        self.share = share if any(stage.share for stage in self.sharing) else None
         strides = self._checked_strides(strides, num_stages)
 
         norm_layer = make_norm_layer(self.norm_cfg)
@@ -177,37 +194,28 @@ class ResNetShared(SharedBasisBackbone):
         self.base_channels = (16 if self.has_three_stages else 64) if base_channels is None else base_channels
         check_int('base_channels', self.base_channels, 1)
 
-    def _choose_sharing(
-        self, share: str | None, shared_rank: int | None, unique_rank: int | None, bases: int | None
-    ) -> None:
-        """Check the options of sharing and replace None by the paper's values."""
-        check_choice('share', share, SHARES)
-        given = dict(shared_rank=shared_rank, unique_rank=unique_rank, bases=bases)
+    def _resolve_sharing(
+        self, share: Any, share_first: Any, relaxation_rank: Any, ranks: dict[str, Any]
+    ) -> tuple[StageSharing, ...]:
+        """Check the options of sharing and return those of each stage, with None as the paper's values."""
+        num_stages = len(self.arch_settings[self.depth])
+        options = (self.depth, num_stages, share, share_first, relaxation_rank)
         if not self.is_basic:
-            for name, value in given.items():
-                if value is not None:
-                    raise ValueError(
-                        f'{name}={value!r} with depth={self.depth}, allowed: None, because bottlenecks share '
-                        'whole convolutions (see share)'
-                    )
+            sharing = bottleneck_sharing(*options, ranks)
             if not self.basis_norm:
                 raise ValueError(
                     f'basis_norm=False with depth={self.depth}, allowed: True, because bottlenecks have '
                     'no norm besides those of the plain network'
                 )
-            self.share = share
-            return
-        if share not in (None, 'single'):
-            raise ValueError(f"share={share!r} with depth={self.depth}, allowed: 'single', None")
+            return sharing
         is_cifar100 = self.stem_kind == 'cifar' and self.depth in (18, 34)
-        default = 32 if is_cifar100 else 16 if self.stem_kind == 'cifar' else 48
-        self.shared_rank = default if shared_rank is None else shared_rank
-        self.unique_rank = 1 if unique_rank is None else unique_rank
-        self.bases = (1 if is_cifar100 else 2) if bases is None else bases
-        check_int('shared_rank', self.shared_rank, 0)
-        check_int('unique_rank', self.unique_rank, 0)
-        check_choice('bases', self.bases, [1, 2])
-        self.share = share if self.shared_rank else None
+        paper = dict(
+            shared_rank=32 if is_cifar100 else 16 if self.stem_kind == 'cifar' else 48,
+            unique_rank=1,
+            bases=1 if is_cifar100 else 2,
+        )
+        given = {name: value for name, value in ranks.items() if value is not None}
+        return basic_sharing(*options, **{**paper, **given})
 
     @staticmethod
     def _checked_strides(strides: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
@@ -231,25 +239,29 @@ class ResNetShared(SharedBasisBackbone):
     def _make_basic(
         self, index: int, in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer
     ) -> BasisStage:
-        num_blocks = self.arch_settings[self.depth][index]
-        names = [] if not self.share or num_blocks == 1 else ['conv1', 'conv2'][: self.bases]
+        num_blocks, sharing = self.arch_settings[self.depth][index], self.sharing[index]
+        names = [] if not sharing.share or num_blocks == 1 else ['conv1', 'conv2'][: sharing.bases]
         if len(names) == 1:
             names = ['conv']  # both convolutions read one basis
-        bases = {name: FilterBasis(self.shared_rank * 2**index, out_channels) for name in names}
+        bases = {name: FilterBasis(sharing.shared_rank, out_channels) for name in names}
         by_place = [*bases.values()] * (2 // len(bases)) if bases else []
 
-        def factorized(place: int, cin: int, cout: int, _: int) -> nn.Module:
+        def factorized(place: int, cin: int, cout: int, conv_stride: int) -> nn.Module:
+            if cin != cout:
+                return conv3x3(place, cin, cout, conv_stride)
             return FactorizedConv2d(
                 by_place[place - 1],
                 cout,
-                self.unique_rank * 2**index,
+                sharing.unique_rank,
+                conv_stride,
                 norm_layer=norm_layer if self.basis_norm else None,
             )
 
         block = partial(BasicBlock, padded_shortcut=self.has_three_stages, norm_layer=norm_layer)
-        blocks = [block(in_channels, out_channels, stride)]
-        for _ in range(1, num_blocks):
-            blocks.append(block(out_channels, out_channels, conv_layer=factorized if bases else conv3x3))
+        conv_layer = factorized if bases else conv3x3
+        first_layer = conv_layer if sharing.share_first else conv3x3
+        blocks = [block(in_channels, out_channels, stride, conv_layer=first_layer)]
+        blocks += [block(out_channels, out_channels, conv_layer=conv_layer) for _ in range(1, num_blocks)]
         return BasisStage(blocks, bases, self.with_cp)
 
     @property
@@ -271,7 +283,10 @@ class ResNetShared(SharedBasisBackbone):
             )
             for i in range(num_blocks)
         ]
-        return BasisStage(blocks, share_convolutions(blocks[1:], SHARES[self.share]), self.with_cp)
+        sharing = self.sharing[index]
+        readers = blocks if sharing.share_first else blocks[1:]
+        bases = share_convolutions(readers, SHARES[sharing.share], sharing.relaxation_rank)
+        return BasisStage(blocks, bases, self.with_cp)
 
     def stage_modules(self, stage: int) -> Iterable[nn.Module]:
         """See :meth:`Backbone.stage_modules`."""

@@ -23,6 +23,7 @@ from mmrecur.models.layers.common import (
     ChannelGate,
     DeepStem,
     InvertedResidual,
+    LowRankResidual,
     PaddedShortcut,
     SqueezeExcite,
     Stage,
@@ -30,6 +31,7 @@ from mmrecur.models.layers.common import (
     fuse_norm,
     fuse_norm_of_sum,
     fuse_preactivation,
+    low_rank_factors,
     pointwise_sum,
     run_step,
 )
@@ -39,7 +41,7 @@ from mmrecur.models.layers.filter_basis import (
     FilterBasis,
     orthogonality_penalty,
 )
-from mmrecur.models.layers.loop import GumbelGate, LoopBlock, LoopNorm
+from mmrecur.models.layers.loop import GumbelGate, LoopBlock, LoopNorm, RelaxedConv2d
 from mmrecur.models.layers.rla import (
     RLA_VARIANTS,
     ConvGRU,
@@ -102,6 +104,7 @@ __all__ = [
     'InvertedResidual',
     'LoopBlock',
     'LoopNorm',
+    'LowRankResidual',
     'MultiWidthRLACell',
     'PaddedShortcut',
     'PostActRLACell',
@@ -114,6 +117,7 @@ __all__ = [
     'RLAStage',
     'RLAXceptionStage',
     'RecurrentModule',
+    'RelaxedConv2d',
     'SeparableConv',
     'SqueezeExcite',
     'Stage',
@@ -132,6 +136,7 @@ __all__ = [
     'fuse_norm_of_sum',
     'fuse_preactivation',
     'layer_similarity',
+    'low_rank_factors',
     'make_rla_cell',
     'materialise_convs',
     'orthogonality_penalty',

@@ -1,4 +1,4 @@
-"""Parts that several families share: residual blocks, attention, fusing of norms.
+"""Parts that several families share: residual blocks, attention, fusing of norms, low-rank residuals.
 
 They come from He et al. 2016 and Sandler et al. 2018 (residual blocks), Hu et al. 2018
 (squeeze-and-excitation), Wang et al. 2020 (ECA) and Woo et al. 2018 (CBAM). Each class cites its paper.
@@ -10,6 +10,7 @@ from mmrecur.models.layers.common.fast_paths import pointwise_sum
 from mmrecur.models.layers.common.fuse import fuse_norm, fuse_norm_of_sum
 from mmrecur.models.layers.common.fuse_preact import ChannelClamp, fuse_preactivation
 from mmrecur.models.layers.common.inverted_residual import InvertedResidual
+from mmrecur.models.layers.common.low_rank import LowRankResidual, low_rank_factors
 from mmrecur.models.layers.common.residual import BasicBlock, Bottleneck, DeepStem, PaddedShortcut
 from mmrecur.models.layers.common.stage import BlockSequence, Stage
 
@@ -23,6 +24,7 @@ __all__ = [
     'ChannelGate',
     'DeepStem',
     'InvertedResidual',
+    'LowRankResidual',
     'PaddedShortcut',
     'SqueezeExcite',
     'Stage',
@@ -30,6 +32,7 @@ __all__ = [
     'fuse_norm',
     'fuse_norm_of_sum',
     'fuse_preactivation',
+    'low_rank_factors',
     'pointwise_sum',
     'run_step',
 ]

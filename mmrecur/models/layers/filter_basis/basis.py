@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrecur.checks import check_int
+from mmrecur.models.layers.common.low_rank import LowRankResidual
 from mmrecur.models.layers.common.parallel import check_gathered, gathered, refuse_data_parallel
 
 
@@ -85,19 +86,38 @@ class BasisConv2d(nn.Module):
         basis (FilterBasis): The filters.
         stride (int): Stride. Defaults to 1.
         dilation (int): Dilation. Defaults to 1.
+        relaxation_rank (int): Rank of the residual that this convolution adds to the filters, see
+            :class:`LowRankResidual`. The basis must then have one group. Defaults to 0, no residual.
+
+    Raises:
+        ValueError: If ``relaxation_rank`` is not an integer of at least 0, or the basis has several groups.
     """
 
-    def __init__(self, basis: FilterBasis, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(
+        self, basis: FilterBasis, stride: int = 1, dilation: int = 1, relaxation_rank: int = 0
+    ) -> None:
         super().__init__()
+        check_int('relaxation_rank', relaxation_rank, 0)
+        if relaxation_rank and basis.groups != 1:
+            raise ValueError(
+                f'relaxation_rank={relaxation_rank} with basis.groups={basis.groups}, allowed: 0 or one group'
+            )
         self._basis = (basis,)  # a tuple keeps it from being registered as a submodule
         self.stride = stride
         self.dilation = dilation
         self.padding = dilation * (basis.weight.size(2) // 2)
+        shape = basis.weight.shape
+        self.relaxation = LowRankResidual(shape, relaxation_rank) if relaxation_rank else None
 
     @property
     def basis(self) -> FilterBasis:
         """FilterBasis: The filters."""
         return self._basis[0]
+
+    def filters(self) -> Tensor:
+        """Return the filters that the convolution applies: the basis and the residual."""
+        weight = self.basis.weight
+        return weight if self.relaxation is None else self.relaxation(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the filters.
@@ -110,14 +130,15 @@ class BasisConv2d(nn.Module):
         """
         basis = self.basis
         check_gathered(basis.weight, x, type(self).__name__, 'the filter basis')
-        return F.conv2d(x, basis.weight, None, self.stride, self.padding, self.dilation, basis.groups)
+        return F.conv2d(x, self.filters(), None, self.stride, self.padding, self.dilation, basis.groups)
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         refuse_data_parallel(type(self).__name__, 'the filter basis that it shares with other convolutions')
 
+    @torch.no_grad()
     def materialise(self, form: str = 'auto') -> nn.Conv2d:
         """Return a plain convolution with a copy of the filters. ``form`` has no effect."""
-        return plain_conv(self.basis.weight, None, self.stride, self.dilation, self.basis.groups)
+        return plain_conv(self.filters(), None, self.stride, self.dilation, self.basis.groups)
 
     def extra_repr(self) -> str:
         return f'shared {tuple(self.basis.weight.shape)}, stride={self.stride}'

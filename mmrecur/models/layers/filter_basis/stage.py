@@ -70,23 +70,32 @@ class BasisStage(Stage):
             block.switch_to_deploy()
 
 
-def share_convolutions(blocks: Sequence[nn.Module], names: Iterable[str]) -> dict[str, FilterBasis]:
-    """Replace convolutions of equal blocks, in place, by convolutions that share their filters.
+def share_convolutions(
+    blocks: Sequence[nn.Module], names: Iterable[str], relaxation_rank: int = 0
+) -> dict[str, FilterBasis]:
+    """Replace convolutions of several blocks, in place, by convolutions that share their filters.
+
+    Each convolution keeps its stride. Convolutions of another shape than that of the last block stay as they
+    are.
 
     Args:
-        blocks (Sequence[nn.Module]): Blocks of one shape.
-        names (Iterable[str]): Attributes to replace, such as ``'conv2'``. These convolutions must have
-            stride 1.
+        blocks (Sequence[nn.Module]): The blocks.
+        names (Iterable[str]): Attributes to replace, such as ``'conv2'``.
+        relaxation_rank (int): Rank of the residual of each convolution, see :class:`BasisConv2d`. Defaults to
+            0, no residual.
 
     Returns:
         dict[str, FilterBasis]: The shared filters by attribute, to be owned by the stage of the blocks.
     """
     bases = {}
     for name in names if blocks else ():
-        filters, channels, size, _ = getattr(blocks[0], name).weight.shape
+        filters, channels, size, _ = shape = getattr(blocks[-1], name).weight.shape
         bases[name] = FilterBasis(filters, channels, size)
         for block in blocks:
-            setattr(block, name, BasisConv2d(bases[name]))
+            conv = getattr(block, name)
+            if conv.weight.shape == shape:
+                shared = BasisConv2d(bases[name], conv.stride[0], relaxation_rank=relaxation_rank)
+                setattr(block, name, shared)
     return bases
 
 

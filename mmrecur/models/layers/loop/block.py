@@ -15,6 +15,7 @@ from mmrecur.models.layers.common.activation_checkpoint import run_step
 from mmrecur.models.layers.common.modes import is_traced
 from mmrecur.models.layers.common.parallel import refuse_data_parallel
 from mmrecur.models.layers.loop.norm import LoopNorm, LoopPosition
+from mmrecur.models.layers.loop.relaxed import RelaxedConv2d
 
 #: Norms of a loop: one for all iterations, or one for each (LVBN, I-LVBN).
 LOOP_NORMS = ('shared', 'lvbn', 'i-lvbn')
@@ -43,7 +44,9 @@ class LoopBlock(nn.Module):
     """Run a residual block up to ``num_iterations`` times; a gate lets each sample pass or leave the loop.
 
     The *recursive block* of Guo et al., *Dynamic Recursive Neural Network*, CVPR 2019. All iterations share
-    the convolutions. Each has its own norms (:class:`LoopNorm`), unless ``loop_norm='shared'``.
+    the convolutions. Each has its own norms (:class:`LoopNorm`), unless ``loop_norm='shared'``, and with
+    ``relaxation_rank`` a low-rank residual of its own for the weight of each convolution
+    (:class:`RelaxedConv2d`).
 
     Training computes every iteration for all samples, so that the gate gets a gradient; a sample that has
     left the loop keeps its map. Evaluation computes an iteration only for the samples still in the loop.
@@ -67,6 +70,9 @@ class LoopBlock(nn.Module):
         gate_position (str): ``'before'``: the gate decides before every iteration, as the multiply-adds in
             the paper's Table 2 imply. ``'after'``: it decides after every iteration but the last, as Section
             2 of the paper says, so that every sample runs the first one. Defaults to 'before'.
+        relaxation_rank (int): Rank of the residual that each iteration adds to the weights of the
+            convolutions. At full rank the iterations can compute what as many plain blocks compute.
+            Convolutions with several groups, such as depthwise ones, have none. Defaults to 0, no residuals.
 
     Attributes:
         first_gated (int): Index of the first iteration that the gate decides on, 0 or 1.
@@ -92,9 +98,11 @@ class LoopBlock(nn.Module):
         with_cp: bool = False,
         skip: bool = True,
         gate_position: str = 'before',
+        relaxation_rank: int = 0,
     ) -> None:
         super().__init__()
         check_int('num_iterations', num_iterations, 1)
+        check_int('relaxation_rank', relaxation_rank, 0)
         check_choice('loop_norm', loop_norm, LOOP_NORMS)
         check_choice('gate_position', gate_position, GATE_POSITIONS)
         check_flag(with_cp=with_cp, skip=skip)
@@ -108,6 +116,7 @@ class LoopBlock(nn.Module):
         self.num_iterations = num_iterations
         self.first_gated = 1 if gate_position == 'after' else 0
         self.loop_norm = loop_norm
+        self.relaxation_rank = relaxation_rank
         self.with_cp = with_cp
         self.skip = skip
         self.position = LoopPosition()
@@ -118,6 +127,9 @@ class LoopBlock(nn.Module):
         if loop_norm != 'shared':
             masked = loop_norm == 'i-lvbn'
             _replace(block, _is_norm, lambda norm: LoopNorm(norm, num_iterations, self.position, masked))
+        if relaxation_rank:
+            settings = num_iterations, relaxation_rank, self.position
+            _replace(block, _is_dense_conv, lambda conv: RelaxedConv2d(conv, *settings))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the loop.
@@ -226,18 +238,28 @@ class LoopBlock(nn.Module):
             x = self._iterate(x, index)
         return torch.stack(margins, dim=1).float()
 
+    def plain_block(self, index: int) -> nn.Module:
+        """Return a copy of the block with the norms and the convolutions of iteration ``index`` alone."""
+        block = copy.deepcopy(self.block)
+        _replace(block, lambda module: isinstance(module, LoopNorm), lambda norm: norm[index])
+        _replace(
+            block, lambda module: isinstance(module, RelaxedConv2d), lambda conv: conv.materialise(index)
+        )
+        return block
+
     def switch_to_deploy(self) -> None:
-        """Unroll the loop into one block for each iteration, with the norms of the iteration fused.
+        """Unroll the loop into one block for each iteration, with its norms and residuals fused.
 
         The outputs in evaluation stay the same; the weights take the memory of the unrolled network. With
-        ``loop_norm='shared'`` a single block serves all iterations. A second call does nothing.
+        ``loop_norm='shared'`` and no residuals a single block serves all iterations. A second call does
+        nothing.
         """
         if self.unrolled is not None:
             return
         blocks = []
-        for index in range(1 if self.loop_norm == 'shared' else self.num_iterations):
-            block = copy.deepcopy(self.block)
-            _replace(block, _is_loop_norm, lambda norm, index=index: norm[index])
+        alike = self.loop_norm == 'shared' and not self.relaxation_rank
+        for index in range(1 if alike else self.num_iterations):
+            block = self.plain_block(index)
             if hasattr(block, 'switch_to_deploy'):
                 block.switch_to_deploy()
             blocks.append(block)
@@ -282,8 +304,8 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) or hasattr(module, 'running_mean')
 
 
-def _is_loop_norm(module: nn.Module) -> bool:
-    return isinstance(module, LoopNorm)
+def _is_dense_conv(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == 1
 
 
 def _per_sample(x: Tensor) -> Tensor:
