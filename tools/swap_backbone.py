@@ -18,9 +18,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmrecur.apis.recover.recover import LEARNING_RATE
-from mmrecur.apis.recover.summary import print_plans, print_recovery, write_recovery
-from mmrecur.apis.recover.swapped import RecoverySettings, choose_swap_plan, recover_swap
+from mmrecur.apis.recovery.recover import LEARNING_RATE
+from mmrecur.apis.recovery.summary import print_plans, print_recovery, write_recovery
+from mmrecur.apis.recovery.swapped import RecoverySettings, choose_swap_plan, recover_swap
 from mmrecur.apis.runner import (
     clean_errors,
     config_path,

@@ -5,7 +5,7 @@ Importing this package makes every checkpoint loader in the process read tensors
 """
 
 from mmrecur.apis.models import get_model, list_models, register_models
-from mmrecur.apis.recover import RecoveryReport, recover, reestimate_norms
+from mmrecur.apis.recovery import RecoveryReport, recover, reestimate_norms
 from mmrecur.apis.swap import list_backbones, swap_backbone
 from mmrecur.checkpoint.io import use_safe_loading
 from mmrecur.errors import ToolError

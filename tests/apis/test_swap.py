@@ -13,6 +13,7 @@ from mmrecur.apis import list_backbones, swap_backbone
 from mmrecur.apis.runner import (
     load_config,
 )
+from mmrecur.apis.specs import build_model
 from mmrecur.apis.swap import plan_swap
 from mmrecur.apis.swap.names import find_backbone, signature
 from mmrecur.apis.swap.write import changes, source, without_scopes

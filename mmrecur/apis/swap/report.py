@@ -60,6 +60,8 @@ def _text(value: Any) -> str:
 
 
 def _weights(swap: Swap, trial: Trial) -> str:
+    if trial.grafted is not None and swap.start.kind == 'random':
+        return 'Weights: random in the backbone; the other parts from the checkpoint.'
     if trial.grafted is not None:
         return f'Weights: the checkpoint, grafted: {_comparison(trial.grafted.difference)}'
     start, fit = swap.start, swap.fit

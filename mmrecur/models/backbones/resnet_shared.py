@@ -57,7 +57,8 @@ class ResNetShared(SharedBasisBackbone):
             double dagger in the paper). Defaults to None, the paper's value: 1 for depths 18 and 34 with
             ``stem='cifar'``, else 2.
         share (str or Sequence, optional): Convolutions that the blocks share, per stage, see above; basic
-            blocks allow only ``'single'`` and None. None gives a plain network or a plain stage. Defaults to 'single'.
+            blocks allow only ``'single'`` and None. None gives a plain network or a plain stage. Defaults to
+            'single'.
         share_first (bool or Sequence[bool]): Whether the first block of a stage shares too, per stage. It
             then shares the convolutions whose shape is that of the other blocks, each at its own stride:
             ``conv2`` and ``conv3`` of bottlenecks, ``conv2`` of basic blocks, and ``conv1`` of basic blocks

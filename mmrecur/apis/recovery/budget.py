@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmrecur.apis.recover.outputs import OutputReader, choose_outputs, relative_errors
+from mmrecur.apis.recovery.outputs import OutputReader, choose_outputs, relative_errors
 from mmrecur.checkpoint import graft
 from mmrecur.errors import ToolError
 from mmrecur.models.backbones import Backbone, DRResNet, ResNetShared

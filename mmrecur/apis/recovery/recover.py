@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.apis.randomness import own_randomness
-from mmrecur.apis.recover.matcher import Matcher
-from mmrecur.apis.recover.outputs import Batch, choose_outputs, groups_of, relative_errors
-from mmrecur.apis.recover.report import RecoveryReport, StageResult
-from mmrecur.apis.recover.state import RecoveryState
+from mmrecur.apis.recovery.matcher import Matcher
+from mmrecur.apis.recovery.outputs import Batch, choose_outputs, groups_of, relative_errors
+from mmrecur.apis.recovery.report import RecoveryReport, StageResult
+from mmrecur.apis.recovery.state import RecoveryState
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates, has_target_rate
 from mmrecur.checks import check_int
 from mmrecur.models.layers.common.modes import evaluation_mode

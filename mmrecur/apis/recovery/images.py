@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mmrecur.apis.randomness import own_randomness
-from mmrecur.apis.recover.sources import Entry, dataset_configs, find_images
+from mmrecur.apis.recovery.sources import Entry, dataset_configs, find_images
 from mmrecur.apis.specs import registry_scope
 from mmrecur.checks import check_int
 from mmrecur.errors import ToolError

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mmrecur.apis.recover.swapped import ChosenPlan, Recovered
+from mmrecur.apis.recovery.swapped import ChosenPlan, Recovered
 from mmrecur.engine.figures import COLOURS, open_figure, save_figure, style_axes
 from mmrecur.engine.file_backend import AtomicLocalBackend
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from mmrecur.analysis.complexity import count_work, image_inputs
 from mmrecur.apis.randomness import own_randomness
-from mmrecur.apis.recover.budget import SharingPlan, choose_plan
-from mmrecur.apis.recover.images import RecoveryImages
-from mmrecur.apis.recover.progress import RecoveryProgress
-from mmrecur.apis.recover.recover import LEARNING_RATE, recover
-from mmrecur.apis.recover.report import RecoveryReport
-from mmrecur.apis.recover.validation import Validation
+from mmrecur.apis.recovery.budget import SharingPlan, choose_plan
+from mmrecur.apis.recovery.images import RecoveryImages
+from mmrecur.apis.recovery.progress import RecoveryProgress
+from mmrecur.apis.recovery.recover import LEARNING_RATE, recover
+from mmrecur.apis.recovery.report import RecoveryReport
+from mmrecur.apis.recovery.validation import Validation
 from mmrecur.apis.swap.features import build
 from mmrecur.apis.swap.plan import Swap
 from mmrecur.apis.swap.target import find_target

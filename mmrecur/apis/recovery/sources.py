@@ -32,7 +32,7 @@ def find_images(cfg: Config, source: str | Path) -> list[Entry]:
 
     Args:
         cfg (Config): Config whose data sets tell where images are.
-        source (str or Path): See :class:`mmrecur.apis.recover.images.RecoveryImages`.
+        source (str or Path): See :class:`mmrecur.apis.recovery.images.RecoveryImages`.
 
     Returns:
         list[Entry]: Paths in alphabetical order, or the images in the order of the annotation file or of the

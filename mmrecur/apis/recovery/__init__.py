@@ -11,8 +11,8 @@ The modules, in the order in which a recovery uses them:
 - ``swapped.py``: recover the model of a swap; ``progress.py`` and ``summary.py`` show it.
 """
 
-from mmrecur.apis.recover.recover import recover
-from mmrecur.apis.recover.report import RecoveryReport
+from mmrecur.apis.recovery.recover import recover
+from mmrecur.apis.recovery.report import RecoveryReport
 from mmrecur.models.norms import reestimate_norms
 
 __all__ = ['RecoveryReport', 'recover', 'reestimate_norms']

@@ -22,7 +22,7 @@ from mmpretrain.models import ClsDataPreprocessor
 from PIL import Image
 from torch import Tensor, nn
 
-from mmrecur.apis.recover.images import RecoveryImages
+from mmrecur.apis.recovery.images import RecoveryImages
 from mmrecur.apis.runner import load_config
 from mmrecur.datasets import ShapesConfig, write_split
 from mmrecur.errors import ToolError
