@@ -9,6 +9,7 @@ from mmrecur.apis.swap import list_backbones, swap_backbone
 from mmrecur.checkpoint.io import use_safe_loading
 from mmrecur.errors import ToolError
 from mmrecur.models.deployable import deploy
+from mmrecur.models.norms import reestimate_norms
 
 __all__ = [
     'ToolError',
@@ -16,6 +17,7 @@ __all__ = [
     'get_model',
     'list_backbones',
     'list_models',
+    'reestimate_norms',
     'register_models',
     'swap_backbone',
 ]

@@ -141,6 +141,10 @@ CASES: dict[str, tuple[Callable[[], tuple], Callable]] = {
     'apis.deploy of shared bases': (lambda: (shared(),), mmrecur.apis.deploy),
     'apis.deploy of banks': (lambda: (banks(),), mmrecur.apis.deploy),
     'apis.deploy of loops': (lambda: (DRResNet(16),), mmrecur.apis.deploy),
+    'apis.reestimate_norms': (
+        lambda: (DRResNet(16).train(),),
+        lambda model: mmrecur.apis.reestimate_norms(model, [X]),
+    ),
     'apis.swap_backbone': (tuple, lambda: swap_backbone(Config(BASE), 'rla-resnet')),
     'apis.swap_backbone and a trial': (tuple, lambda: swap('none', True)),
     'checkpoint.graft': (lambda: (rla(0).state_dict(), rla()), grafted),
