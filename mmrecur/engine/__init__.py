@@ -8,6 +8,7 @@ from mmrecur.engine.hooks import (
     GateRateHook,
     GradientFlowHook,
     LayerSimilarityHook,
+    ReestimateNormsHook,
     ResumableRandomnessHook,
 )
 from mmrecur.engine.optimizers import CPUAmpOptimWrapper
@@ -22,6 +23,7 @@ __all__ = [
     'GateRateHook',
     'GradientFlowHook',
     'LayerSimilarityHook',
+    'ReestimateNormsHook',
     'ResumableRandomnessHook',
     'explain_no_room',
     'lock_work_dir',

@@ -6,6 +6,7 @@ from mmrecur.engine.hooks.curriculum import CurriculumHook
 from mmrecur.engine.hooks.gate_rate import GateRateHook
 from mmrecur.engine.hooks.gradient_flow import GradientFlowHook
 from mmrecur.engine.hooks.layer_similarity import LayerSimilarityHook
+from mmrecur.engine.hooks.reestimate_norms import ReestimateNormsHook
 from mmrecur.engine.hooks.resumable_randomness import ResumableRandomnessHook
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     'GateRateHook',
     'GradientFlowHook',
     'LayerSimilarityHook',
+    'ReestimateNormsHook',
     'ResumableRandomnessHook',
 ]
