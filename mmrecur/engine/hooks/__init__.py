@@ -3,6 +3,7 @@
 from mmrecur.engine.hooks.auxiliary_loss import AuxiliaryLossHook
 from mmrecur.engine.hooks.average_losses import AverageLossesHook
 from mmrecur.engine.hooks.curriculum import CurriculumHook
+from mmrecur.engine.hooks.feature_matching import FeatureMatchingHook
 from mmrecur.engine.hooks.gate_rate import GateRateHook
 from mmrecur.engine.hooks.gradient_flow import GradientFlowHook
 from mmrecur.engine.hooks.layer_similarity import LayerSimilarityHook
@@ -13,6 +14,7 @@ __all__ = [
     'AuxiliaryLossHook',
     'AverageLossesHook',
     'CurriculumHook',
+    'FeatureMatchingHook',
     'GateRateHook',
     'GradientFlowHook',
     'LayerSimilarityHook',
