@@ -25,7 +25,7 @@ ORDER = (
     ('mmrecur.checkpoint',),
     ('mmrecur.models.backbones', 'mmrecur.models.heads', 'mmrecur.models.shortest_path'),
     ('mmrecur.models.losses',),
-    ('mmrecur.models.deployable',),
+    ('mmrecur.models.norms', 'mmrecur.models.deployable'),
     ('mmrecur.models.layers',),
     ('mmrecur.models.layers.common',),
     ('mmrecur.datasets', 'mmrecur.evaluation'),

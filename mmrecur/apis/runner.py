@@ -11,7 +11,6 @@ import gc
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
@@ -20,9 +19,7 @@ from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.utils import is_installed
 
-import mmrecur
 from mmrecur.apis.checks import check_loops, check_optimizer
 from mmrecur.apis.mistakes import (
     clean_errors,
@@ -30,6 +27,7 @@ from mmrecur.apis.mistakes import (
 from mmrecur.apis.start import prints_into_log, short_start
 from mmrecur.checkpoint.io import use_safe_loading
 from mmrecur.engine import AverageLossesHook, CPUAmpOptimWrapper, ResumableRandomnessHook
+from mmrecur.engine.configs import config_path, load_config
 from mmrecur.engine.file_backend import use_atomic_writes
 from mmrecur.errors import ToolError
 
@@ -71,64 +69,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # Versions of torch.distributed.launch differ in the spelling.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
-def config_path(name: str) -> str:
-    """Return the path of a config.
-
-    Args:
-        name (str): See :func:`load_config`.
-
-    Returns:
-        str: Path of the file.
-
-    Raises:
-        ToolError: If it does not exist.
-    """
-    package, separator, inside = name.partition('::')
-    if not separator:
-        if not Path(name).is_file():
-            raise ToolError(f'config {name!r} does not exist')
-        return name
-    if package == 'mmrecur':
-        root = Path(mmrecur.__file__).parent
-        # Installed packages have .mim; a source tree has configs beside the package.
-        roots = [root / '.mim' / 'configs', root.parent / 'configs']
-    elif is_installed(package):
-        module = __import__(package)
-        roots = [Path(module.__file__).parent / '.mim' / 'configs']
-    else:
-        raise ToolError(f'config {name!r}: the package {package!r} is not installed')
-    for candidate in (inside, f'{inside}.py'):
-        for root in roots:
-            if (root / candidate).is_file():
-                return str(root / candidate)
-    raise ToolError(f'config {name!r} does not exist; looked in {", ".join(map(str, roots))}')
-
-
-def load_config(name: str, options: dict[str, Any] | None = None) -> Config:
-    """Read a config.
-
-    Args:
-        name (str): Path of a config, or ``mmdet::...``, ``mmpretrain::...``, ``mmrecur::...``
-            with a path below the configs of that package, with or without ``.py``.
-        options (dict, optional): Values to replace, by dotted key. Defaults to None.
-
-    Returns:
-        Config: The config.
-
-    Raises:
-        ToolError: If the config does not exist or cannot be read.
-    """
-    path = config_path(name)
-    try:
-        cfg = Config.fromfile(path)
-        if options:
-            cfg.merge_from_dict(options)
-    except Exception as error:  # A config is a program, which can raise anything.
-        reason = f'{type(error).__name__}: {error}'
-        raise ToolError(f'config {name!r} cannot be read: {reason}') from error
-    return cfg
 
 
 def prepare_config(args: argparse.Namespace) -> Config:

@@ -23,8 +23,8 @@ from mmengine.utils import is_installed
 from torch import nn
 
 import mmrecur.registry  # noqa: F401  (adds this package to MMEngine's registries)
-from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.runner import load_config
+from mmrecur.engine.randomness import own_randomness
 from mmrecur.errors import ToolError
 
 

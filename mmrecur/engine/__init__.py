@@ -5,9 +5,11 @@ from mmrecur.engine.hooks import (
     AuxiliaryLossHook,
     AverageLossesHook,
     CurriculumHook,
+    FeatureMatchingHook,
     GateRateHook,
     GradientFlowHook,
     LayerSimilarityHook,
+    ReestimateNormsHook,
     ResumableRandomnessHook,
 )
 from mmrecur.engine.optimizers import CPUAmpOptimWrapper
@@ -19,9 +21,11 @@ __all__ = [
     'AverageLossesHook',
     'CPUAmpOptimWrapper',
     'CurriculumHook',
+    'FeatureMatchingHook',
     'GateRateHook',
     'GradientFlowHook',
     'LayerSimilarityHook',
+    'ReestimateNormsHook',
     'ResumableRandomnessHook',
     'explain_no_room',
     'lock_work_dir',

@@ -23,12 +23,12 @@ from mmrecur.analysis.loop_recorder import LoopRecorder
 from mmrecur.analysis.plots import plot_spectra
 from mmrecur.analysis.tied_layers import layer_sequences
 from mmrecur.apis import get_model, swap_backbone
-from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.specs import build_model
 from mmrecur.apis.swap import plan_swap
 from mmrecur.apis.swap.trial import try_swap
 from mmrecur.checkpoint import convert, graft, tie_layers
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates
+from mmrecur.engine.randomness import own_randomness
 from mmrecur.models.backbones import SWRN, DRResNet, ResNetShared, RLAResNet
 from mmrecur.models.layers import ChannelRecurrentConv, fuse_norm, materialise_convs
 from mmrecur.models.layers.template_bank.similarity import similarity_matrices
@@ -106,6 +106,10 @@ CASES: dict[str, tuple[Callable[[], tuple], Callable]] = {
     'apis.deploy of shared bases': (lambda: (shared(),), mmrecur.apis.deploy),
     'apis.deploy of banks': (lambda: (banks(),), mmrecur.apis.deploy),
     'apis.deploy of loops': (lambda: (DRResNet(16),), mmrecur.apis.deploy),
+    'apis.reestimate_norms': (
+        lambda: (DRResNet(16).train(),),
+        lambda model: mmrecur.apis.reestimate_norms(model, [X]),
+    ),
     'apis.swap_backbone': (tuple, lambda: swap_backbone(Config(BASE), 'rla-resnet')),
     'apis.swap_backbone and a trial': (tuple, lambda: swap('none', True)),
     'checkpoint.graft': (lambda: (rla(0).state_dict(), rla()), grafted),

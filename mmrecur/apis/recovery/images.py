@@ -18,10 +18,10 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.recovery.sources import Entry, dataset_configs, find_images
 from mmrecur.apis.specs import registry_scope
 from mmrecur.checks import check_int
+from mmrecur.engine.randomness import own_randomness
 from mmrecur.errors import ToolError
 
 #: Steps of a pipeline that read labels or proposals, such as LoadAnnotations and FilterAnnotations.

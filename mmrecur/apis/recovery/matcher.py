@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.recovery.outputs import Batch, OutputReader, groups_of
 from mmrecur.engine.hooks.auxiliary_loss import collect_auxiliary_losses
+from mmrecur.engine.randomness import own_randomness
 from mmrecur.models.losses.feature_matching import matching_error
 from mmrecur.models.norms import batch_norms
 

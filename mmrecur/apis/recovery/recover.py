@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.recovery.matcher import Matcher
 from mmrecur.apis.recovery.outputs import Batch, choose_outputs, groups_of, relative_errors
 from mmrecur.apis.recovery.report import RecoveryReport, StageResult
 from mmrecur.apis.recovery.state import RecoveryState
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates, has_target_rate
 from mmrecur.checks import check_int
+from mmrecur.engine.randomness import own_randomness
 from mmrecur.models.layers.common.modes import evaluation_mode
 from mmrecur.models.norms import batch_norms, reestimate_norms
 

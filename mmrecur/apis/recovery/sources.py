@@ -12,9 +12,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.specs import registry_scope
 from mmrecur.apis.start import prints_into_log
+from mmrecur.engine.randomness import own_randomness
 from mmrecur.errors import ToolError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')

@@ -11,7 +11,6 @@ from mmengine.device import get_device
 from torch import Tensor, nn
 
 from mmrecur.analysis.complexity import count_work, image_inputs
-from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.recovery.budget import SharingPlan, choose_plan
 from mmrecur.apis.recovery.images import RecoveryImages
 from mmrecur.apis.recovery.progress import RecoveryProgress
@@ -23,6 +22,7 @@ from mmrecur.apis.swap.plan import Swap
 from mmrecur.apis.swap.target import find_target
 from mmrecur.apis.swap.trial import graft_checkpoint, load_base
 from mmrecur.checkpoint import Report
+from mmrecur.engine.randomness import own_randomness
 
 #: Number of images to which the weights of the new backbone are fitted before the first step.
 FIT_IMAGES = 64

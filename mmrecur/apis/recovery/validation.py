@@ -14,9 +14,9 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
-from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.runner import stack_batches
 from mmrecur.apis.specs import registry_scope
+from mmrecur.engine.randomness import own_randomness
 from mmrecur.errors import ToolError
 from mmrecur.models.layers.common.modes import evaluation_mode
 

@@ -12,7 +12,6 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.runner import (
     load_config,
 )
@@ -31,6 +30,7 @@ from mmrecur.apis.swap.names import find_backbone, signature
 from mmrecur.apis.swap.plugins import kept_plugins, lost_plugins
 from mmrecur.apis.swap.start import Fit, Start, check_start, choose_start
 from mmrecur.apis.swap.target import ARCHITECTURE, Replaced, Target, find_target, read_replaced
+from mmrecur.engine.randomness import own_randomness
 from mmrecur.errors import ToolError
 from mmrecur.models.backbones import Backbone
 
@@ -82,7 +82,7 @@ def swap_backbone(
 
     Args:
         cfg (Config or str): A config of mmdet, of mmpretrain or your own, or its name as for
-            :func:`mmrecur.apis.runner.load_config`. It is not changed.
+            :func:`mmrecur.engine.configs.load_config`. It is not changed.
         name (str or dict): A name from :func:`list_backbones`, such as ``'rla-eca-resnet50'``; one without
             a depth keeps the depth of the old backbone. Or a module with arguments, such as
             ``"mmrecur.RLAResNet(depth=50)"``.

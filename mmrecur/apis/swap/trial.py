@@ -16,7 +16,6 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmrecur.apis.demo_inputs import demo_inputs
-from mmrecur.apis.randomness import own_randomness
 from mmrecur.apis.swap.features import feature_maps, largest_difference, probe, randomize_norms
 from mmrecur.apis.swap.plan import Swap
 from mmrecur.apis.swap.target import find_target
@@ -26,6 +25,7 @@ from mmrecur.checkpoint import (
 )
 from mmrecur.checkpoint.grafts.other_parts import graft_other_parts
 from mmrecur.checkpoint.unwrap import below, unwrap
+from mmrecur.engine.randomness import own_randomness
 from mmrecur.errors import ToolError, TransferError
 
 

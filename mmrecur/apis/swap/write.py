@@ -139,7 +139,7 @@ def base_reference(name: str, out: Path) -> str:
     """Return the value of ``_base_`` in a config that inherits from another config.
 
     Args:
-        name (str): Name of the inherited config, as for :func:`mmrecur.apis.runner.load_config`.
+        name (str): Name of the inherited config, as for :func:`mmrecur.engine.configs.load_config`.
         out (Path): The inheriting config.
 
     Returns:

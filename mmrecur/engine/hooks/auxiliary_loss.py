@@ -102,16 +102,45 @@ def merge_auxiliary_losses(
     Raises:
         ValueError: If a loss of the model and an auxiliary loss have the same name.
     """
+    if not is_loss_pass(model, args, kwargs) or not isinstance(output, dict):
+        return None
+    return add_losses(model, output, collect_auxiliary_losses(model))
+
+
+def is_loss_pass(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a model is called with ``mode='loss'``.
+
+    Args:
+        model (nn.Module): The model, not wrapped.
+        args (tuple): Positional arguments of the forward pass.
+        kwargs (dict): Keyword arguments of the forward pass.
+
+    Returns:
+        bool: Whether the mode, given or by default, is ``'loss'``.
+    """
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
     bound.apply_defaults()
     # Some models take the mode in **kwargs.
-    mode = bound.arguments.get('mode', kwargs.get('mode'))
-    if mode != 'loss' or not isinstance(output, dict):
-        return None
-    collected = collect_auxiliary_losses(model)
-    if twice := sorted(output.keys() & collected.keys()):
+    return bound.arguments.get('mode', kwargs.get('mode')) == 'loss'
+
+
+def add_losses(model: nn.Module, losses: dict[str, Any], added: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the losses of a model together with further ones.
+
+    Args:
+        model (nn.Module): The model, for the error message.
+        losses (dict): Its losses by name.
+        added (dict[str, Tensor]): Further losses by name.
+
+    Returns:
+        dict: All of them.
+
+    Raises:
+        ValueError: If a name occurs twice.
+    """
+    if twice := sorted(losses.keys() & added.keys()):
         raise ValueError(
             f'{type(model).__name__} already has {", ".join(twice)}; allowed: one AuxiliaryLossHook, and '
             'auxiliary losses whose names differ from those of the model'
         )
-    return {**output, **collected}
+    return {**losses, **added}
