@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: From top to bottom. A module imports only from its own row and from the rows below it.
 ORDER = (
+    ('mmrecur.apis.recovery',),
     ('mmrecur.apis.swap',),
     ('mmrecur.apis',),
     ('mmrecur.analysis',),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
+from torch import nn
 
 from mmrecur.apis.runner import (
     load_config,
 )
+from mmrecur.apis.specs import build_model
 from mmrecur.apis.swap import plan_swap
 from mmrecur.apis.swap.write import inheriting_text, source, write_checked
 
@@ -38,3 +41,24 @@ def swapped_file(base: Path, out: Path, name: Any, **kwargs: Any) -> Config:
 
 def small_with(small: Path, **options: Any) -> Config:
     return load_config(str(small), {key.replace('__', '.'): value for key, value in options.items()})
+
+
+def build_from(path: Path) -> tuple[nn.Module, Config]:
+    """Return the model of a config, in evaluation mode, and the config."""
+    cfg = Config.fromfile(path)
+    preprocessor = {'data_preprocessor': cfg.data_preprocessor} if 'data_preprocessor' in cfg else {}
+    return build_model({**preprocessor, **cfg.model}, cfg.default_scope).eval(), cfg
+
+
+def save_trained(path: Path, config: Path, **extra: Any) -> nn.Module:
+    """Build a model with random weights and norms, and save its checkpoint."""
+    model, _ = build_from(config)
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1, generator=generator)
+            module.bias.data.normal_(0, 0.1, generator=generator)
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    torch.save({'state_dict': model.state_dict(), **extra}, path)
+    return model

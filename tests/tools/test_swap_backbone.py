@@ -12,8 +12,8 @@ from mmengine.config import Config
 from torch import nn
 
 from mmrecur.apis.demo_inputs import demo_inputs
-from mmrecur.apis.specs import build_model
 from mmrecur.errors import ToolError
+from tests.helpers.swaps import build_from, save_trained
 from tests.tool_module import load_tool
 
 DETECTOR = """
@@ -39,33 +39,17 @@ def tool() -> Any:
     return load_tool('swap_backbone.py')
 
 
-def build(path: Path) -> tuple[nn.Module, Config]:
-    cfg = Config.fromfile(path)
-    preprocessor = {'data_preprocessor': cfg.data_preprocessor} if 'data_preprocessor' in cfg else {}
-    return build_model({**preprocessor, **cfg.model}, cfg.default_scope).eval(), cfg
-
-
-def trained(path: Path, config: Path, **extra: Any) -> nn.Module:
-    """Build a model with random weights and norms, and save its checkpoint."""
-    model, _ = build(config)
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1, generator=generator)
-            module.bias.data.normal_(0, 0.1, generator=generator)
-            module.running_mean.normal_(0, 0.1, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-    torch.save({'state_dict': model.state_dict(), **extra}, path)
-    return model
-
-
 @pytest.fixture(scope='module')
 def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, nn.Module]:
     """Return a user's config, a checkpoint of its model, and the model."""
     folder = tmp_path_factory.mktemp('detector')
     config, checkpoint = folder / 'mine.py', folder / 'mine.pth'
     config.write_text(DETECTOR)
-    return config, checkpoint, trained(checkpoint, config, meta={'dataset_meta': {'classes': ('a', 'b')}})
+    return (
+        config,
+        checkpoint,
+        save_trained(checkpoint, config, meta={'dataset_meta': {'classes': ('a', 'b')}}),
+    )
 
 
 def predictions(model: nn.Module) -> Any:
@@ -80,7 +64,7 @@ def test_a_trained_detector_predicts_the_same(tool: Any, detector: Any, tmp_path
     trial = tool.main(args)
     assert trial.grafted.difference < 1e-6
 
-    new, cfg = build(out)
+    new, cfg = build_from(out)
     assert cfg.load_from == str(out.with_suffix('.pth')) and 'init_cfg' not in cfg.model.backbone
     assert cfg.model.backbone.attention == 'eca' and cfg.model.backbone.frozen_stages == 0
     saved = torch.load(cfg.load_from, weights_only=True)
@@ -120,10 +104,10 @@ def test_the_folder_may_move(tool: Any, detector: Any, tmp_path: Path) -> None:
 def test_a_classifier_keeps_its_scores(tool: Any, tmp_path: Path) -> None:
     config, checkpoint, out = (tmp_path / name for name in ('mine.py', 'mine.pth', 'swapped.py'))
     config.write_text(CLASSIFIER)
-    old = trained(checkpoint, config)
+    old = save_trained(checkpoint, config)
     args = ['--backbone', 'rla-resnet', '--checkpoint', str(checkpoint)]
     tool.main([str(config), *args, '--out', str(out)])
-    new, cfg = build(out)
+    new, cfg = build_from(out)
     # classifiers also read the recurrent state, with weights that are zero at first
     assert cfg.model.backbone.with_hidden and cfg.model.head.in_channels == 256 + 32
     new.load_state_dict(torch.load(cfg.load_from, weights_only=True)['state_dict'])

@@ -14,9 +14,9 @@ from mmrecur.apis.recovery import state
 from mmrecur.apis.recovery.images import RecoveryImages
 from mmrecur.errors import CheckpointError, ToolError
 from mmrecur.models.norms import reestimate_norms
+from tests.helpers.swaps import build_from, save_trained
 from tests.tool_module import load_tool
 from tests.tools.conftest import DETECTION_DATA, FASTER_RCNN, SCHEDULE
-from tests.tools.test_swap_backbone import build, trained
 
 PLAIN = FASTER_RCNN.replace(
     "backbone=dict(_delete_=True, type='mmrecur.RLAResNet', depth=50, base_channels=8)",
@@ -36,7 +36,7 @@ def plain(workshop: Any) -> tuple[Path, Path]:
     text = config.read_text().replace(", 'kill_hook'", '').replace("[dict(type='KillHook')]", '[]')
     config.write_text(text)
     checkpoint = workshop.root / 'plain.pth'
-    model = trained(checkpoint, config)
+    model = save_trained(checkpoint, config)
     images = RecoveryImages(Config.fromfile(config), 'train', model, batch_size=4)
     reestimate_norms(model, list(images))
     torch.save({'state_dict': model.state_dict()}, checkpoint)
@@ -64,7 +64,7 @@ def test_a_detector_is_recovered(tool: Any, plain: Any, tmp_path: Path, capsys: 
     assert out.with_suffix('.recovery.png').stat().st_size > 10_000
     assert not out.with_suffix('.recovery.pth').exists()
 
-    model, cfg = build(out)  # the config says what the base said
+    model, cfg = build_from(out)  # the config says what the base said
     assert cfg.model.backbone.frozen_stages == 1 and cfg.model.backbone.norm_eval is True
     saved = torch.load(cfg.load_from, weights_only=True)['state_dict']
     model.load_state_dict(saved)
@@ -107,7 +107,7 @@ def test_a_budget_chooses_what_stages_share(tool: Any, plain: Any, tmp_path: Pat
     assert sizes[1]['backbone'] <= 0.5 * sizes[0]['backbone']
     backbone = Config.fromfile(out).model.backbone
     assert len(backbone.share) == len(backbone.share_first) == 4
-    build(out)
+    build_from(out)
 
 
 def test_an_exact_swap_needs_no_recovery(tool: Any, plain: Any, tmp_path: Path, capsys: Any) -> None:
