@@ -142,12 +142,9 @@ class Spy(Hook):
 
 
 def train(work_dir: Path, task: str, hooks: list, epochs: int = 2, **options: Any) -> Runner:
-    cfg = config(task, SHARED)
-    torch.manual_seed(0)
     wrapper = dict(optimizer=dict(type='AdamW', lr=0.01), **options.pop('wrapper', {}))
     runner = Runner(
-        model=cfg['model'],
-        default_scope=cfg['default_scope'],
+        model=built(config(task, SHARED)),
         work_dir=str(work_dir),
         train_dataloader=dict(
             batch_size=options.pop('batch_size', 2),
