@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DefaultScope
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -75,8 +76,10 @@ def test_table_of_tools_is_complete() -> None:
 def test_layers_in_other_networks() -> None:
     pytest.importorskip('mmdet')
     scope: dict = {}
-    for block in code_blocks((ROOT / 'docs' / 'layers.md').read_text()):
-        exec(block, scope)
+    # A runner of another library in this process leaves its scope as the default one.
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        for block in code_blocks((ROOT / 'docs' / 'layers.md').read_text()):
+            exec(block, scope)
     assert len(scope['coefficients']) == 1 and scope['loss'].requires_grad
     assert len(scope['backbone'].banks) == 4
 

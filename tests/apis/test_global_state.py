@@ -110,6 +110,10 @@ CASES: dict[str, tuple[Callable[[], tuple], Callable]] = {
         lambda: (DRResNet(16).train(),),
         lambda model: mmrecur.apis.reestimate_norms(model, [X]),
     ),
+    'apis.recover': (
+        lambda: (shared(share=None), shared()),
+        lambda teacher, student: mmrecur.apis.recover(teacher, student, [X], steps=2),
+    ),
     'apis.swap_backbone': (tuple, lambda: swap_backbone(Config(BASE), 'rla-resnet')),
     'apis.swap_backbone and a trial': (tuple, lambda: swap('none', True)),
     'checkpoint.graft': (lambda: (rla(0).state_dict(), rla()), grafted),
