@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from mmengine.registry import DefaultScope
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
