@@ -104,20 +104,15 @@ def test_images_choose_what_reconstructs_better() -> None:
                 average[f'layer3.1.block.{leaf}'] = torch.stack(own).mean(0)
             elif leaf != name:
                 average[f'layer3.1.block.{leaf.replace(".", f".{index}.")}'] = value
-    steps, wholes = [], []
+    wholes = []
     for state in (first, average, fitted):
         model = looped()
         model.load_state_dict(state)
         with torch.no_grad():
             x = source.maxpool(source.relu(source.bn1(source.conv1(batch))))
             x = source.layer3[0](source.layer2(source.layer1(x)))
-            wanted, loop, off = x, model.layer3[1], 0.0
-            for index in range(3):
-                before, wanted = wanted, source.layer3[1 + index](wanted)
-                off += (loop._iterate(before, index) - wanted).square().sum().item()
-            steps.append(off)
-            wholes.append(((loop(x) - wanted).norm() / wanted.norm()).item())
-    assert steps[2] < 0.9 * steps[1]
+            wanted = source.layer3[3](source.layer3[2](source.layer3[1](x)))
+            wholes.append(((model.layer3[1](x) - wanted).norm() / wanted.norm()).item())
     assert wholes[2] < min(wholes[:2])
     assert report.errors['layer3.1'] == pytest.approx(wholes[2], rel=1e-3)
     assert 'least squares' in report.notes[0] and "||y - y'||" in report.notes[0]
