@@ -42,7 +42,9 @@ def plain_network(transfer: GraftTransfer) -> nn.Module:
     for name, module in list(network.named_modules()):
         if isinstance(module, (FactorizedConv2d, BasisConv2d, TemplateConv2d)):
             if f'{name}.weight' in transfer.plain:
-                network.set_submodule(name, _plain(module, _source(transfer, f'{name}.weight', network)))
+                parent, _, own = name.rpartition('.')
+                conv = _plain(module, _source(transfer, f'{name}.weight', network))
+                setattr(network.get_submodule(parent), own, conv)
     for stage in network.children():
         if isinstance(stage, TemplateStage):
             stage.groups = {}  # no bank generates weights
