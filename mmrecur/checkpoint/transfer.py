@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -119,7 +120,7 @@ class Transfer:
             self.report.copied[target] = source
 
     def transform(self, target: str, sources: Sequence[str], tensor: Tensor, how: str) -> None:
-        """Fill a target with a tensor computed from source tensors.
+        """Fill a target with a tensor computed from source tensors. An earlier value is replaced.
 
         Args:
             target (str): Key in the model.
@@ -128,7 +129,17 @@ class Transfer:
             how (str): Explanation for the report.
         """
         if self._put(target, tensor, sources):
+            self.report.copied.pop(target, None)
+            self.report.initial.pop(target, None)
             self.report.transformed[target] = (tuple(sources), how)
+
+    def snapshot(self) -> tuple[dict[str, Tensor], Report]:
+        """Return the values and the report so far, for :meth:`restore`."""
+        return dict(self._tensors), copy.deepcopy(self.report)
+
+    def restore(self, snapshot: tuple[dict[str, Tensor], Report]) -> None:
+        """Return to an earlier state."""
+        self._tensors, self.report = snapshot
 
     def leave(self, target: str, why: str) -> None:
         """Keep the model's own value of a target, for the reason given."""

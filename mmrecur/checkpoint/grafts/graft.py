@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmrecur.checkpoint.absent_parameters import why_absent
 from mmrecur.checkpoint.grafts.hints import style_note, suggest_options
+from mmrecur.checkpoint.grafts.input_statistics import Images, check_images
 from mmrecur.checkpoint.grafts.resnet_names import plain_names
 from mmrecur.checkpoint.transfer import Report, Transfer
 from mmrecur.checkpoint.unwrap import read_weights
@@ -55,7 +56,7 @@ def graft(
     prefix: str | None = None,
     ema: bool = True,
     *,
-    images: Tensor | None = None,
+    images: Images | None = None,
 ) -> tuple[dict[str, Tensor], Report]:
     """Turn a plain network's checkpoint into one for a model with a backbone of this package.
 
@@ -74,15 +75,19 @@ def graft(
             it from them. Defaults to None.
         ema (bool): Prefer the moving average of the weights if the checkpoint holds both. Defaults to
             True.
-        images (Tensor, optional): Batch of images, normalised as for the plain network, shape (N, C, H,
-            W). DR-ResNets fit their loops to it; other families do not need it. Defaults to None.
+        images (Tensor or Sequence[Tensor], optional): Images, normalised as for the plain network, shape (N,
+            C, H, W), or several batches of different sizes. Weights that several layers share are then
+            fitted to the outputs of these layers instead of their weights; 64 images are enough. Exact
+            grafts do not need them. Defaults to None.
 
     Returns:
         tuple[dict[str, Tensor], Report]: A state dict for ``model.load_state_dict`` and the report on every
         key.
 
     Raises:
-        ValueError: If no rule is registered for the backbone, or the model is in its inference form.
+        TypeError: If ``images`` are not tensors of floating-point numbers.
+        ValueError: If no rule is registered for the backbone, the model is in its inference form, or
+            ``images`` have the wrong shape.
         TransferError: If nothing fits or, with ``strict``, if any key or shape does not. The message
             suggests options of the backbone that would fit, if they are known.
 
@@ -111,16 +116,19 @@ class GraftTransfer(Transfer):
     Args:
         source (Mapping[str, Tensor]): The plain network's tensors by name.
         model (nn.Module): The model to fill.
-        images (Tensor, optional): Batch to fit to, shape (N, C, H, W). Defaults to None.
+        images (Tensor or Sequence[Tensor], optional): Images to fit to, shape (N, C, H, W). Defaults to
+            None.
 
     Attributes:
         plain (dict[str, str]): Key in the source by the parameter's common name, see :func:`plain_names`.
-        images (Tensor, optional): The batch.
+        images (list[Tensor], optional): The batches of images.
+        reordered (set[str]): Source keys of tensors whose channels have been reordered.
     """
 
-    def __init__(self, source: Mapping[str, Tensor], model: nn.Module, images: Tensor | None = None) -> None:
-        super().__init__(source, model)
-        self.images = images
+    def __init__(self, source: Mapping[str, Tensor], model: nn.Module, images: Images | None = None) -> None:
+        super().__init__(dict(source), model)
+        self.images = None if images is None else check_images(images, self.backbone.in_channels)
+        self.reordered: set[str] = set()
         self.plain = plain_names(source)
         self._parts = {key.split('.', 1)[0] for key in source}
         self._make_room_for_pools()
@@ -143,6 +151,25 @@ class GraftTransfer(Transfer):
     def backbone_keys(self) -> list[str]:
         """Return the names of the backbone's tensors, without the prefix and in order."""
         return [key[len(self.prefix) :] for key in self.target if key.startswith(self.prefix)]
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """Return the backbone's state dict, with the values filled so far and its own elsewhere."""
+        return {
+            name: self._tensors.get(self.prefix + name, self.target[self.prefix + name])
+            for name in self.backbone_keys()
+        }
+
+    def reorder(self, key: str, tensor: Tensor) -> None:
+        """Replace a tensor of the source by itself with its channels in another order."""
+        self.source[key] = tensor
+        self.reordered.add(key)
+
+    def copy(self, target: str, source: str) -> None:
+        """See :meth:`Transfer.copy`. A tensor in another order counts as transformed."""
+        if source in self.reordered:
+            self.transform(target, [source], self.source[source], 'inner channels reordered')
+        else:
+            super().copy(target, source)
 
     def take(self, name: str) -> None:
         """Copy the plain tensor of the same common name; a missing counter keeps its initial value.

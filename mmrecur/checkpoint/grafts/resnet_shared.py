@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from mmrecur.checkpoint.grafts.align import align_blocks
+from mmrecur.checkpoint.grafts.basis_fit import refit_bases
 from mmrecur.checkpoint.grafts.graft import GraftTransfer, register_graft
 from mmrecur.checkpoint.grafts.mobilenet_names import mobilenet_names
+from mmrecur.checkpoint.grafts.plain_network import plain_network, refit_if_closer
 from mmrecur.checkpoint.grafts.relaxation import fit_relaxation
 from mmrecur.checkpoint.unwrap import backbone_prefix
 from mmrecur.errors import TransferError
@@ -26,21 +29,27 @@ _NORM = re.compile(r'\.(conv\d)\.norm\.(weight|bias|running_mean|running_var|num
 def graft_shared_basis(transfer: GraftTransfer) -> None:
     """Fill a backbone with shared filter bases from its plain counterpart.
 
-    Shared weights are the least-squares fit to all convolutions that share them:
+    Shared weights are the least-squares fit to all convolutions that share them. Without images it concerns
+    their weights, with images their outputs, given the plain network's maps:
 
     - The basis of a factorised convolution has orthonormal rows: the first right singular vectors of the
       stacked filters of its group. The coefficients are the projections onto it. The unique filters of a
       layer are fitted to the residual in the same way. The fit is exact if the rank suffices.
-    - A convolution that is shared as a whole is the average. Residuals (``relaxation_rank``) are the closest
-      of their rank to the differences from the average, and exact at full rank.
+    - A convolution that is shared as a whole is the average, after the inner channels of the blocks have
+      been brought into one order (:func:`align_blocks`). With images, outputs of equal variance are fitted,
+      and the norm behind each layer takes up the difference. Residuals (``relaxation_rank``) are the closest
+      of their rank to the differences from the average, which is then not fitted; at full rank the graft
+      is exact.
     - The norm between basis and coefficients is the identity in evaluation. In training it normalises by
-      batch statistics, so the network changes with the first step unless ``norm_eval`` is set.
+      batch statistics, so without images the network changes with the first step unless ``norm_eval`` is
+      set. With images, the norm has their statistics and is the identity on them in training, too.
 
     The authors' MobileNetV2 has an expansion in its first stage and two biases that other MobileNetV2s lack;
     they start as the identity and as zeros. For new attention layers see
     :meth:`GraftTransfer.start_attention`.
 
-    The report holds the relative error ``||W - W'|| / ||W||`` of each layer.
+    The report holds the relative error of each layer: ``||W - W'|| / ||W||`` of the filters without images,
+    ``||y - y'|| / ||y||`` of the outputs with images.
 
     Args:
         transfer (GraftTransfer): The transfer to fill.
@@ -57,12 +66,19 @@ def graft_shared_basis(transfer: GraftTransfer) -> None:
     transfer.plain = {
         key[len(prefix) :] if key[len(prefix) :] in own else name: key for name, key in transfer.plain.items()
     }
+    _align(transfer)
     fits = _fit_bases(transfer)
     _fill(transfer, fits.tensors)
+    what = "filters, ||W - W'|| / ||W||"
+    if transfer.images is not None and fits.errors:
+        network, groups = plain_network(transfer), _refitted_groups(transfer)
+        if errors := refit_if_closer(transfer, network, lambda: refit_bases(transfer, network, groups)):
+            fits.errors.update(errors)
+            what = "outputs, ||y - y'|| / ||y||"
     transfer.report.errors.update(fits.errors)
     if fits.errors:
         shown = ', '.join(f'{place} {error:.1%}' for place, error in fits.errors.items())
-        transfer.report.notes.append(f"relative error of the filters, ||W - W'|| / ||W||: {shown}")
+        transfer.report.notes.append(f'relative error of the {what}: {shown}')
 
 
 @dataclass
@@ -79,7 +95,7 @@ def _fit_bases(transfer: GraftTransfer) -> _Fits:
     backbone: SharedBasisBackbone = transfer.backbone
     for stage_name in backbone.stages:
         stage: BasisStage = getattr(backbone, stage_name)
-        for name, places in _groups(backbone, stage_name).items():
+        for name, places in basis_readers(backbone, stage_name).items():
             if not all(f'{place}.weight' in transfer.plain for place in places):
                 continue  # the source shares weights already, or finish() reports the missing keys
             sources = [transfer.plain[f'{place}.weight'] for place in places]
@@ -108,7 +124,44 @@ def _fit_bases(transfer: GraftTransfer) -> _Fits:
     return fits
 
 
-def _groups(backbone: SharedBasisBackbone, stage_name: str) -> dict[str, list[str]]:
+def _plain_groups(transfer: GraftTransfer) -> dict[str, dict[str, list[str]]]:
+    """Return, for each stage and basis, the convolutions that read it, if the source has all of them."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for stage in transfer.backbone.stages:
+        for name, places in basis_readers(transfer.backbone, stage).items():
+            if all(f'{place}.weight' in transfer.plain for place in places):
+                groups.setdefault(stage, {})[name] = places
+    return groups
+
+
+def _refitted_groups(transfer: GraftTransfer) -> dict[str, dict[str, list[str]]]:
+    """Return :func:`_plain_groups` without convolutions that have residuals."""
+
+    def is_relaxed(place: str) -> bool:
+        return getattr(transfer.backbone.get_submodule(place), 'relaxation', None) is not None
+
+    return {
+        stage: {name: places for name, places in bases.items() if not any(map(is_relaxed, places))}
+        for stage, bases in _plain_groups(transfer).items()
+    }
+
+
+def _align(transfer: GraftTransfer) -> None:
+    """Align the inner channels of the blocks that share whole convolutions, stage by stage.
+
+    Coefficients make up for most of the order: aligned blocks share a basis no better.
+    """
+    for bases in _plain_groups(transfer).values():
+        shared: dict[str, set[str]] = {}
+        for place in (place for places in bases.values() for place in places):
+            block, conv = place.rsplit('.', 1)
+            if isinstance(transfer.backbone.get_submodule(place), BasisConv2d):
+                shared.setdefault(block, set()).add(conv)
+        if shared:
+            align_blocks(transfer, transfer.backbone.get_submodule(next(iter(shared))), shared)
+
+
+def basis_readers(backbone: SharedBasisBackbone, stage_name: str) -> dict[str, list[str]]:
     """Return the names of the convolutions that read each basis of a stage."""
     bases = getattr(backbone, stage_name).basis or {}
     groups: dict[str, list[str]] = {name: [] for name in bases}
