@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Mapping
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from mmrecur.checkpoint.grafts.graft import GraftTransfer
@@ -114,6 +113,8 @@ def _orders(kernels: list[dict[str, Tensor]], axes: list[dict[str, int]]) -> lis
 
 
 def _best(own: dict[str, Tensor], others: list[dict[str, Tensor]], axis: dict[str, int]) -> Tensor | None:
+    from scipy.optimize import linear_sum_assignment  # its import adds warning filters
+
     similarity: Tensor | int = 0
     for conv, dim in axis.items():
         if conv in own and (found := [o[conv] for o in others if conv in o]):

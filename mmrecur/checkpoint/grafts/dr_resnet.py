@@ -243,6 +243,13 @@ def _fill_loop(transfer: GraftTransfer, loop: str, blocks: list[str], merged: Me
             how = f'residual of the {merged.method}'
             transfer.transform(target, [source], tensor.to(transfer.target[target]), how)
     _fill_norms(transfer, loop, blocks, merged)
+    for name in transfer.backbone_keys():
+        target = transfer.prefix + name
+        if name.startswith(f'{loop}.block.') and target not in transfer.report.transformed:
+            if '.relaxations.' in name and name.endswith('.up'):
+                transfer.zero(target, 'zeros: no residual at first')
+            elif '.relaxations.' in name:
+                transfer.leave(target, 'without effect while its other factor is zero')
 
 
 def _fill_norms(transfer: GraftTransfer, loop: str, blocks: list[str], merged: Merged) -> None:
