@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from mmrecur.models.losses.feature_matching import OutputRecorder, named_maps
 from mmrecur.models.norms import run_backbone_and_neck
 
 #: A batch: images of one size, or groups of images of different sizes.
-Batch = Tensor | Sequence[Tensor]
+Batch: TypeAlias = 'Tensor | Sequence[Tensor]'
 _STAGE = re.compile(r'layer\d+')
 
 

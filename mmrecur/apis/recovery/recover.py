@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mmrecur.apis.recovery.images import RecoveryImages
 from mmrecur.apis.recovery.matcher import Matcher
 from mmrecur.apis.recovery.outputs import Batch, choose_outputs, groups_of, relative_errors
 from mmrecur.apis.recovery.report import RecoveryReport, StageResult
@@ -135,7 +136,7 @@ class _Recovery:
             x = self._first[0].to(next(student.parameters()).device)
             modules, outputs = choose_outputs(teacher, student, x, match)
         self.matcher = Matcher(teacher, student, modules, outputs, steps, lr, seed)
-        self.report = RecoveryReport(tuple(_num_parameters(m) for m in (teacher, student)))
+        self.report = RecoveryReport((_num_parameters(teacher), _num_parameters(student)))
         sizes = list(self.report.parameters)
         settings = dict(steps=steps, lr=lr, outputs=outputs, seed=seed, parameters=sizes)
         self.state = RecoveryState(checkpoint, settings)
@@ -225,14 +226,14 @@ class _Recovery:
 
 def _one_pass(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield the batches of the first pass, at most :data:`NORM_BATCHES`, the same ones in each call."""
-    is_endless = hasattr(batches, 'batches')  # RecoveryImages, whose passes have different orders
-    first = islice(batches.batches(), len(batches)) if is_endless else iter(batches)
-    return islice(first, NORM_BATCHES)
+    if isinstance(batches, RecoveryImages):  # each of its passes has another order
+        return islice(batches.batches(), min(len(batches), NORM_BATCHES))
+    return islice(iter(batches), NORM_BATCHES)
 
 
 def _endless(batches: Iterable[Batch], start: int) -> Iterator[Batch]:
     """Yield the batches of pass after pass, beginning with the one at index ``start``."""
-    if hasattr(batches, 'batches'):  # RecoveryImages, which reads no image that is not used
+    if isinstance(batches, RecoveryImages):  # it reads no image of the batches that are left out
         yield from batches.batches(start=start)
         return
     index = 0

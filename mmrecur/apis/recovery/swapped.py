@@ -174,7 +174,7 @@ def recover_swap(
                 checkpoint=state_file,
                 seed=settings.seed,
             )
-        sizes = tuple(_sizes(model, fit_images[0]) for model in (teacher, student))
+        sizes = (_sizes(teacher, fit_images[0]), _sizes(student, fit_images[0]))
     state = {name: tensor.cpu() for name, tensor in student.state_dict().items()}
     return Recovered(state, grafted, report, teacher_metrics, dict(images.skipped), sizes)
 

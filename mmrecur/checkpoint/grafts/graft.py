@@ -126,7 +126,8 @@ class GraftTransfer(Transfer):
     """
 
     def __init__(self, source: Mapping[str, Tensor], model: nn.Module, images: Images | None = None) -> None:
-        super().__init__(dict(source), model)
+        super().__init__(source, model)
+        self.source: dict[str, Tensor] = dict(source)  # reorder() replaces tensors
         self.images = None if images is None else check_images(images, self.backbone.in_channels)
         self.reordered: set[str] = set()
         self.plain = plain_names(source)

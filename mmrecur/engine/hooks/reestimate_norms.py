@@ -187,5 +187,5 @@ def _swapping_statistics(hook: EMAHook) -> Callable[[], None]:
                 a.copy_(b)
                 b.copy_(kept)
 
-    swap_all.swaps_statistics = True
+    swap_all.swaps_statistics = True  # type: ignore[attr-defined]
     return swap_all
