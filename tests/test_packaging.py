@@ -95,7 +95,7 @@ def test_installing_requires_neither_torch_nor_the_openmmlab_stack(metadata):
         if stack.match(requirement):
             assert re.search(r'extra == "(mminstall|openmmlab)"', requirement), requirement
     plain = {r for r in requirements if 'extra ==' not in r}
-    assert plain == {'numpy', 'rich'}
+    assert plain == {'numpy', 'rich', 'scipy'}
 
 
 def test_the_stacks_are_extras_that_never_mix(metadata):

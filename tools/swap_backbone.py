@@ -18,7 +18,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmrecur.apis.recovery.recover import LEARNING_RATE
 from mmrecur.apis.recovery.summary import print_plans, print_recovery, write_recovery
 from mmrecur.apis.recovery.swapped import RecoverySettings, choose_swap_plan, recover_swap
 from mmrecur.apis.runner import (
@@ -78,7 +77,9 @@ def add_recovery_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument('--steps', type=int, default=2000, help='number of steps (default: %(default)s)')
     group.add_argument('--batch-size', type=int, default=8, help='images in a step (default: %(default)s)')
-    group.add_argument('--lr', type=float, default=LEARNING_RATE, help='learning rate (default: %(default)s)')
+    group.add_argument(
+        '--lr', type=float, help='highest learning rate (default: chosen from the first errors)'
+    )
     group.add_argument('--num-images', type=int, help='use a random choice of this many images')
     group.add_argument('--seed', type=int, default=0, help='order of the images (default: %(default)s)')
     group.add_argument(

@@ -56,7 +56,8 @@ class Report:
         """Return the report as a table in which keys that differ only in numbers share a row."""
         rows: Counter[tuple[str, str, str]] = Counter()
         for target, (sources, how) in self.transformed.items():
-            origin = f'from {", ".join(map(_pattern, sources))}: ' if sources else ''
+            patterns = dict.fromkeys(map(_pattern, sources))
+            origin = f'from {", ".join(patterns)}: ' if sources else ''
             rows['transformed', _pattern(target), f'{origin}{how}'] += 1
         for target, why in self.initial.items():
             rows['at initialisation', _pattern(target), why] += 1

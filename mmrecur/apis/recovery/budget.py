@@ -14,7 +14,6 @@ from mmrecur.apis.recovery.outputs import OutputReader, choose_outputs, relative
 from mmrecur.checkpoint import graft
 from mmrecur.errors import ToolError
 from mmrecur.models.backbones import Backbone, DRResNet, ResNetShared
-from mmrecur.models.norms import reestimate_norms
 
 #: Options of one stage by name.
 Level = Mapping[str, Any]
@@ -76,9 +75,8 @@ def choose_plan(
 ) -> tuple[SharingPlan, list[SharingPlan]]:
     """Choose the options of each stage that do the least damage within a budget of parameters.
 
-    Each option of each stage is tried alone: the teacher's weights are grafted, the statistics of the norms
-    re-estimated, and the errors of the outputs measured. The choice assumes that the squared errors of the
-    stages add up.
+    Each option of each stage is tried alone: the teacher's weights are grafted with the images, and the
+    errors of the outputs measured. The choice assumes that the squared errors of the stages add up.
 
     Args:
         teacher (nn.Module): The trained model, with a plain ``backbone``, in evaluation mode.
@@ -140,7 +138,6 @@ def _damage(teacher: nn.Module, candidate: Backbone, batches: Sequence[Tensor]) 
     candidate.load_state_dict(state)
     student = copy.copy(teacher)  # shares the neck
     student._modules = {**teacher._modules, 'backbone': candidate.to(batches[0].device)}
-    reestimate_norms(student, batches, [n for n, _ in student.named_modules() if n.startswith('backbone.')])
     student.eval()
     modules, outputs = choose_outputs(teacher, student, batches[0])
     readers = (OutputReader(model, modules) for model in (teacher, student))

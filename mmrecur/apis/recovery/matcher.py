@@ -18,7 +18,11 @@ from mmrecur.models.norms import batch_norms
 
 #: Part of the steps over which the learning rate rises.
 WARMUP = 0.05
-#: Part of the steps in which norms use the statistics of their batch; in the others they keep theirs.
+#: Relative error of the outputs up to which a student is near its teacher.
+NEAR = 0.5
+#: Highest learning rate for a student near its teacher, and for another one.
+LEARNING_RATES = (3e-4, 3e-3)
+#: Part of the steps in which the norms of a student far from its teacher use the statistics of their batch.
 BATCH_STATISTICS = 0.5
 #: Largest norm of the gradient.
 MAX_GRADIENT = 1.0
@@ -31,13 +35,17 @@ class Matcher:
     losses of the student's modules. Half of the images are flipped, chosen at random in each step. AdamW
     trains the student; the learning rate rises linearly and then falls to zero along a cosine.
 
+    The norms of a student near its teacher keep their statistics, as in evaluation, so that training and
+    evaluation compute the same and the size of the batch does not matter. Those of another student use the
+    statistics of the batch in the first half of the steps.
+
     Args:
         teacher (nn.Module): The teacher. It stays as it is.
         student (nn.Module): The student. Only its backbone is trained, or the whole network if it has none.
         modules (Sequence[str]): Names of the submodules to read, see :class:`OutputReader`.
         outputs (Sequence[str]): Names of the outputs to match.
         steps (int): Number of steps.
-        lr (float): Highest learning rate.
+        lr (float, optional): Highest learning rate. None for one of :data:`LEARNING_RATES`.
         seed (int): Seed of the noise in the student, such as that of its gates.
     """
 
@@ -48,7 +56,7 @@ class Matcher:
         modules: Sequence[str],
         outputs: Sequence[str],
         steps: int,
-        lr: float,
+        lr: float | None,
         seed: int,
     ) -> None:
         self.student, self.trained = student, getattr(student, 'backbone', student)
@@ -59,7 +67,8 @@ class Matcher:
         self.outputs = list(outputs)
         self.steps, self.lr, self.seed = steps, lr, seed
         self.done = 0
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0)
+        self.is_near = True
+        self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=0.0)
 
     def step(self, batch: Batch) -> float:
         """Train one step.
@@ -72,8 +81,9 @@ class Matcher:
         """
         groups = groups_of(batch)
         count = sum(map(len, groups))
+        lr = LEARNING_RATES[0 if self.is_near else 1] if self.lr is None else self.lr
         for group in self.optimizer.param_groups:
-            group['lr'] = self.lr * self._rate()
+            group['lr'] = lr * self._rate()
         self.optimizer.zero_grad()
         total = 0.0
         with own_randomness(self.seed + self.done), torch.enable_grad():
@@ -90,7 +100,7 @@ class Matcher:
     @property
     def first_frozen_step(self) -> int:
         """int: Number of steps after which batch norms keep their statistics."""
-        return round(BATCH_STATISTICS * self.steps)
+        return 0 if self.is_near else round(BATCH_STATISTICS * self.steps)
 
     def freeze_norms(self) -> None:
         """Let batch norms normalise with their statistics, as in evaluation."""
@@ -110,7 +120,12 @@ class Matcher:
 
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on."""
-        return dict(done=self.done, student=self.student.state_dict(), optimizer=self.optimizer.state_dict())
+        return dict(
+            done=self.done,
+            is_near=self.is_near,
+            student=self.student.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+        )
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a state.
@@ -118,7 +133,7 @@ class Matcher:
         Args:
             state (Mapping): Result of :meth:`state`.
         """
-        self.done = state['done']
+        self.done, self.is_near = state['done'], state['is_near']
         self.student.load_state_dict(state['student'])
         self.optimizer.load_state_dict(state['optimizer'])
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrecur.apis.recovery.images import RecoveryImages
-from mmrecur.apis.recovery.matcher import Matcher
+from mmrecur.apis.recovery.matcher import NEAR, Matcher
 from mmrecur.apis.recovery.outputs import Batch, choose_outputs, groups_of, relative_errors
 from mmrecur.apis.recovery.report import RecoveryReport, StageResult
 from mmrecur.apis.recovery.state import RecoveryState
@@ -26,12 +26,12 @@ from mmrecur.models.norms import batch_norms, reestimate_norms
 Callback = Callable[[int, float], None]
 #: Returns metrics of the student by name.
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-#: Highest learning rate of AdamW.
-LEARNING_RATE = 3e-3
 #: Largest relative error that rounding alone explains; such a student has nothing to recover.
 EXACT = 1e-4
 #: Number of batches on which errors are measured.
 ERROR_BATCHES = 8
+#: Number of pixels of the images that are kept for this and for the calibration of gates.
+MAX_PIXELS = 1 << 24
 #: Number of batches on which the statistics of norms are estimated.
 NORM_BATCHES = 50
 
@@ -41,7 +41,7 @@ def recover(
     student: nn.Module,
     batches: Iterable[Batch],
     steps: int = 1000,
-    lr: float = LEARNING_RATE,
+    lr: float | None = None,
     match: Sequence[str] | None = None,
     callback: Callback | None = None,
     evaluate: Evaluate | None = None,
@@ -54,7 +54,8 @@ def recover(
     lost accuracy. The recovery re-estimates the statistics of its norms, then trains its backbone to match
     the outputs of the teacher's stages and neck. Necks and heads are not trained, except parameters that the
     teacher lacks or has in another shape. Each step uses one batch. Gates with a target rate are calibrated
-    at the end, see :func:`calibrate_gates`.
+    at the end, see :func:`calibrate_gates`. A stage that does not lower the errors leaves the student as it
+    was.
 
     Args:
         teacher (nn.Module): The trained network: a detector, segmenter or classifier of any library with a
@@ -65,7 +66,8 @@ def recover(
             (N, C, H, W), or a sequence of such tensors of different sizes. The batches are iterated over
             again until the steps are done, so an iterator that ends is not enough.
         steps (int): Number of steps; 0 only re-estimates the norms. Defaults to 1000.
-        lr (float): Highest learning rate of AdamW. Defaults to 3e-3.
+        lr (float, optional): Highest learning rate of AdamW. Defaults to None: 3e-4 if the student starts
+            near its teacher (its outputs have a relative error of at most 0.5), else 3e-3.
         match (Sequence[str], optional): Names of the submodules whose outputs are matched, such as
             ``['backbone', 'neck']``. Defaults to None: all stages that both networks have under the same
             name, the backbone, and the neck.
@@ -91,16 +93,16 @@ def recover(
         >>> from mmrecur.checkpoint import graft
         >>> from mmrecur.models.backbones import ResNetShared
         >>> teacher = ResNetShared(20, base_channels=8, share=None)
-        >>> student = ResNetShared(20, base_channels=8)
+        >>> student = ResNetShared(20, base_channels=8, shared_rank=6)
         >>> _ = student.load_state_dict(graft(teacher.state_dict(), student)[0])
         >>> images = [torch.rand(8, 3, 32, 32) for _ in range(4)]
         >>> report = recover(teacher, student, images, steps=20)
-        >>> report.stages[-1].error < report.stages[0].error
-        True
+        >>> [stage.name for stage in report.stages]
+        ['start', 'norms', 'match']
     """
     check_int('steps', steps, 0)
-    if not lr > 0:
-        raise ValueError(f'lr={lr!r}, allowed: a number above 0')
+    if lr is not None and not lr > 0:
+        raise ValueError(f'lr={lr!r}, allowed: None, a number above 0')
     with own_randomness(seed), evaluation_mode(teacher):
         return _Recovery(teacher, student, batches, steps, lr, match, evaluate, checkpoint, seed).run(
             callback
@@ -116,7 +118,7 @@ class _Recovery:
         student: nn.Module,
         batches: Iterable[Batch],
         steps: int,
-        lr: float,
+        lr: float | None,
         match: Sequence[str] | None,
         evaluate: Evaluate | None,
         checkpoint: str | Path | None,
@@ -129,7 +131,7 @@ class _Recovery:
                 f'batches is a {type(batches).__name__}, which ends; allowed: an iterable that can be '
                 'iterated over again, such as a list or a DataLoader'
             )
-        self._first = [x for batch in islice(_one_pass(batches), ERROR_BATCHES) for x in groups_of(batch)]
+        self._first = first_images(islice(_one_pass(batches), ERROR_BATCHES))
         if not self._first:
             raise ValueError('batches has no images, allowed: at least one batch')
         with evaluation_mode(student):
@@ -137,6 +139,7 @@ class _Recovery:
             modules, outputs = choose_outputs(teacher, student, x, match)
         self.matcher = Matcher(teacher, student, modules, outputs, steps, lr, seed)
         self.report = RecoveryReport((_num_parameters(teacher), _num_parameters(student)))
+        self._before: dict[str, Tensor] = {}  # the student before the outputs are matched
         sizes = list(self.report.parameters)
         settings = dict(steps=steps, lr=lr, outputs=outputs, seed=seed, parameters=sizes)
         self.state = RecoveryState(checkpoint, settings)
@@ -146,7 +149,7 @@ class _Recovery:
         saved = self.state.load()
         if saved is not None:
             self.matcher.load(saved['matcher'])
-            self.report = RecoveryReport.from_dict(saved['report'])
+            self.report, self._before = RecoveryReport.from_dict(saved['report']), saved['before']
         if not self.report.stages:
             with self._stage('start'):
                 pass
@@ -184,16 +187,19 @@ class _Recovery:
 
     def _settle_norms(self) -> None:
         """Re-estimate the statistics of norms, and keep the previous ones if the errors do not fall."""
-        before = {name: value.clone() for name, value in self.student.state_dict().items()}
+        before = _copy(self.student)
         self._reestimate()
         if _mean_square(self._errors()) >= _mean_square(self.report.stages[-1].errors):
             self.student.load_state_dict(before)
 
     def _match(self, callback: Callback | None) -> None:
         matcher = self.matcher
+        if not matcher.done:
+            self._before = _copy(self.student)
+            matcher.is_near = self.report.error <= NEAR
         with matcher.training():
             for batch in islice(_endless(self.batches, matcher.done), matcher.steps - matcher.done):
-                if matcher.done == matcher.first_frozen_step:
+                if matcher.done == matcher.first_frozen_step > 0:
                     self._reestimate()
                 if matcher.done >= matcher.first_frozen_step:
                     matcher.freeze_norms()
@@ -202,6 +208,8 @@ class _Recovery:
                     self._save()
                 if callback is not None:
                     callback(matcher.done, self.report.history[-1])
+        if _mean_square(self._errors()) >= _mean_square(self.report.stages[-1].errors):
+            self.student.load_state_dict(self._before)  # too few steps for the learning rate
 
     def _errors(self) -> dict[str, float]:
         matcher, images = self.matcher, [self._to_device(x) for x in self._first]
@@ -211,9 +219,8 @@ class _Recovery:
     def _largest_group(self) -> Tensor:
         """Return the images of the size that most images of the first batches have."""
         by_size: dict[tuple[int, ...], list[Tensor]] = {}
-        for batch in _one_pass(self.batches):
-            for x in groups_of(batch):
-                by_size.setdefault(tuple(x.shape[1:]), []).append(x)
+        for x in first_images(_one_pass(self.batches)):
+            by_size.setdefault(tuple(x.shape[1:]), []).append(x)
         groups = max(by_size.values(), key=lambda group: sum(map(len, group)))
         return self._to_device(torch.cat(groups))
 
@@ -221,7 +228,20 @@ class _Recovery:
         return x.to(self.matcher.parameters[0].device)
 
     def _save(self) -> None:
-        self.state.save(dict(matcher=self.matcher.state(), report=self.report.to_dict()))
+        values = dict(matcher=self.matcher.state(), report=self.report.to_dict(), before=self._before)
+        self.state.save(values)
+
+
+def first_images(batches: Iterable[Batch], pixels: int = MAX_PIXELS) -> list[Tensor]:
+    """Return the images of the first batches, about as many as have the given number of pixels."""
+    found: list[Tensor] = []
+    for batch in batches:
+        for x in groups_of(batch):
+            found.append(x)
+            pixels -= x[:, 0].numel()
+            if pixels <= 0:
+                return found
+    return found
 
 
 def _one_pass(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -242,6 +262,10 @@ def _endless(batches: Iterable[Batch], start: int) -> Iterator[Batch]:
             if index >= start:
                 yield batch
             index += 1
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def _mean_square(errors: Mapping[str, float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mmrecur.analysis.complexity import count_work, image_inputs
 from mmrecur.apis.recovery.budget import SharingPlan, choose_plan
 from mmrecur.apis.recovery.images import RecoveryImages
 from mmrecur.apis.recovery.progress import RecoveryProgress
-from mmrecur.apis.recovery.recover import LEARNING_RATE, recover
+from mmrecur.apis.recovery.recover import first_images, recover
 from mmrecur.apis.recovery.report import RecoveryReport
 from mmrecur.apis.recovery.validation import Validation
 from mmrecur.apis.swap.features import build
@@ -40,7 +41,7 @@ class RecoverySettings:
         images (str): Source of the images, see :class:`RecoveryImages`.
         steps (int): Number of steps.
         batch_size (int): Number of images in a step.
-        lr (float): Highest learning rate.
+        lr (float, optional): Highest learning rate, see :func:`recover`.
         num_images (int, optional): Number of images to use; None for all.
         keep (float, optional): Largest number of parameters of the new backbone, as a share of the old one's;
             see :func:`choose_plan`.
@@ -51,7 +52,7 @@ class RecoverySettings:
     images: str
     steps: int = 2000
     batch_size: int = 8
-    lr: float = LEARNING_RATE
+    lr: float | None = None
     num_images: int | None = None
     keep: float | None = None
     validate: bool = False
@@ -124,7 +125,7 @@ def choose_swap_plan(swap: Swap, checkpoint: Mapping[str, Any], settings: Recove
         def make(plan: Mapping[str, Any]) -> nn.Module:
             return build(with_options(plan), swap.target.scope, 'the new backbone')
 
-        batches = _first_images(images, FIT_IMAGES)
+        batches = first_images(islice(images.batches(), -(-FIT_IMAGES // settings.batch_size)))
         plan, frontier = choose_plan(teacher, make, batches, settings.keep)
     old = sum(parameter.numel() for parameter in teacher.backbone.parameters())
     return ChosenPlan(with_options(plan.options), plan, frontier, old)
@@ -156,8 +157,8 @@ def recover_swap(
         load_base(swap, teacher, checkpoint)
         teacher.to(device)
         images = _images(swap, teacher, settings)
-        fit_images = _first_images(images, FIT_IMAGES)
-        state, grafted = graft_checkpoint(swap, student, checkpoint, fit_images)
+        fit_images = first_images(islice(images.batches(), -(-FIT_IMAGES // settings.batch_size)))
+        state, grafted = graft_checkpoint(swap, student, checkpoint, [x.cpu() for x in fit_images])
         student.load_state_dict(state)
         student.to(device)
         validation = Validation(swap.base) if settings.validate else None
@@ -193,13 +194,3 @@ def _images(swap: Swap, model: nn.Module, settings: RecoverySettings) -> Recover
     return RecoveryImages(
         swap.base, settings.images, model, settings.batch_size, settings.num_images, settings.seed
     )
-
-
-def _first_images(images: RecoveryImages, count: int) -> list[Tensor]:
-    """Return the images of the first batches, about ``count`` of them."""
-    found: list[Tensor] = []
-    for batch in images.batches():
-        found += [x.cpu() for x in batch]
-        if sum(map(len, found)) >= min(count, len(images.names)):
-            return found
-    return found

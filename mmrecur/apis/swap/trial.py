@@ -165,7 +165,10 @@ def graft_checkpoint(
             return graft_other_parts(part, new)
         return graft(part, new, images=images)
     except (TransferError, ValueError) as error:
-        raise ToolError(f'the checkpoint cannot be grafted: {error}') from error
+        raise ToolError(
+            f'the checkpoint cannot be grafted: {error}. Without a graft, tools/swap_backbone.py --init none '
+            '--recover IMAGES trains a random backbone to compute the feature maps of the old one'
+        ) from error
 
 
 def _graft(
