@@ -52,9 +52,9 @@ def arguments(plain: tuple[Path, Path], out: Path, *options: Any) -> list[str]:
 
 def test_a_detector_is_recovered(tool: Any, plain: Any, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / 'shared.py'
-    tool.main(arguments(plain, out, '--steps', 30, '--val'))
+    tool.main(arguments(plain, out, '--steps', 60, '--lr', 0.001, '--val'))
     printed = capsys.readouterr().out
-    for text in ('norms re-estimated', 'outputs matched', 'bbox_mAP', 'multiply-adds', 'Step 30 of 30'):
+    for text in ('norms re-estimated', 'outputs matched', 'bbox_mAP', 'multiply-adds', 'Step 60 of 60'):
         assert text in printed
     values = json.loads(out.with_suffix('.recovery.json').read_text())
     start, norms, match = values['recovery']['stages']
@@ -119,7 +119,7 @@ def test_an_exact_swap_needs_no_recovery(tool: Any, plain: Any, tmp_path: Path, 
 
 def test_a_random_backbone_is_trained_too(tool: Any, plain: Any, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / 'random.py'
-    tool.main(arguments(plain, out, '--init', 'none', '--steps', 20))
+    tool.main(arguments(plain, out, '--init', 'none', '--steps', 60, '--lr', 0.001))
     assert 'Weights: random' in capsys.readouterr().out
     start, *_, match = json.loads(out.with_suffix('.recovery.json').read_text())['recovery']['stages']
     assert match['errors']['neck.0'] < start['errors']['neck.0']
