@@ -136,3 +136,16 @@ def prints_into_log() -> Iterator[None]:
     text = output.kept.getvalue().rstrip()
     if text:
         MMLogger.get_current_instance().info(text, extra=dict(was_printed=True))
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep libraries from printing and logging, except errors, while they read data or compute metrics."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from mmrecur.apis.specs import registry_scope
-from mmrecur.apis.start import prints_into_log
+from mmrecur.apis.start import quiet_libraries
 from mmrecur.engine.randomness import own_randomness
 from mmrecur.errors import ToolError
 
@@ -86,7 +86,7 @@ def _training_images(cfg: Config) -> list[Entry]:
         part = {key: value for key, value in part.items() if key != 'filter_cfg'}
         if 'pipeline' in part:
             part['pipeline'] = []
-        with registry_scope(cfg.get('default_scope')), own_randomness(), prints_into_log():
+        with registry_scope(cfg.get('default_scope')), own_randomness(), quiet_libraries():
             try:
                 dataset = DATASETS.build(part)
             except FileNotFoundError as error:

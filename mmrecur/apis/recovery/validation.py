@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
 
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
 from mmrecur.apis.runner import stack_batches
 from mmrecur.apis.specs import registry_scope
+from mmrecur.apis.start import quiet_libraries
 from mmrecur.engine.randomness import own_randomness
 from mmrecur.errors import ToolError
 from mmrecur.models.layers.common.modes import evaluation_mode
@@ -43,7 +40,7 @@ class Validation:
         cfg = copy.deepcopy(cfg)
         stack_batches(cfg)
         self._scope = cfg.get('default_scope')
-        with registry_scope(self._scope), own_randomness():
+        with registry_scope(self._scope), own_randomness(), quiet_libraries():
             self._loader = Runner.build_dataloader(cfg.val_dataloader.to_dict())
             self._evaluator = Evaluator(cfg.val_evaluator)
         self._evaluator.dataset_meta = getattr(self._loader.dataset, 'metainfo', None)
@@ -58,21 +55,8 @@ class Validation:
         Returns:
             dict[str, float]: Metrics by name.
         """
-        with registry_scope(self._scope), own_randomness(), evaluation_mode(model), _quiet():
+        with registry_scope(self._scope), own_randomness(), evaluation_mode(model), quiet_libraries():
             for data in self._loader:
                 self._evaluator.process(data_samples=model.val_step(data), data_batch=data)
             metrics = self._evaluator.evaluate(len(self._loader.dataset))
         return {name: float(value) for name, value in metrics.items()}
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keep pycocotools and the metrics from printing their tables."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
