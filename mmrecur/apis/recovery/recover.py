@@ -140,6 +140,7 @@ class _Recovery:
         self.matcher = Matcher(teacher, student, modules, outputs, steps, lr, seed)
         self.report = RecoveryReport((_num_parameters(teacher), _num_parameters(student)))
         self._before: dict[str, Tensor] = {}  # the student before the outputs are matched
+        self._is_kept = True  # whether the present stage lowers the errors
         sizes = list(self.report.parameters)
         settings = dict(steps=steps, lr=lr, outputs=outputs, seed=seed, parameters=sizes)
         self.state = RecoveryState(checkpoint, settings)
@@ -167,14 +168,14 @@ class _Recovery:
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         """Time a stage, then measure the student and save the state."""
-        begin = time.monotonic()
+        begin, self._is_kept = time.monotonic(), True
         yield
         seconds = time.monotonic() - begin
         metrics = {}
         if self.evaluate is not None:
             with evaluation_mode(self.student):
                 metrics = {name: float(value) for name, value in self.evaluate(self.student).items()}
-        self.report.stages.append(StageResult(name, self._errors(), metrics, seconds))
+        self.report.stages.append(StageResult(name, self._errors(), metrics, seconds, self._is_kept))
         self._save()
 
     def _reestimate(self) -> None:
@@ -186,10 +187,15 @@ class _Recovery:
             reestimate_norms(self.student, _one_pass(self.batches), chosen)
 
     def _settle_norms(self) -> None:
-        """Re-estimate the statistics of norms, and keep the previous ones if the errors do not fall."""
+        """Re-estimate the statistics of norms."""
         before = _copy(self.student)
         self._reestimate()
-        if _mean_square(self._errors()) >= _mean_square(self.report.stages[-1].errors):
+        self._keep_if_better(before)
+
+    def _keep_if_better(self, before: Mapping[str, Tensor]) -> None:
+        """Restore the student as it was before a stage that has not lowered the errors."""
+        self._is_kept = _mean_square(self._errors()) < _mean_square(self.report.stages[-1].errors)
+        if not self._is_kept:
             self.student.load_state_dict(before)
 
     def _match(self, callback: Callback | None) -> None:
@@ -208,8 +214,7 @@ class _Recovery:
                     self._save()
                 if callback is not None:
                     callback(matcher.done, self.report.history[-1])
-        if _mean_square(self._errors()) >= _mean_square(self.report.stages[-1].errors):
-            self.student.load_state_dict(self._before)  # too few steps for the learning rate
+        self._keep_if_better(self._before)
 
     def _errors(self) -> dict[str, float]:
         matcher, images = self.matcher, [self._to_device(x) for x in self._first]

@@ -16,17 +16,19 @@ class StageResult:
     """State of the student after a stage of the recovery.
 
     Attributes:
-        name (str): ``'start'``, ``'norms'`` or ``'match'``.
+        name (str): ``'start'``, ``'norms'``, ``'match'`` or ``'gates'``.
         errors (dict[str, float]): Relative error ``||s - t|| / ||t||`` of each matched output on the images
             of the first batches, in evaluation mode.
         metrics (dict[str, float]): Values that the caller's ``evaluate`` returned.
         seconds (float): Duration of the stage without evaluations.
+        is_kept (bool): Whether the stage lowered the errors. Otherwise it left the student as it was.
     """
 
     name: str
     errors: dict[str, float]
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    is_kept: bool = True
 
     @property
     def error(self) -> float:
@@ -71,7 +73,8 @@ class RecoveryReport:
         for stage in self.stages:
             values = [f'{stage.errors[name]:.3f}' for name in outputs]
             scores = [f'{stage.metrics[name]:.3f}' if name in stage.metrics else '-' for name in metrics]
-            table.add_row(stage.name, f'{stage.error:.3f}', *values, *scores, f'{stage.seconds:.0f}')
+            name = stage.name if stage.is_kept else f'{stage.name} (undone)'
+            table.add_row(name, f'{stage.error:.3f}', *values, *scores, f'{stage.seconds:.0f}')
         console = Console(width=118, color_system=None, markup=False)
         with console.capture() as capture:
             console.print(table)

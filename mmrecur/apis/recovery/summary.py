@@ -58,7 +58,8 @@ def print_recovery(recovered: Recovered) -> None:
     table.add_row('plain', *_cells(before), '-', *_scores(recovered.teacher_metrics, metrics), '')
     for stage in report.stages:
         row = (f'{stage.error:.3f}', *_scores(stage.metrics, metrics), f'{stage.seconds:.0f} s')
-        table.add_row(_STAGES[stage.name], *_cells(recovered.sizes[1], before), *row)
+        name = _STAGES[stage.name] if stage.is_kept else f'{_STAGES[stage.name]} (no gain, undone)'
+        table.add_row(name, *_cells(recovered.sizes[1], before), *row)
     console = _console()
     console.print(table)
     last = report.stages[-1].errors
@@ -133,7 +134,8 @@ def plot_recovery(recovered: Recovered, chosen: ChosenPlan | None = None) -> Fig
         for i in range(len(history))
     ]
     axes.plot(range(1, len(history) + 1), smooth, color=COLOURS[0], label='each step, in training mode')
-    for stage, colour in zip(recovered.report.stages, COLOURS[1:]):
+    stages = [stage for stage in recovered.report.stages if stage.is_kept]
+    for stage, colour in zip(stages, COLOURS[1:]):
         axes.axhline(stage.error, color=colour, linestyle='--', linewidth=1, label=_STAGES[stage.name])
     axes.set(xlabel='step', ylabel='relative error of the outputs', ylim=(0, None))
     axes.legend(frameon=False, fontsize='small')
