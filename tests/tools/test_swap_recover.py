@@ -119,7 +119,9 @@ def test_an_exact_swap_needs_no_recovery(tool: Any, plain: Any, tmp_path: Path, 
 
 def test_a_random_backbone_is_trained_too(tool: Any, plain: Any, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / 'random.py'
-    tool.main(arguments(plain, out, '--init', 'none', '--steps', 60, '--lr', 0.001))
+    backbone = 'mmrecur.ResNetShared(depth=50, share=None, base_channels=6)'  # narrower: another neck
+    given = arguments(plain, out, '--init', 'none', '--steps', 60, '--lr', 0.001)
+    tool.main([*given, '--backbone', backbone])
     assert 'Weights: random' in capsys.readouterr().out
     start, *_, match = json.loads(out.with_suffix('.recovery.json').read_text())['recovery']['stages']
     assert match['errors']['neck.0'] < start['errors']['neck.0']

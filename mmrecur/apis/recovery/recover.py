@@ -55,7 +55,7 @@ def recover(
     the outputs of the teacher's stages and neck. Necks and heads are not trained, except parameters that the
     teacher lacks or has in another shape. Each step uses one batch. Gates with a target rate are calibrated
     at the end, see :func:`calibrate_gates`. A stage that does not lower the errors leaves the student as it
-    was.
+    was, except the training of gates.
 
     Args:
         teacher (nn.Module): The trained network: a detector, segmenter or classifier of any library with a
@@ -214,7 +214,9 @@ class _Recovery:
                     self._save()
                 if callback is not None:
                     callback(matcher.done, self.report.history[-1])
-        self._keep_if_better(self._before)
+        # gates that let everything pass have smaller errors than those that keep their rate
+        if not has_target_rate(matcher.trained):
+            self._keep_if_better(self._before)
 
     def _errors(self) -> dict[str, float]:
         matcher, images = self.matcher, [self._to_device(x) for x in self._first]

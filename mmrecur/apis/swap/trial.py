@@ -36,7 +36,8 @@ class Grafted:
     Attributes:
         state (dict[str, Tensor]): State dict of the new model.
         report (Report): What became of each tensor.
-        difference (float): Largest relative difference between the features of the old and new backbone.
+        difference (float): Largest relative difference between the features of the old and new backbone;
+            infinite if the new one starts from random weights.
         notes (tuple[str, ...]): Notes for the user.
     """
 
@@ -178,10 +179,12 @@ def _graft(
     load_base(swap, old, checkpoint)
     state, report = graft_checkpoint(swap, new, checkpoint)
     new.load_state_dict(state)
-    difference = largest_difference(
-        feature_maps(old.backbone, image, "the base's backbone"),
-        feature_maps(new.backbone, image, 'the new backbone'),
-    )
+    difference = float('inf')
+    if swap.start.kind != 'random':  # whose maps may have other widths
+        difference = largest_difference(
+            feature_maps(old.backbone, image, "the base's backbone"),
+            feature_maps(new.backbone, image, 'the new backbone'),
+        )
     return Grafted(state, report, difference, _part_of_target(checkpoint, swap)[1])
 
 
