@@ -186,7 +186,7 @@ def test_statistics_of_large_maps_are_sampled_and_images_streamed(monkeypatch) -
     monkeypatch.setattr(input_statistics, 'CHUNK_PIXELS', 1000)
     split = input_statistics.input_statistics(model, convs, batches)
     torch.testing.assert_close(split['2'].second_moment, whole['2'].second_moment)
-    monkeypatch.setattr(input_statistics, 'CHUNK_POSITIONS', 64)
+    monkeypatch.setattr(input_statistics, 'POSITIONS', 64)
     sampled = input_statistics.input_statistics(model, convs, batches)
     assert (sampled['0'].covariance - whole['0'].covariance).norm() < 0.3 * whole['0'].covariance.norm()
 

@@ -16,9 +16,12 @@ Images = Union[Tensor, Sequence[Tensor]]  # noqa: UP007
 #: Share of the mean variance that is added to each entry's own. It settles directions in which no image
 #: varies: there a fit in this metric is the one without images.
 RIDGE = 1e-6
-#: Largest number of pixels of a chunk of images, and largest number of positions read from one of its maps.
+#: Largest number of pixels of a chunk of images.
 CHUNK_PIXELS = 2**19
-CHUNK_POSITIONS = 4000
+#: Number of positions read from all maps of a convolution whose filters have at most WIDE entries. With more
+#: entries it falls in inverse proportion, so that the work grows with the number of entries only.
+POSITIONS = 32000
+WIDE = 1152
 
 
 @dataclass
@@ -112,7 +115,8 @@ def input_statistics(
     Returns:
         dict[str, InputStatistics]: Statistics by the name of the convolution.
     """
-    sums = {name: _Sums() for name in convs}
+    count = sum(1 for _ in chunks(images, next(network.parameters())))
+    sums = {name: _Sums(_positions(conv) // count) for name, conv in convs.items()}
     waiting: set[str] = set()
 
     def read(name: str, conv: nn.Conv2d, x: Tensor) -> None:
@@ -142,14 +146,20 @@ def _run(network: nn.Module, chunk: Tensor) -> None:
         return
 
 
+def _positions(conv: nn.Conv2d) -> int:
+    entries = conv.weight[0].numel()
+    return max(2 * entries, round(POSITIONS * min(1, WIDE / entries)))
+
+
 class _Sums:
     """Sums over positions of one convolution's input; each position read stands for ``step ** 2``."""
 
-    def __init__(self) -> None:
+    def __init__(self, chunk_positions: int) -> None:
+        self.chunk_positions = max(1, chunk_positions)
         self.count, self.first, self.second = 0, 0, 0
 
     def add(self, conv: nn.Conv2d, x: Tensor) -> None:
-        columns, weight = unfold(conv, x)
+        columns, weight = unfold(conv, x, self.chunk_positions)
         self.count += weight * columns.size(2)
         self.first = self.first + weight * columns.sum(2)
         self.second = self.second + weight * (columns @ columns.transpose(1, 2))
@@ -158,12 +168,13 @@ class _Sums:
         return InputStatistics(self.count, self.first / self.count, self.second / self.count)
 
 
-def unfold(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, int]:
-    """Read the patches that a convolution's filters see, at most about 4,000 of a batch.
+def unfold(conv: nn.Conv2d, x: Tensor, most: int) -> tuple[Tensor, int]:
+    """Read the patches that a convolution's filters see on a regular grid.
 
     Args:
         conv (nn.Conv2d): The convolution.
         x (Tensor): Its input, shape (N, C, H, W).
+        most (int): Largest number of patches, about.
 
     Returns:
         tuple[Tensor, int]: Patches in double precision, shape (groups, K, positions), and the number of
@@ -174,7 +185,7 @@ def unfold(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, int]:
         for size, p, d, k, s in zip(x.shape[2:], conv.padding, conv.dilation, conv.kernel_size, conv.stride)
     ]
     positions = len(x) * math.prod(outputs)
-    step = max(1, min(math.ceil(math.sqrt(positions / CHUNK_POSITIONS)), *outputs))
+    step = max(1, min(math.ceil(math.sqrt(positions / most)), *outputs))
     (top, left), strides = ((step // 2 * s for s in conv.stride), [step * s for s in conv.stride])
     padded = F.pad(x, (conv.padding[1],) * 2 + (conv.padding[0],) * 2)[..., top:, left:]
     columns = F.unfold(padded, conv.kernel_size, conv.dilation, 0, strides).double()
