@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,7 +66,8 @@ def recover(
             mode that it was in.
         batches (Iterable): Preprocessed images, see :class:`RecoveryImages`. A batch is a tensor of shape
             (N, C, H, W), or a sequence of such tensors of different sizes. The batches are iterated over
-            again until the steps are done, so an iterator that ends is not enough.
+            again until the steps are done, so an iterator that ends is not enough. A loader may shuffle: it
+            draws from generators with seeds of their own.
         steps (int): Number of steps; 0 only re-estimates the norms. Defaults to 1000.
         lr (float, optional): Highest learning rate of AdamW. Defaults to None: 3e-4 if the student starts
             near its teacher (its outputs have a relative error of at most 0.5), else 3e-3.
@@ -85,6 +88,8 @@ def recover(
 
     Raises:
         TypeError, ValueError: If an argument is wrong, or if the outputs of both networks do not match.
+        FloatingPointError: If the error of a step is not finite. The student has the weights from before
+            the stage.
         CheckpointError: If ``checkpoint`` is damaged or belongs to another recovery.
 
     Example:
@@ -100,13 +105,20 @@ def recover(
         >>> [stage.name for stage in report.stages]
         ['start', 'norms', 'match']
     """
-    check_int('steps', steps, 0)
-    if lr is not None and not lr > 0:
-        raise ValueError(f'lr={lr!r}, allowed: None, a number above 0')
+    check_recovery(steps, lr, seed)
     with own_randomness(seed), evaluation_mode(teacher):
         return _Recovery(teacher, student, batches, steps, lr, match, evaluate, checkpoint, seed).run(
             callback
         )
+
+
+def check_recovery(steps: int, lr: float | None, seed: int) -> None:
+    """Raise a ValueError unless these arguments of :func:`recover` are allowed."""
+    check_int('steps', steps, 0)
+    check_int('seed', seed, 0, 2**32 - 1)
+    is_number = isinstance(lr, (int, float)) and not isinstance(lr, bool)
+    if lr is not None and not (is_number and 0 < lr < math.inf):
+        raise ValueError(f'lr={lr!r}, allowed: None, a number above 0')
 
 
 class _Recovery:
@@ -125,13 +137,15 @@ class _Recovery:
         seed: int,
     ) -> None:
         self.teacher, self.student, self.batches = teacher, student, batches
-        self.evaluate = evaluate
-        if iter(batches) is batches:
+        self.evaluate, self.seed = evaluate, seed
+        if not isinstance(batches, Iterable) or isinstance(batches, (str, Mapping)):
+            raise TypeError(f'batches={batches!r}, allowed: an iterable such as a list or a DataLoader')
+        if isinstance(batches, Iterator):
             raise ValueError(
                 f'batches is a {type(batches).__name__}, which ends; allowed: an iterable that can be '
                 'iterated over again, such as a list or a DataLoader'
             )
-        self._first = first_images(islice(_one_pass(batches), ERROR_BATCHES))
+        self._first = first_images(islice(self._one_pass(), ERROR_BATCHES))
         if not self._first:
             raise ValueError('batches has no images, allowed: at least one batch')
         with evaluation_mode(student):
@@ -157,7 +171,7 @@ class _Recovery:
         if len(self.report.stages) == 1:
             with self._stage('norms'):
                 self._settle_norms()
-        if len(self.report.stages) == 2 and self.matcher.steps and self.report.error > EXACT:
+        if len(self.report.stages) == 2 and self.matcher.steps and not self.report.error <= EXACT:
             with self._stage('match'):
                 self._match(callback)
         if len(self.report.stages) == 3 and has_target_rate(self.matcher.trained):
@@ -184,7 +198,7 @@ class _Recovery:
         if norms:
             names = {id(norm) for norm in norms.values()}
             chosen = [name for name, module in self.student.named_modules() if id(module) in names]
-            reestimate_norms(self.student, _one_pass(self.batches), chosen)
+            reestimate_norms(self.student, self._one_pass(), chosen)
 
     def _settle_norms(self) -> None:
         """Re-estimate the statistics of norms."""
@@ -194,7 +208,8 @@ class _Recovery:
 
     def _keep_if_better(self, before: Mapping[str, Tensor]) -> None:
         """Restore the student as it was before a stage that has not lowered the errors."""
-        self._is_kept = _mean_square(self._errors()) < _mean_square(self.report.stages[-1].errors)
+        after, start = _mean_square(self._errors()), _mean_square(self.report.stages[-1].errors)
+        self._is_kept = math.isfinite(after) and not after >= start  # the error before may be NaN
         if not self._is_kept:
             self.student.load_state_dict(before)
 
@@ -204,33 +219,61 @@ class _Recovery:
             self._before = _copy(self.student)
             matcher.is_near = self.report.error <= NEAR
         with matcher.training():
-            for batch in islice(_endless(self.batches, matcher.done), matcher.steps - matcher.done):
+            for batch in islice(self._endless(matcher.done), matcher.steps - matcher.done):
                 if matcher.done == matcher.first_frozen_step > 0:
                     self._reestimate()
                 if matcher.done >= matcher.first_frozen_step:
                     matcher.freeze_norms()
-                self.report.history.append(matcher.step(batch))
+                self.report.history.append(self._step(batch))
                 if self.state.is_due():
                     self._save()
                 if callback is not None:
                     callback(matcher.done, self.report.history[-1])
         self._keep_if_better(self._before)
 
+    def _step(self, batch: Batch) -> float:
+        try:
+            return self.matcher.step(batch)
+        except FloatingPointError:
+            self.student.load_state_dict(self._before)
+            raise
+
     def _errors(self) -> dict[str, float]:
-        matcher, images = self.matcher, [self._to_device(x) for x in self._first]
+        matcher = self.matcher
         with evaluation_mode(self.student):
-            return relative_errors(matcher.targets, matcher.features, matcher.outputs, images)
+            return relative_errors(matcher.targets, matcher.features, matcher.outputs, self._first)
 
     def _largest_group(self) -> Tensor:
         """Return the images of the size that most images of the first batches have."""
         by_size: dict[tuple[int, ...], list[Tensor]] = {}
-        for x in first_images(_one_pass(self.batches)):
+        for x in first_images(self._one_pass()):
             by_size.setdefault(tuple(x.shape[1:]), []).append(x)
         groups = max(by_size.values(), key=lambda group: sum(map(len, group)))
-        return self._to_device(torch.cat(groups))
+        return torch.cat(groups).to(self.matcher.parameters[0])
 
-    def _to_device(self, x: Tensor) -> Tensor:
-        return x.to(self.matcher.parameters[0].device)
+    def _one_pass(self) -> Iterator[Batch]:
+        """Yield the batches of the first pass, at most :data:`NORM_BATCHES`, the same ones in each call."""
+        if isinstance(self.batches, RecoveryImages):  # each of its passes has another order
+            return islice(self.batches.batches(), min(len(self.batches), NORM_BATCHES))
+        return islice(_seeded_pass(self.batches, self.seed), NORM_BATCHES)
+
+    def _endless(self, start: int) -> Iterator[Batch]:
+        """Yield the batches of pass after pass, beginning with the one at index ``start``."""
+        if isinstance(self.batches, RecoveryImages):  # it reads no image of the batches that are left out
+            yield from self.batches.batches(start=start)
+            return
+        index = 0
+        for number in itertools.count():
+            before = index
+            for batch in _seeded_pass(self.batches, self.seed + (number << 16)):
+                if index >= start:
+                    yield batch
+                index += 1
+            if index == before:
+                raise ValueError(
+                    f'batches has no images when it is iterated over for another time, after {index} batches; '
+                    'allowed: an iterable that can be iterated over again'
+                )
 
     def _save(self) -> None:
         values = dict(matcher=self.matcher.state(), report=self.report.to_dict(), before=self._before)
@@ -249,24 +292,17 @@ def first_images(batches: Iterable[Batch], pixels: int = MAX_PIXELS) -> list[Ten
     return found
 
 
-def _one_pass(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches of the first pass, at most :data:`NORM_BATCHES`, the same ones in each call."""
-    if isinstance(batches, RecoveryImages):  # each of its passes has another order
-        return islice(batches.batches(), min(len(batches), NORM_BATCHES))
-    return islice(iter(batches), NORM_BATCHES)
-
-
-def _endless(batches: Iterable[Batch], start: int) -> Iterator[Batch]:
-    """Yield the batches of pass after pass, beginning with the one at index ``start``."""
-    if isinstance(batches, RecoveryImages):  # it reads no image of the batches that are left out
-        yield from batches.batches(start=start)
-        return
-    index = 0
-    while True:
-        for batch in batches:
-            if index >= start:
-                yield batch
-            index += 1
+def _seeded_pass(batches: Iterable[Batch], seed: int) -> Iterator[Batch]:
+    """Yield the batches of a pass; a loader that shuffles or augments draws the same for the same seed."""
+    with own_randomness(seed % 2**32):
+        iterator = iter(batches)
+    for index in itertools.count():
+        with own_randomness((seed + index) % 2**32):
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+        yield batch
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
