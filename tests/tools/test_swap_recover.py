@@ -92,6 +92,10 @@ def test_a_killed_recovery_resumes(tool: Any, plain: Any, tmp_path: Path, monkey
     assert not parts.exists() and parts.with_suffix('.recovery.pth').exists()
     with pytest.raises(CheckpointError, match='steps'):
         tool.main(arguments(plain, parts, '--steps', 7))
+    with pytest.raises(CheckpointError, match='another batch size'):
+        tool.main(arguments(plain, parts, '--batch-size', 3))
+    with pytest.raises(CheckpointError, match='another choice of images'):
+        tool.main(arguments(plain, parts, '--num-images', 3))
     tool.main(arguments(plain, parts))
     first, second = (
         torch.load(path.with_suffix('.pth'), weights_only=True)['state_dict'] for path in (whole, parts)

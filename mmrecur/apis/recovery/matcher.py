@@ -65,8 +65,8 @@ class Matcher:
             raise ValueError('student has no trainable parameters, allowed: a backbone that is not frozen')
         if half := [p.dtype for p in self.parameters if p.dtype in (torch.float16, torch.bfloat16)]:
             raise ValueError(
-                f'student has parameters of {half[0]}, allowed: float32 or float64; the teacher may be in half '
-                'precision'
+                f'student has parameters of {half[0]}, allowed: float32 or float64; only the teacher '
+                'may be in half precision'
             )
         self.targets, self.features = OutputReader(teacher, modules), OutputReader(student, modules)
         self.outputs = list(outputs)
@@ -102,8 +102,8 @@ class Matcher:
                 (loss * len(x) / count).backward()
         if not math.isfinite(total):
             raise FloatingPointError(
-                f'step {self.done + 1}: the relative error of the outputs is {total} with lr={lr:g}, allowed: a '
-                'finite one; choose a smaller lr'
+                f'step {self.done + 1}: the relative error of the outputs is {total} with lr={lr:g}, '
+                'allowed: a finite one; choose a smaller lr'
             )
         nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT)
         self.optimizer.step()

@@ -92,8 +92,8 @@ def common_modules(teacher: nn.Module, student: nn.Module) -> list[str]:
     if hasattr(teacher, 'backbone') != hasattr(student, 'backbone'):
         one, other = ('teacher', 'student') if hasattr(teacher, 'backbone') else ('student', 'teacher')
         raise ValueError(
-            f'{one} has a backbone and {other} has none; allowed: two models with a backbone, or two networks '
-            'without'
+            f'{one} has a backbone and {other} has none; allowed: two models with a backbone, or two '
+            'networks without'
         )
     if not hasattr(student, 'backbone'):
         return [*_stages(teacher, student), '']

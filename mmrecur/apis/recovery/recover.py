@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,12 @@ from mmrecur.apis.recovery.images import RecoveryImages
 from mmrecur.apis.recovery.matcher import NEAR, Matcher
 from mmrecur.apis.recovery.outputs import Batch, choose_outputs, groups_of, relative_errors
 from mmrecur.apis.recovery.report import RecoveryReport, StageResult
-from mmrecur.apis.recovery.state import RecoveryState
+from mmrecur.apis.recovery.state import (
+    RecoveryState,
+    layout_checksum,
+    text_checksum,
+    weights_checksum,
+)
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates, has_target_rate
 from mmrecur.checks import check_int
 from mmrecur.engine.randomness import own_randomness
@@ -152,12 +158,13 @@ class _Recovery:
             x = self._first[0].to(next(student.parameters()).device)
             modules, outputs = choose_outputs(teacher, student, x, match)
         self.matcher = Matcher(teacher, student, modules, outputs, steps, lr, seed)
+        self._begin, self._spent = 0.0, 0.0  # start of the present stage; its duration before an interruption
         self.report = RecoveryReport((_num_parameters(teacher), _num_parameters(student)))
         self._before: dict[str, Tensor] = {}  # the student before the outputs are matched
         self._is_kept = True  # whether the present stage lowers the errors
         sizes = list(self.report.parameters)
         settings = dict(steps=steps, lr=lr, outputs=outputs, seed=seed, parameters=sizes)
-        self.state = RecoveryState(checkpoint, settings)
+        self.state = RecoveryState(checkpoint, settings, _identity(teacher, student, batches))
 
     def run(self, callback: Callback | None) -> RecoveryReport:
         """Run the stages that have not been done yet, and return the report."""
@@ -165,6 +172,7 @@ class _Recovery:
         if saved is not None:
             self.matcher.load(saved['matcher'])
             self.report, self._before = RecoveryReport.from_dict(saved['report']), saved['before']
+            self._spent = saved['spent']
         if not self.report.stages:
             with self._stage('start'):
                 pass
@@ -182,15 +190,15 @@ class _Recovery:
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         """Time a stage, then measure the student and save the state."""
-        begin, self._is_kept = time.monotonic(), True
+        self._begin, self._is_kept = time.monotonic(), True
         yield
-        seconds = time.monotonic() - begin
+        seconds, self._spent = self._spent + time.monotonic() - self._begin, 0.0
         metrics = {}
         if self.evaluate is not None:
             with evaluation_mode(self.student):
                 metrics = {name: float(value) for name, value in self.evaluate(self.student).items()}
         self.report.stages.append(StageResult(name, self._errors(), metrics, seconds, self._is_kept))
-        self._save()
+        self._save(0.0)
 
     def _reestimate(self) -> None:
         trained = self.matcher.trained
@@ -226,7 +234,7 @@ class _Recovery:
                     matcher.freeze_norms()
                 self.report.history.append(self._step(batch))
                 if self.state.is_due():
-                    self._save()
+                    self._save(self._spent + time.monotonic() - self._begin)
                 if callback is not None:
                     callback(matcher.done, self.report.history[-1])
         self._keep_if_better(self._before)
@@ -271,13 +279,13 @@ class _Recovery:
                 index += 1
             if index == before:
                 raise ValueError(
-                    f'batches has no images when it is iterated over for another time, after {index} batches; '
-                    'allowed: an iterable that can be iterated over again'
+                    f'batches has no images when it is iterated over again, after {index} batches; allowed: '
+                    'an iterable that can be iterated over again'
                 )
 
-    def _save(self) -> None:
-        values = dict(matcher=self.matcher.state(), report=self.report.to_dict(), before=self._before)
-        self.state.save(values)
+    def _save(self, spent: float) -> None:
+        report, before = self.report.to_dict(), self._before
+        self.state.save(dict(matcher=self.matcher.state(), report=report, before=before, spent=spent))
 
 
 def first_images(batches: Iterable[Batch], pixels: int = MAX_PIXELS) -> list[Tensor]:
@@ -303,6 +311,14 @@ def _seeded_pass(batches: Iterable[Batch], seed: int) -> Iterator[Batch]:
             except StopIteration:
                 return
         yield batch
+
+
+def _identity(teacher: nn.Module, student: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
+    """Return what tells this recovery from others that have the same settings."""
+    found = dict(teacher=weights_checksum(teacher), student=layout_checksum(student))
+    if isinstance(batches, RecoveryImages):
+        found |= dict(images=text_checksum('\n'.join(batches.names)), batch_size=batches.batch_size)
+    return found | (dict(batches=len(batches)) if isinstance(batches, Sized) else {})
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
