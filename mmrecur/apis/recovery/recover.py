@@ -317,7 +317,7 @@ def _identity(teacher: nn.Module, student: nn.Module, batches: Iterable[Batch]) 
     """Return what tells this recovery from others that have the same settings."""
     found = dict(teacher=weights_checksum(teacher), student=layout_checksum(student))
     if isinstance(batches, RecoveryImages):
-        found |= dict(images=text_checksum('\n'.join(batches.names)), batch_size=batches.batch_size)
+        return found | dict(images=text_checksum('\n'.join(batches.names)), batch_size=batches.batch_size)
     return found | (dict(batches=len(batches)) if isinstance(batches, Sized) else {})
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from mmdet.models import DetDataPreprocessor
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mmrecur.apis import recover
 from mmrecur.apis.recovery import state
+from mmrecur.apis.recovery.images import RecoveryImages
+from mmrecur.apis.recovery.validation import Validation
 from mmrecur.checkpoint import graft
 from mmrecur.models.backbones import ResNetShared
 from mmrecur.models.norms import reestimate_norms
@@ -148,3 +156,50 @@ def test_a_module_that_does_not_run_is_refused(teacher, images) -> None:
 
 def test_the_largest_seed_is_allowed(teacher, images) -> None:
     recover(teacher, make_student(teacher), images, steps=2, seed=2**32 - 1)
+
+
+def test_trackers_read_single_images(tmp_path: Path) -> None:
+    """The test pipeline of a tracker loads the frames of a video."""
+    for i in range(2):
+        assert cv2.imwrite(str(tmp_path / f'{i}.png'), np.full((20, 40, 3), 50 + i, np.uint8))
+    steps = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(64, 64), keep_ratio=True),
+        dict(type='LoadTrackAnnotations'),
+    ]
+    pipeline = [dict(type='TransformBroadcaster', transforms=steps), dict(type='PackTrackInputs')]
+    cfg = Config(dict(default_scope='mmdet', test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    model = nn.Module()
+    model.data_preprocessor = DetDataPreprocessor(pad_size_divisor=32)
+    ((x,),) = RecoveryImages(cfg, tmp_path, model, batch_size=2)
+    assert x.shape == (2, 3, 32, 64) and sorted(x[:, 0, 0, 0].tolist()) == [50, 51]
+
+
+class Items(Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class ByClass(BaseMetric):
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results.extend(data_samples)
+
+    def compute_metrics(self, results: list) -> dict[str, Any]:
+        return dict(mean=sum(results) / 2, by_class=list(results))
+
+
+class Identity(nn.Module):
+    def val_step(self, data: Any) -> list:
+        return list(data)
+
+
+def test_metrics_that_are_no_numbers_are_left_out() -> None:
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    loader = dict(batch_size=1, num_workers=0, sampler=sampler, dataset=Items())
+    loader |= dict(collate_fn=dict(type='pseudo_collate'))
+    cfg = Config(dict(default_scope='mmengine'))
+    cfg.val_dataloader, cfg.val_evaluator = loader, dict(type=ByClass)
+    assert Validation(cfg)(Identity()) == {'mean': 0.5}
