@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from mmrecur.apis import recover
 from mmrecur.apis.recovery import state
 from mmrecur.apis.recovery.images import RecoveryImages
+from mmrecur.apis.recovery.report import RecoveryReport, StageResult
 from mmrecur.apis.recovery.validation import Validation
 from mmrecur.checkpoint import graft
 from mmrecur.models.backbones import ResNetShared
@@ -203,3 +204,15 @@ def test_metrics_that_are_no_numbers_are_left_out() -> None:
     cfg = Config(dict(default_scope='mmengine'))
     cfg.val_dataloader, cfg.val_evaluator = loader, dict(type=ByClass)
     assert Validation(cfg)(Identity()) == {'mean': 0.5}
+
+
+def test_the_report_of_a_detector_is_readable() -> None:
+    outputs = [*(f'backbone.layer{i}' for i in range(1, 5)), *(f'neck.{i}' for i in range(5))]
+    stages = [
+        StageResult(name, dict.fromkeys(outputs, 0.25), {'coco/bbox_mAP': 0.5}, 3.0, name != 'norms')
+        for name in ('start', 'norms', 'match', 'gates')
+    ]
+    text = str(RecoveryReport((2, 1), stages))
+    for name in (*outputs, 'coco/bbox_mAP', 'norms (undone)', 'gates', 'seconds'):
+        assert name in text
+    assert max(map(len, text.splitlines())) < 80
