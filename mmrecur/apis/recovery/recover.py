@@ -144,7 +144,7 @@ class _Recovery:
     ) -> None:
         self.teacher, self.student, self.batches = teacher, student, batches
         self.evaluate, self.seed = evaluate, seed
-        if not isinstance(batches, Iterable) or isinstance(batches, (str, Mapping)):
+        if not hasattr(batches, '__iter__') and not hasattr(batches, '__getitem__'):
             raise TypeError(f'batches={batches!r}, allowed: an iterable such as a list or a DataLoader')
         if isinstance(batches, Iterator):
             raise ValueError(
@@ -155,8 +155,7 @@ class _Recovery:
         if not self._first:
             raise ValueError('batches has no images, allowed: at least one batch')
         with evaluation_mode(student):
-            x = self._first[0].to(next(student.parameters()).device)
-            modules, outputs = choose_outputs(teacher, student, x, match)
+            modules, outputs = choose_outputs(teacher, student, self._first[0], match)
         self.matcher = Matcher(teacher, student, modules, outputs, steps, lr, seed)
         self._begin, self._spent = 0.0, 0.0  # start of the present stage; its duration before an interruption
         self.report = RecoveryReport((_num_parameters(teacher), _num_parameters(student)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from numbers import Number
+from numbers import Real
 
 import torch
 from mmengine.config import Config
@@ -60,4 +60,8 @@ class Validation:
             for data in self._loader:
                 self._evaluator.process(data_samples=model.val_step(data), data_batch=data)
             metrics = self._evaluator.evaluate(len(self._loader.dataset))
-        return {name: float(value) for name, value in metrics.items() if isinstance(value, Number)}
+        return {
+            name: float(value)
+            for name, value in metrics.items()
+            if isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+        }

@@ -189,7 +189,7 @@ class ByClass(BaseMetric):
         self.results.extend(data_samples)
 
     def compute_metrics(self, results: list) -> dict[str, Any]:
-        return dict(mean=sum(results) / 2, by_class=list(results))
+        return dict(mean=torch.tensor(sum(results) / 2), most=max(results), by_class=list(results))
 
 
 class Identity(nn.Module):
@@ -203,7 +203,7 @@ def test_metrics_that_are_no_numbers_are_left_out() -> None:
     loader |= dict(collate_fn=dict(type='pseudo_collate'))
     cfg = Config(dict(default_scope='mmengine'))
     cfg.val_dataloader, cfg.val_evaluator = loader, dict(type=ByClass)
-    assert Validation(cfg)(Identity()) == {'mean': 0.5}
+    assert Validation(cfg)(Identity()) == {'mean': 0.5, 'most': 1.0}
 
 
 def test_the_report_of_a_detector_is_readable() -> None:
