@@ -13,6 +13,7 @@ from __future__ import annotations
 import _before_torch  # noqa: F401
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,8 +93,8 @@ def add_recovery_arguments(parser: argparse.ArgumentParser) -> None:
 def recovery_settings(args: argparse.Namespace) -> RecoverySettings | None:
     """Return the settings of the recovery, or None without one; raise if options contradict each other."""
     if args.recover is None:
-        for option in ('keep', 'val', 'num_images'):
-            if getattr(args, option):
+        for option in ('keep', 'val', 'num_images', 'lr'):
+            if getattr(args, option) is not None and getattr(args, option) is not False:
                 raise ToolError(f'--{option.replace("_", "-")} without --recover; allowed: with it')
         return None
     if args.checkpoint is None:
@@ -101,16 +102,19 @@ def recovery_settings(args: argparse.Namespace) -> RecoverySettings | None:
             '--recover without --checkpoint; allowed: with the trained checkpoint of the base, whose feature '
             'maps are matched'
         )
-    return RecoverySettings(
-        images=args.recover,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        num_images=args.num_images,
-        keep=args.keep,
-        validate=args.val,
-        seed=args.seed,
-    )
+    try:
+        return RecoverySettings(
+            images=args.recover,
+            steps=args.steps,
+            batch_size=args.batch_size,
+            lr=args.lr,
+            num_images=args.num_images,
+            keep=args.keep,
+            validate=args.val,
+            seed=args.seed,
+        )
+    except ValueError as error:
+        raise ToolError(f'an option of the recovery: {error}') from error
 
 
 def check_files(args: argparse.Namespace) -> Path:
@@ -118,6 +122,9 @@ def check_files(args: argparse.Namespace) -> Path:
     out = Path(args.out)
     if out.suffix != '.py':
         raise ToolError(f'--out {args.out!r}, allowed: a path that ends in .py')
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ToolError(f'--out {args.out!r}: {str(folder)!r} is no folder to write to; allowed: one that is')
     read = {'BASE_CONFIG': Path(config_path(args.base)), '--checkpoint': Path(args.checkpoint or '')}
     for written in (out, out.with_suffix('.pth')):
         for name, path in read.items():

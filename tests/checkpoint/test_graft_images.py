@@ -222,3 +222,18 @@ def test_other_images_are_refused(batch: object, message: str) -> None:
     source = plain(ResNetShared, **SMALL, share=None).state_dict()
     with pytest.raises((TypeError, ValueError), match=message):
         graft(source, ResNetShared(**SMALL), images=batch)
+
+
+def test_global_generators_stay_as_they_are() -> None:
+    source = ResNetShared(20, base_channels=4, share=None).state_dict()
+    model, images = ResNetShared(20, base_channels=4, shared_rank=3), torch.randn(2, 3, 16, 16)
+    before = torch.get_rng_state()
+    graft(source, model, images=images)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_parameters_of_a_module_are_grafted_too() -> None:
+    source = ResNetShared(50, base_channels=4, share=None).state_dict(keep_vars=True)
+    state, _ = graft(source, ResNetShared(50, base_channels=4), images=torch.randn(2, 3, 32, 32))
+    shared = state['layer1.basis.conv2.weight']
+    assert not shared.requires_grad and shared.isfinite().all()

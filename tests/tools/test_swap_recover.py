@@ -92,6 +92,10 @@ def test_a_killed_recovery_resumes(tool: Any, plain: Any, tmp_path: Path, monkey
     assert not parts.exists() and parts.with_suffix('.recovery.pth').exists()
     with pytest.raises(CheckpointError, match='steps'):
         tool.main(arguments(plain, parts, '--steps', 7))
+    with pytest.raises(CheckpointError, match='another batch size'):
+        tool.main(arguments(plain, parts, '--batch-size', 3))
+    with pytest.raises(CheckpointError, match='another choice of images'):
+        tool.main(arguments(plain, parts, '--num-images', 3))
     tool.main(arguments(plain, parts))
     first, second = (
         torch.load(path.with_suffix('.pth'), weights_only=True)['state_dict'] for path in (whole, parts)
@@ -135,6 +139,10 @@ def test_a_random_backbone_is_trained_too(tool: Any, plain: Any, tmp_path: Path,
         (['--keep', '0.5', '--backbone', 'rla-resnet50'], '--keep with RLAResNet, allowed'),
         (['--steps', '-1'], 'steps=-1'),
         (['--recover', 'nowhere'], "--recover 'nowhere'"),
+        (['--lr', 'nan'], 'lr=nan, allowed'),
+        (['--seed', '-1'], 'seed=-1, allowed'),
+        (['--batch-size', '0'], 'batch_size=0, allowed'),
+        (['--num-images', '1'], 'num_images=1, allowed: an integer of at least 2'),
     ],
 )
 def test_wrong_options_are_named(tool: Any, plain: Any, tmp_path: Path, options: list, message: str) -> None:
@@ -143,7 +151,18 @@ def test_wrong_options_are_named(tool: Any, plain: Any, tmp_path: Path, options:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('option', [['--keep', '0.5'], ['--val'], ['--num-images', '4']])
+def test_a_recovery_that_diverges_is_an_error_of_the_user(tool: Any, plain: Any, tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match=r'step \d: .* with lr=1e\+30, allowed: a finite one'):
+        tool.main(arguments(plain, tmp_path / 'out.py', '--lr', '1e30'))
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_first(tool: Any, plain: Any, tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    with pytest.raises(ToolError, match="file' is no folder to write to"):
+        tool.main(arguments(plain, tmp_path / 'file' / 'out.py'))
+
+
+@pytest.mark.parametrize('option', [['--keep', '0'], ['--val'], ['--num-images', '0'], ['--lr', '0']])
 def test_options_of_the_recovery_need_it(tool: Any, plain: Any, tmp_path: Path, option: list) -> None:
     config, checkpoint = plain
     with pytest.raises(ToolError, match=f'{option[0]} without --recover'):

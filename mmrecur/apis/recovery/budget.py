@@ -55,7 +55,8 @@ def _shared_levels(backbone: ResNetShared, plain: nn.Module, stage: int) -> Iter
 
 def _loop_levels(backbone: DRResNet, plain: nn.Module, stage: int) -> Iterator[Level]:
     """Yield the options of a stage of a DR-ResNet: loops that replace the blocks of the plain network."""
-    repeated = len(getattr(plain, f'layer{stage + 1}')) - 1  # the first block of a stage runs once
+    blocks = getattr(plain, f'layer{stage + 1}', ())  # the network may end before this stage
+    repeated = max(0, len(blocks) - 1)  # the first block of a stage runs once
     for loops in range(1, max(1, repeated) + 1):
         yield dict(blocks=1 + -(-repeated // loops), loops=loops)
 
@@ -65,6 +66,12 @@ _LEVELS: dict[type[Backbone], Callable[[Any, nn.Module, int], Iterator[Level]]] 
     ResNetShared: _shared_levels,
     DRResNet: _loop_levels,
 }
+
+
+def check_keep(keep: float) -> None:
+    """Raise a ToolError unless a budget is above 0 and at most 1."""
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
+        raise ToolError(f'--keep {keep!r}, allowed: a number above 0 and at most 1')
 
 
 def choose_plan(
@@ -91,8 +98,7 @@ def choose_plan(
     Raises:
         ToolError: If the class of the backbone has no options to choose from, or no plan fits the budget.
     """
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise ToolError(f'--keep {keep!r}, allowed: a number above 0 and at most 1')
+    check_keep(keep)
     backbone = make({})
     levels = _levels_of(backbone, teacher.backbone)
     budget = keep * _num_parameters(teacher.backbone)

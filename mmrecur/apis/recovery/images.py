@@ -279,13 +279,18 @@ def _build_pipeline(cfg: Config) -> tuple[Compose, Compose]:
 
 
 def _plain_steps(pipeline: Iterable[Any]) -> Iterator[Any]:
-    """Yield steps without wrappers: the first choice of TestTimeAug, and the steps of ProposalBroadcaster."""
+    """Yield steps without wrappers: the first choice of TestTimeAug, and the steps of broadcasters.
+
+    The step that packs the frames of a video is replaced by the one that packs an image.
+    """
     for step in pipeline:
         kind = _type(step)
         if kind.endswith('TestTimeAug'):
             yield from _plain_steps(choices[0] for choices in step['transforms'])
-        elif kind.endswith('ProposalBroadcaster'):
+        elif kind.endswith(('ProposalBroadcaster', 'TransformBroadcaster')):
             yield from _plain_steps(step['transforms'])
+        elif kind.endswith('PackTrackInputs'):
+            yield dict(type='mmdet.PackDetInputs')
         else:
             yield step
 

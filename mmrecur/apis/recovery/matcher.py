@@ -63,6 +63,11 @@ class Matcher:
         self.parameters = [p for p in _trained_parameters(teacher, student) if p.requires_grad]
         if not self.parameters:
             raise ValueError('student has no trainable parameters, allowed: a backbone that is not frozen')
+        if half := [p.dtype for p in self.parameters if p.dtype in (torch.float16, torch.bfloat16)]:
+            raise ValueError(
+                f'student has parameters of {half[0]}, allowed: float32 or float64; only the teacher '
+                'may be in half precision'
+            )
         self.targets, self.features = OutputReader(teacher, modules), OutputReader(student, modules)
         self.outputs = list(outputs)
         self.steps, self.lr, self.seed = steps, lr, seed
@@ -78,6 +83,9 @@ class Matcher:
 
         Returns:
             float: Squared relative error, averaged over the outputs.
+
+        Raises:
+            FloatingPointError: If the error is not finite. The weights stay as they are.
         """
         groups = groups_of(batch)
         count = sum(map(len, groups))
@@ -86,12 +94,17 @@ class Matcher:
             group['lr'] = lr * self._rate()
         self.optimizer.zero_grad()
         total = 0.0
-        with own_randomness(self.seed + self.done), torch.enable_grad():
+        with own_randomness((self.seed + self.done) % 2**32), torch.enable_grad():
             for x in groups:
                 error = self._error(_flipped(x))
                 total += error.item() * len(x) / count
                 loss = error + sum(collect_auxiliary_losses(self.trained).values())
                 (loss * len(x) / count).backward()
+        if not math.isfinite(total):
+            raise FloatingPointError(
+                f'step {self.done + 1}: the relative error of the outputs is {total} with lr={lr:g}, '
+                'allowed: a finite one; choose a smaller lr'
+            )
         nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT)
         self.optimizer.step()
         self.done += 1
@@ -141,7 +154,7 @@ class Matcher:
     def training(self) -> Iterator[None]:
         """Put the backbone into training mode and let only the trained parameters get gradients.
 
-        On leaving the context, all modes and ``requires_grad`` are as before.
+        On leaving the context, all modes and ``requires_grad`` are as before, and no gradients are left.
         """
         trained = {id(parameter) for parameter in self.parameters}
         others = [p for p in self.student.parameters() if p.requires_grad and id(p) not in trained]
@@ -153,6 +166,7 @@ class Matcher:
             self.trained.train()
             yield
         finally:
+            self.optimizer.zero_grad()
             for parameter in others:
                 parameter.requires_grad_(True)
             for part, mode in modes.items():

@@ -37,6 +37,8 @@ def groups_of(batch: Batch) -> list[Tensor]:
         )
     if wrong := [tuple(group.shape) for group in groups if group.dim() != 4 or not len(group)]:
         raise TypeError(f'batches yields a tensor of shape {wrong[0]}, allowed: (N, C, H, W)')
+    if raw := [group.dtype for group in groups if not group.is_floating_point()]:
+        raise TypeError(f'batches yields a tensor of {raw[0]}, allowed: normalised images, such as float32')
     return list(groups)
 
 
@@ -55,16 +57,18 @@ class OutputReader:
         """Run the model.
 
         Args:
-            x (Tensor): Preprocessed images, shape (N, C, H, W).
+            x (Tensor): Preprocessed images, shape (N, C, H, W). They are moved to the device and dtype of
+                the model.
 
         Returns:
             dict[str, Tensor]: Outputs by the name of the submodule and, if it returns several, their
             index: ``'neck.0'``.
         """
+        parameter = next((p for p in self.model.parameters() if p.is_floating_point()), x)
         recorder = OutputRecorder(self.model, self.names)
         recorder.active = True
         try:
-            run_backbone_and_neck(self.model, x)
+            run_backbone_and_neck(self.model, x.to(parameter))
             return named_maps(recorder.outputs())
         finally:
             recorder.remove()
@@ -81,7 +85,16 @@ def common_modules(teacher: nn.Module, student: nn.Module) -> list[str]:
 
     Returns:
         list[str]: The names, in the order of execution.
+
+    Raises:
+        ValueError: If only one of both has a backbone.
     """
+    if hasattr(teacher, 'backbone') != hasattr(student, 'backbone'):
+        one, other = ('teacher', 'student') if hasattr(teacher, 'backbone') else ('student', 'teacher')
+        raise ValueError(
+            f'{one} has a backbone and {other} has none; allowed: two models with a backbone, or two '
+            'networks without'
+        )
     if not hasattr(student, 'backbone'):
         return [*_stages(teacher, student), '']
     stages = [f'backbone.{name}' for name in _stages(teacher.backbone, student.backbone)]
@@ -111,15 +124,29 @@ def choose_outputs(
         A tensor that several submodules return, such as the backbone and its last stage, counts once.
 
     Raises:
-        ValueError: If the outputs do not match.
+        TypeError: If ``match`` is not a sequence of names.
+        ValueError: If the outputs do not match, or those of the teacher are not finite.
     """
+    if match is not None and (isinstance(match, str) or not match):
+        raise TypeError(f"match={match!r}, allowed: None, or names such as ['backbone', 'neck']")
     modules = common_modules(teacher, student) if match is None else list(match)
     targets, outputs = (OutputReader(model, modules)(x) for model in (teacher, student))
+    for name in modules if match is not None else ():
+        if not any(output == name or output.startswith(f'{name}.') or not name for output in outputs):
+            raise ValueError(
+                f'match={list(match or ())}: module {name!r} does not run in the backbone or the neck, '
+                'allowed: one that does'
+            )
     chosen: list[str] = []
     seen: set[int] = set()
     for name, output in outputs.items():
         target = targets.get(name)
         if target is not None and target.shape == output.shape:
+            if not target.isfinite().all():
+                raise ValueError(
+                    f'output {name!r} of the teacher has values that are not finite, allowed: images and '
+                    'weights with finite outputs'
+                )
             if output.data_ptr() not in seen:
                 chosen.append(name)
                 seen.add(output.data_ptr())
@@ -156,6 +183,7 @@ def relative_errors(
     for x in images:
         targets, features = teacher(x), student(x)
         for name in outputs:
-            off[name] += (features[name] - targets[name]).double().square().sum().item()
-            whole[name] += targets[name].double().square().sum().item()
+            target = targets[name].to(features[name].device)
+            off[name] += (features[name] - target).double().square().sum().item()
+            whole[name] += target.double().square().sum().item()
     return {name: (off[name] / max(whole[name], 1e-30)) ** 0.5 for name in outputs}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +18,12 @@ from mmrecur.apis.recovery.images import RecoveryImages
 from mmrecur.apis.recovery.matcher import NEAR, Matcher
 from mmrecur.apis.recovery.outputs import Batch, choose_outputs, groups_of, relative_errors
 from mmrecur.apis.recovery.report import RecoveryReport, StageResult
-from mmrecur.apis.recovery.state import RecoveryState
+from mmrecur.apis.recovery.state import (
+    RecoveryState,
+    layout_checksum,
+    text_checksum,
+    weights_checksum,
+)
 from mmrecur.checkpoint.calibrate_gates import calibrate_gates, has_target_rate
 from mmrecur.checks import check_int
 from mmrecur.engine.randomness import own_randomness
@@ -64,7 +72,8 @@ def recover(
             mode that it was in.
         batches (Iterable): Preprocessed images, see :class:`RecoveryImages`. A batch is a tensor of shape
             (N, C, H, W), or a sequence of such tensors of different sizes. The batches are iterated over
-            again until the steps are done, so an iterator that ends is not enough.
+            again until the steps are done, so an iterator that ends is not enough. A loader may shuffle: it
+            draws from generators with seeds of their own.
         steps (int): Number of steps; 0 only re-estimates the norms. Defaults to 1000.
         lr (float, optional): Highest learning rate of AdamW. Defaults to None: 3e-4 if the student starts
             near its teacher (its outputs have a relative error of at most 0.5), else 3e-3.
@@ -85,6 +94,8 @@ def recover(
 
     Raises:
         TypeError, ValueError: If an argument is wrong, or if the outputs of both networks do not match.
+        FloatingPointError: If the error of a step is not finite. The student has the weights from before
+            the stage.
         CheckpointError: If ``checkpoint`` is damaged or belongs to another recovery.
 
     Example:
@@ -100,13 +111,20 @@ def recover(
         >>> [stage.name for stage in report.stages]
         ['start', 'norms', 'match']
     """
-    check_int('steps', steps, 0)
-    if lr is not None and not lr > 0:
-        raise ValueError(f'lr={lr!r}, allowed: None, a number above 0')
+    check_recovery(steps, lr, seed)
     with own_randomness(seed), evaluation_mode(teacher):
         return _Recovery(teacher, student, batches, steps, lr, match, evaluate, checkpoint, seed).run(
             callback
         )
+
+
+def check_recovery(steps: int, lr: float | None, seed: int) -> None:
+    """Raise a ValueError unless these arguments of :func:`recover` are allowed."""
+    check_int('steps', steps, 0)
+    check_int('seed', seed, 0, 2**32 - 1)
+    is_number = isinstance(lr, (int, float)) and not isinstance(lr, bool)
+    if lr is not None and not (is_number and 0 < lr < math.inf):
+        raise ValueError(f'lr={lr!r}, allowed: None, a number above 0')
 
 
 class _Recovery:
@@ -125,25 +143,27 @@ class _Recovery:
         seed: int,
     ) -> None:
         self.teacher, self.student, self.batches = teacher, student, batches
-        self.evaluate = evaluate
-        if iter(batches) is batches:
+        self.evaluate, self.seed = evaluate, seed
+        if not hasattr(batches, '__iter__') and not hasattr(batches, '__getitem__'):
+            raise TypeError(f'batches={batches!r}, allowed: an iterable such as a list or a DataLoader')
+        if isinstance(batches, Iterator):
             raise ValueError(
                 f'batches is a {type(batches).__name__}, which ends; allowed: an iterable that can be '
                 'iterated over again, such as a list or a DataLoader'
             )
-        self._first = first_images(islice(_one_pass(batches), ERROR_BATCHES))
+        self._first = first_images(islice(self._one_pass(), ERROR_BATCHES))
         if not self._first:
             raise ValueError('batches has no images, allowed: at least one batch')
         with evaluation_mode(student):
-            x = self._first[0].to(next(student.parameters()).device)
-            modules, outputs = choose_outputs(teacher, student, x, match)
+            modules, outputs = choose_outputs(teacher, student, self._first[0], match)
         self.matcher = Matcher(teacher, student, modules, outputs, steps, lr, seed)
+        self._begin, self._spent = 0.0, 0.0  # start of the present stage; its duration before an interruption
         self.report = RecoveryReport((_num_parameters(teacher), _num_parameters(student)))
         self._before: dict[str, Tensor] = {}  # the student before the outputs are matched
         self._is_kept = True  # whether the present stage lowers the errors
         sizes = list(self.report.parameters)
         settings = dict(steps=steps, lr=lr, outputs=outputs, seed=seed, parameters=sizes)
-        self.state = RecoveryState(checkpoint, settings)
+        self.state = RecoveryState(checkpoint, settings, _identity(teacher, student, batches))
 
     def run(self, callback: Callback | None) -> RecoveryReport:
         """Run the stages that have not been done yet, and return the report."""
@@ -151,13 +171,14 @@ class _Recovery:
         if saved is not None:
             self.matcher.load(saved['matcher'])
             self.report, self._before = RecoveryReport.from_dict(saved['report']), saved['before']
+            self._spent = saved['spent']
         if not self.report.stages:
             with self._stage('start'):
                 pass
         if len(self.report.stages) == 1:
             with self._stage('norms'):
                 self._settle_norms()
-        if len(self.report.stages) == 2 and self.matcher.steps and self.report.error > EXACT:
+        if len(self.report.stages) == 2 and self.matcher.steps and not self.report.error <= EXACT:
             with self._stage('match'):
                 self._match(callback)
         if len(self.report.stages) == 3 and has_target_rate(self.matcher.trained):
@@ -168,15 +189,15 @@ class _Recovery:
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         """Time a stage, then measure the student and save the state."""
-        begin, self._is_kept = time.monotonic(), True
+        self._begin, self._is_kept = time.monotonic(), True
         yield
-        seconds = time.monotonic() - begin
+        seconds, self._spent = self._spent + time.monotonic() - self._begin, 0.0
         metrics = {}
         if self.evaluate is not None:
             with evaluation_mode(self.student):
                 metrics = {name: float(value) for name, value in self.evaluate(self.student).items()}
         self.report.stages.append(StageResult(name, self._errors(), metrics, seconds, self._is_kept))
-        self._save()
+        self._save(0.0)
 
     def _reestimate(self) -> None:
         trained = self.matcher.trained
@@ -184,7 +205,7 @@ class _Recovery:
         if norms:
             names = {id(norm) for norm in norms.values()}
             chosen = [name for name, module in self.student.named_modules() if id(module) in names]
-            reestimate_norms(self.student, _one_pass(self.batches), chosen)
+            reestimate_norms(self.student, self._one_pass(), chosen)
 
     def _settle_norms(self) -> None:
         """Re-estimate the statistics of norms."""
@@ -194,7 +215,8 @@ class _Recovery:
 
     def _keep_if_better(self, before: Mapping[str, Tensor]) -> None:
         """Restore the student as it was before a stage that has not lowered the errors."""
-        self._is_kept = _mean_square(self._errors()) < _mean_square(self.report.stages[-1].errors)
+        after, start = _mean_square(self._errors()), _mean_square(self.report.stages[-1].errors)
+        self._is_kept = math.isfinite(after) and not after >= start  # the error before may be NaN
         if not self._is_kept:
             self.student.load_state_dict(before)
 
@@ -204,39 +226,67 @@ class _Recovery:
             self._before = _copy(self.student)
             matcher.is_near = self.report.error <= NEAR
         with matcher.training():
-            for batch in islice(_endless(self.batches, matcher.done), matcher.steps - matcher.done):
+            for batch in islice(self._endless(matcher.done), matcher.steps - matcher.done):
                 if matcher.done == matcher.first_frozen_step > 0:
                     self._reestimate()
                 if matcher.done >= matcher.first_frozen_step:
                     matcher.freeze_norms()
-                self.report.history.append(matcher.step(batch))
+                self.report.history.append(self._step(batch))
                 if self.state.is_due():
-                    self._save()
+                    self._save(self._spent + time.monotonic() - self._begin)
                 if callback is not None:
                     callback(matcher.done, self.report.history[-1])
         # gates that let everything pass have smaller errors than those that keep their rate
         if not has_target_rate(matcher.trained):
             self._keep_if_better(self._before)
 
+    def _step(self, batch: Batch) -> float:
+        try:
+            return self.matcher.step(batch)
+        except FloatingPointError:
+            self.student.load_state_dict(self._before)
+            raise
+
     def _errors(self) -> dict[str, float]:
-        matcher, images = self.matcher, [self._to_device(x) for x in self._first]
+        matcher = self.matcher
         with evaluation_mode(self.student):
-            return relative_errors(matcher.targets, matcher.features, matcher.outputs, images)
+            return relative_errors(matcher.targets, matcher.features, matcher.outputs, self._first)
 
     def _largest_group(self) -> Tensor:
         """Return the images of the size that most images of the first batches have."""
         by_size: dict[tuple[int, ...], list[Tensor]] = {}
-        for x in first_images(_one_pass(self.batches)):
+        for x in first_images(self._one_pass()):
             by_size.setdefault(tuple(x.shape[1:]), []).append(x)
         groups = max(by_size.values(), key=lambda group: sum(map(len, group)))
-        return self._to_device(torch.cat(groups))
+        return torch.cat(groups).to(self.matcher.parameters[0])
 
-    def _to_device(self, x: Tensor) -> Tensor:
-        return x.to(self.matcher.parameters[0].device)
+    def _one_pass(self) -> Iterator[Batch]:
+        """Yield the batches of the first pass, at most :data:`NORM_BATCHES`, the same ones in each call."""
+        if isinstance(self.batches, RecoveryImages):  # each of its passes has another order
+            return islice(self.batches.batches(), min(len(self.batches), NORM_BATCHES))
+        return islice(_seeded_pass(self.batches, self.seed), NORM_BATCHES)
 
-    def _save(self) -> None:
-        values = dict(matcher=self.matcher.state(), report=self.report.to_dict(), before=self._before)
-        self.state.save(values)
+    def _endless(self, start: int) -> Iterator[Batch]:
+        """Yield the batches of pass after pass, beginning with the one at index ``start``."""
+        if isinstance(self.batches, RecoveryImages):  # it reads no image of the batches that are left out
+            yield from self.batches.batches(start=start)
+            return
+        index = 0
+        for number in itertools.count():
+            before = index
+            for batch in _seeded_pass(self.batches, self.seed + (number << 16)):
+                if index >= start:
+                    yield batch
+                index += 1
+            if index == before:
+                raise ValueError(
+                    f'batches has no images when it is iterated over again, after {index} batches; allowed: '
+                    'an iterable that can be iterated over again'
+                )
+
+    def _save(self, spent: float) -> None:
+        report, before = self.report.to_dict(), self._before
+        self.state.save(dict(matcher=self.matcher.state(), report=report, before=before, spent=spent))
 
 
 def first_images(batches: Iterable[Batch], pixels: int = MAX_PIXELS) -> list[Tensor]:
@@ -251,24 +301,25 @@ def first_images(batches: Iterable[Batch], pixels: int = MAX_PIXELS) -> list[Ten
     return found
 
 
-def _one_pass(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches of the first pass, at most :data:`NORM_BATCHES`, the same ones in each call."""
-    if isinstance(batches, RecoveryImages):  # each of its passes has another order
-        return islice(batches.batches(), min(len(batches), NORM_BATCHES))
-    return islice(iter(batches), NORM_BATCHES)
+def _seeded_pass(batches: Iterable[Batch], seed: int) -> Iterator[Batch]:
+    """Yield the batches of a pass; a loader that shuffles or augments draws the same for the same seed."""
+    with own_randomness(seed % 2**32):
+        iterator = iter(batches)
+    for index in itertools.count():
+        with own_randomness((seed + index) % 2**32):
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+        yield batch
 
 
-def _endless(batches: Iterable[Batch], start: int) -> Iterator[Batch]:
-    """Yield the batches of pass after pass, beginning with the one at index ``start``."""
-    if isinstance(batches, RecoveryImages):  # it reads no image of the batches that are left out
-        yield from batches.batches(start=start)
-        return
-    index = 0
-    while True:
-        for batch in batches:
-            if index >= start:
-                yield batch
-            index += 1
+def _identity(teacher: nn.Module, student: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
+    """Return what tells this recovery from others that have the same settings."""
+    found = dict(teacher=weights_checksum(teacher), student=layout_checksum(student))
+    if isinstance(batches, RecoveryImages):
+        return found | dict(images=text_checksum('\n'.join(batches.names)), batch_size=batches.batch_size)
+    return found | (dict(batches=len(batches)) if isinstance(batches, Sized) else {})
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -66,15 +66,18 @@ class RecoveryReport:
         return cls(tuple(values['parameters']), stages, list(values['history']))
 
     def __str__(self) -> str:
-        """Return the report as a table with a row for each stage."""
+        """Return the report as a table with a column for each stage."""
         outputs = list(self.stages[0].errors) if self.stages else []
         metrics = list(dict.fromkeys(name for stage in self.stages for name in stage.metrics))
-        table = Table('stage', 'error', *outputs, *metrics, 'seconds', box=box.SIMPLE)
-        for stage in self.stages:
-            values = [f'{stage.errors[name]:.3f}' for name in outputs]
-            scores = [f'{stage.metrics[name]:.3f}' if name in stage.metrics else '-' for name in metrics]
-            name = stage.name if stage.is_kept else f'{stage.name} (undone)'
-            table.add_row(name, f'{stage.error:.3f}', *values, *scores, f'{stage.seconds:.0f}')
+        names = [stage.name if stage.is_kept else f'{stage.name} (undone)' for stage in self.stages]
+        table = Table('', *names, box=box.SIMPLE)
+        table.add_row('error', *(f'{stage.error:.3f}' for stage in self.stages))
+        for output in outputs:
+            table.add_row(output, *(f'{stage.errors[output]:.3f}' for stage in self.stages))
+        for metric in metrics:
+            scores = [stage.metrics.get(metric) for stage in self.stages]
+            table.add_row(metric, *('-' if score is None else f'{score:.3f}' for score in scores))
+        table.add_row('seconds', *(f'{stage.seconds:.0f}' for stage in self.stages))
         console = Console(width=118, color_system=None, markup=False)
         with console.capture() as capture:
             console.print(table)

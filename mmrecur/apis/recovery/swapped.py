@@ -12,10 +12,10 @@ from mmengine.device import get_device
 from torch import Tensor, nn
 
 from mmrecur.analysis.complexity import count_work, image_inputs
-from mmrecur.apis.recovery.budget import SharingPlan, choose_plan
+from mmrecur.apis.recovery.budget import SharingPlan, check_keep, choose_plan
 from mmrecur.apis.recovery.images import RecoveryImages
 from mmrecur.apis.recovery.progress import RecoveryProgress
-from mmrecur.apis.recovery.recover import first_images, recover
+from mmrecur.apis.recovery.recover import check_recovery, first_images, recover
 from mmrecur.apis.recovery.report import RecoveryReport
 from mmrecur.apis.recovery.validation import Validation
 from mmrecur.apis.swap.features import build
@@ -23,7 +23,9 @@ from mmrecur.apis.swap.plan import Swap
 from mmrecur.apis.swap.target import find_target
 from mmrecur.apis.swap.trial import graft_checkpoint, load_base
 from mmrecur.checkpoint import Report
+from mmrecur.checks import check_int
 from mmrecur.engine.randomness import own_randomness
+from mmrecur.errors import ToolError
 
 #: Number of images to which the weights of the new backbone are fitted before the first step.
 FIT_IMAGES = 64
@@ -47,6 +49,9 @@ class RecoverySettings:
             see :func:`choose_plan`.
         validate (bool): Whether the teacher and the student after each stage are validated.
         seed (int): Seed of the order of images and of the noise in the student.
+
+    Raises:
+        ValueError: If a number is not allowed.
     """
 
     images: str
@@ -57,6 +62,14 @@ class RecoverySettings:
     keep: float | None = None
     validate: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_recovery(self.steps, self.lr, self.seed)
+        check_int('batch_size', self.batch_size, 1)
+        if self.num_images is not None:
+            check_int('num_images', self.num_images, self.batch_size)
+        if self.keep is not None:
+            check_keep(self.keep)
 
 
 @dataclass(frozen=True)
@@ -149,32 +162,40 @@ def recover_swap(
         Recovered: The recovered model and its reports.
 
     Raises:
-        ToolError: If the checkpoint or the images do not fit.
+        ToolError: If the checkpoint or the images do not fit, or if a step diverges.
     """
+    if settings.validate and swap.target.is_nested:
+        raise ToolError(
+            f'--val with a backbone in {swap.target.name}, allowed: a backbone of the whole model, which the '
+            "config's metrics belong to"
+        )
     device = get_device()
     with own_randomness(settings.seed):
         teacher, student = swap.target.build(), find_target(swap.config, swap.target.name).build()
         load_base(swap, teacher, checkpoint)
         teacher.to(device)
+        validation = Validation(swap.base) if settings.validate else None
         images = _images(swap, teacher, settings)
         fit_images = first_images(islice(images.batches(), -(-FIT_IMAGES // settings.batch_size)))
         state, grafted = graft_checkpoint(swap, student, checkpoint, [x.cpu() for x in fit_images])
         student.load_state_dict(state)
         student.to(device)
-        validation = Validation(swap.base) if settings.validate else None
         teacher_metrics = validation(teacher) if validation else {}
         with RecoveryProgress(settings.steps) as progress:
-            report = recover(
-                teacher,
-                student,
-                images,
-                steps=settings.steps,
-                lr=settings.lr,
-                callback=progress,
-                evaluate=validation,
-                checkpoint=state_file,
-                seed=settings.seed,
-            )
+            try:
+                report = recover(
+                    teacher,
+                    student,
+                    images,
+                    steps=settings.steps,
+                    lr=settings.lr,
+                    callback=progress,
+                    evaluate=validation,
+                    checkpoint=state_file,
+                    seed=settings.seed,
+                )
+            except FloatingPointError as error:
+                raise ToolError(str(error)) from error
         sizes = (_sizes(teacher, fit_images[0]), _sizes(student, fit_images[0]))
     state = {name: tensor.cpu() for name, tensor in student.state_dict().items()}
     return Recovered(state, grafted, report, teacher_metrics, dict(images.skipped), sizes)

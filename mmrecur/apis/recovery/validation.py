@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from numbers import Real
 
 import torch
 from mmengine.config import Config
@@ -53,10 +54,14 @@ class Validation:
             model (nn.Module): A model of the config's library, with ``val_step``.
 
         Returns:
-            dict[str, float]: Metrics by name.
+            dict[str, float]: Metrics by name, without those that are not a number, such as lists by class.
         """
         with registry_scope(self._scope), own_randomness(), evaluation_mode(model), quiet_libraries():
             for data in self._loader:
                 self._evaluator.process(data_samples=model.val_step(data), data_batch=data)
             metrics = self._evaluator.evaluate(len(self._loader.dataset))
-        return {name: float(value) for name, value in metrics.items()}
+        return {
+            name: float(value)
+            for name, value in metrics.items()
+            if isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+        }

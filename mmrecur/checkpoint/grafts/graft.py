@@ -127,7 +127,8 @@ class GraftTransfer(Transfer):
 
     def __init__(self, source: Mapping[str, Tensor], model: nn.Module, images: Images | None = None) -> None:
         super().__init__(source, model)
-        self.source: dict[str, Tensor] = dict(source)  # reorder() replaces tensors
+        # reorder() replaces tensors; parameters of a module would record gradients
+        self.source: dict[str, Tensor] = {key: tensor.detach() for key, tensor in source.items()}
         self.images = None if images is None else check_images(images, self.backbone.in_channels)
         self.reordered: set[str] = set()
         self.plain = plain_names(source)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmrecur.checkpoint.grafts.graft import GraftTransfer
 from mmrecur.checkpoint.grafts.input_statistics import chunks
+from mmrecur.models.layers.common.modes import generators_kept
 from mmrecur.models.layers.filter_basis import BasisConv2d, FactorizedConv2d
 from mmrecur.models.layers.filter_basis.basis import plain_conv
 from mmrecur.models.layers.loop.block import LoopBlock
@@ -22,6 +23,7 @@ from mmrecur.models.layers.template_bank.stage import TemplateStage
 EXACT = 1e-3
 
 
+@generators_kept()
 @torch.no_grad()
 def plain_network(transfer: GraftTransfer) -> nn.Module:
     """Assemble the plain network from a copy of the backbone that a graft fills.

@@ -76,6 +76,17 @@ def test_loops_replace_blocks(batches) -> None:
     assert size(loops(chosen.options)) == chosen.parameters <= 0.8 * size(teacher.backbone)
 
 
+def test_a_network_may_end_before_the_last_stage(batches) -> None:
+    def loops(options: Mapping[str, Any]) -> DRResNet:
+        options = {'blocks': (3, 3, 3), 'loops': (1, 1, 1), **options}
+        return DRResNet(None, stem='cifar', base_channels=4, gated=False, out_indices=(1,), **options)
+
+    teacher = make_teacher(batches, out_indices=(1,))
+    assert not hasattr(teacher.backbone, 'layer3')
+    chosen, frontier = choose_plan(teacher, loops, batches, 0.9)
+    assert chosen.parameters <= 0.9 * size(teacher.backbone) and len(frontier) > 1
+
+
 @pytest.mark.parametrize('keep', [0, 1.1, True, 'half'])
 def test_wrong_budgets_are_named(batches, keep: Any) -> None:
     with pytest.raises(ToolError, match=f'--keep {keep!r}, allowed: a number above 0 and at most 1'):

@@ -77,8 +77,11 @@ def test_an_interrupted_recovery_continues_with_the_same_result(teacher, images,
     for _ in stops:
         with pytest.raises(KeyboardInterrupt):
             recover(teacher, make_student(teacher), images, 10, callback=interrupt, checkpoint=path)
+    left = tmp_path / '.state.pth.1.partial'
+    left.write_text('killed while writing')
     student = make_student(teacher)
     report = recover(teacher, student, images, steps=10, checkpoint=path)
+    assert not left.exists()
     assert same(weights(student), weights(whole))
     assert report.history == expected.history
     assert [s.errors for s in report.stages] == [s.errors for s in expected.stages]
@@ -89,6 +92,16 @@ def test_a_state_of_another_recovery_is_refused(teacher, images, tmp_path):
     recover(teacher, make_student(teacher), images, steps=2, checkpoint=path)
     with pytest.raises(CheckpointError, match='steps=2, this one has 3'):
         recover(teacher, make_student(teacher), images, steps=3, checkpoint=path)
+    other = copy.deepcopy(teacher)
+    other.layer1[0].bn1.bias.data += 1
+    with pytest.raises(CheckpointError, match='another teacher; delete the file'):
+        recover(other, make_student(teacher), images, steps=2, checkpoint=path)
+    student = make_student(teacher)
+    student.layer1[0].conv1.dilation = student.layer1[0].conv1.padding = (2, 2)
+    with pytest.raises(CheckpointError, match='another network as student'):
+        recover(teacher, student, images, steps=2, checkpoint=path)
+    with pytest.raises(CheckpointError, match='another number of batches'):
+        recover(teacher, make_student(teacher), images[1:], steps=2, checkpoint=path)
     torch.save(dict(state_dict={}), path)
     with pytest.raises(CheckpointError, match='not the state of a recovery'):
         recover(teacher, make_student(teacher), images, steps=2, checkpoint=path)
