@@ -52,7 +52,7 @@ def print_recovery(recovered: Recovered) -> None:
         recovered (Recovered): The recovery.
     """
     report, before = recovered.report, recovered.sizes[0]
-    metrics = list(recovered.teacher_metrics)[:3] or list(report.stages[0].metrics)[:3]
+    metrics = _main_metrics(recovered.teacher_metrics)
     columns = ('backbone', 'model', 'multiply-adds', 'error', *metrics, 'time')
     table = Table('', *columns, box=box.SIMPLE, title='Recovery', title_justify='left')
     table.add_row('plain', *_cells(before), '-', *_scores(recovered.teacher_metrics, metrics), '')
@@ -66,6 +66,11 @@ def print_recovery(recovered: Recovered) -> None:
     console.print(f'Relative error of each output: {", ".join(f"{n} {e:.3f}" for n, e in last.items())}')
     for name, reason in recovered.skipped.items():
         console.print(f'Skipped: {name}: {reason}')
+
+
+def _main_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of the metrics to print: mean average precisions, or else the first three."""
+    return [name for name in metrics if name.endswith('_mAP')] or list(metrics)[:3]
 
 
 def _cells(

@@ -170,6 +170,8 @@ def recover_swap(
             "config's metrics belong to"
         )
     device = get_device()
+    if device == 'mps':  # lacks the double precision of the statistics
+        device = 'cpu'
     with own_randomness(settings.seed):
         teacher, student = swap.target.build(), find_target(swap.config, swap.target.name).build()
         load_base(swap, teacher, checkpoint)
